@@ -1,0 +1,189 @@
+"""Checks before the long work starts: test questions that training has seen, and room on the disk.
+
+Near duplicates are pairs of questions whose sets of five-word sequences have a Jaccard similarity of
+at least `NEAR_SIMILARITY`, counted exactly, not sampled. Sequences that very many test rows share are
+the wording of a template, not the content of a question; they do not count.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tasks.core.errors import StorageError
+from tasks.core.records import Example
+
+NEAR_SIMILARITY = 0.6
+WORDS_IN_SEQUENCE = 5
+_TEMPLATE_SHARE = 0.01
+_TEMPLATE_ROWS = 10
+_MAX_PAIRS = 100
+_ROWS_AT_ONCE = 2000
+_NOT_A_WORD = re.compile(r"[\W_]+")
+_HASH_FACTOR = np.uint64(0x9E3779B97F4A7C15)
+
+Hashes = NDArray[np.uint64]
+
+
+@dataclass(frozen=True, slots=True)
+class OverlapPair:
+    """A test row and the first training row found that asks the same; `similarity` is 0 to 1."""
+
+    kind: Literal["exact", "near"]
+    similarity: float
+    train_id: str
+    test_id: str
+    train_question: str
+    test_question: str
+
+
+@dataclass(frozen=True, slots=True)
+class Overlap:
+    """How many test rows ask what training rows ask; `pairs` are the first of them, exact ones first."""
+
+    train_rows: int
+    test_rows: int
+    exact_test_rows: int
+    near_test_rows: int
+    pairs: tuple[OverlapPair, ...]
+
+    @property
+    def share(self) -> float:
+        """Part of the test rows, 0 to 1, whose question is in the training rows, exactly or nearly."""
+        return (self.exact_test_rows + self.near_test_rows) / self.test_rows if self.test_rows else 0.0
+
+
+def find_overlap(train: Iterable[Example], test: Iterable[Example]) -> Overlap:
+    """Compare the questions (all user turns of a conversation); case, space and punctuation do not count.
+
+    Rows without a usable question are left out of the comparison but counted. `train` is streamed once;
+    memory grows with `test` only.
+    """
+    index = _TestIndex(list(test))
+    rows, train_rows = iter(train), 0
+    while chunk := list(islice(rows, _ROWS_AT_ONCE)):
+        train_rows += len(chunk)
+        index.match(chunk)
+    exact = [pair for pair in index.found.values() if pair.kind == "exact"]
+    near = [pair for pair in index.found.values() if pair.kind == "near"]
+    near.sort(key=lambda pair: -pair.similarity)
+    pairs = (*exact, *near)[:_MAX_PAIRS]
+    return Overlap(train_rows, index.row_count, len(exact), len(near), pairs)
+
+
+def check_disk_space(path: Path, needed_bytes: int) -> None:
+    """Raise StorageError unless the disk of `path`, which need not exist yet, has `needed_bytes` free."""
+    folder = path.expanduser().absolute()
+    while not folder.exists():
+        folder = folder.parent
+    free_bytes = shutil.disk_usage(folder).free
+    if free_bytes < needed_bytes:
+        raise StorageError(
+            f"{path} needs about {_size(needed_bytes)}, but its disk has {_size(free_bytes)} free.",
+            "Free some space, or choose a folder on another disk.",
+        )
+
+
+def _size(count: float) -> str:
+    for unit in ("bytes", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}"
+        count /= 1000
+    return f"{count:.1f} GB"
+
+
+def _words(example: Example) -> list[str]:
+    if example.problem is not None:
+        return []
+    turns = [turn.content for turn in example.messages or () if turn.role == "user"] or [example.question]
+    return _NOT_A_WORD.sub(" ", " ".join(turns).casefold()).split()
+
+
+def _sequence_hashes(words: Sequence[str]) -> Hashes:
+    """Sorted distinct hashes of all runs of five words; none for a shorter text."""
+    count = len(words) - WORDS_IN_SEQUENCE + 1
+    if count < 1:
+        return np.empty(0, np.uint64)
+    ids = np.fromiter((hash(word) for word in words), np.int64, len(words)).view(np.uint64)
+    mixed = np.zeros(count, np.uint64)
+    for offset in range(WORDS_IN_SEQUENCE):
+        mixed = (mixed + ids[offset : offset + count]) * _HASH_FACTOR
+        mixed ^= mixed >> np.uint64(29)
+    return np.unique(mixed)
+
+
+class _TestIndex:
+    """Word sequences of the test rows, and the pairs found so far: the first for each test row."""
+
+    def __init__(self, test: Sequence[Example]) -> None:
+        self.row_count = len(test)
+        self.found: dict[int, OverlapPair] = {}
+        self._test = test
+        self._rows_of_text: dict[int, list[int]] = {}
+        hashes: list[Hashes] = []
+        for row, example in enumerate(test):
+            words = _words(example)
+            if words:
+                self._rows_of_text.setdefault(hash(tuple(words)), []).append(row)
+            hashes.append(_sequence_hashes(words))
+        self._vocabulary, place, counts = np.unique(_joined(hashes), return_inverse=True, return_counts=True)
+        self._is_template = counts > max(_TEMPLATE_ROWS, _TEMPLATE_SHARE * len(test))
+        row_of_place = np.repeat(np.arange(len(test)), [len(row) for row in hashes])
+        counted = ~self._is_template[place]
+        self._sizes = np.bincount(row_of_place[counted], minlength=len(test))
+        # The rows that hold sequence k are _rows[_starts[k]:_starts[k + 1]].
+        self._rows = row_of_place[np.argsort(place, kind="stable")]
+        self._starts = np.concatenate(([0], np.cumsum(counts)))
+
+    def match(self, train: Sequence[Example]) -> None:
+        """Record which test rows the rows of `train` ask too."""
+        words = [_words(example) for example in train]
+        for example, row in zip(train, words, strict=True):
+            for match in self._rows_of_text.get(hash(tuple(row)), ()) if row else ():
+                if match not in self.found or self.found[match].kind == "near":
+                    self.found[match] = self._pair("exact", 1.0, example, match)
+        for position, known, size in self._known_sequences([_sequence_hashes(row) for row in words]):
+            self._match_near(train[position], known, size)
+
+    def _known_sequences(self, hashes: Sequence[Hashes]) -> Iterator[tuple[int, NDArray[np.int64], int]]:
+        """Rows that can reach the similarity: position, sequences that test rows have too, count of all."""
+        flat = _joined(hashes)
+        if not len(flat) or not len(self._vocabulary):
+            return
+        places = np.minimum(np.searchsorted(self._vocabulary, flat), len(self._vocabulary) - 1)
+        is_known = self._vocabulary[places] == flat
+        is_template = is_known & self._is_template[places]
+        start = 0
+        for position, row in enumerate(hashes):
+            span = slice(start, start + len(row))
+            start += len(row)
+            known = places[span][is_known[span] & ~is_template[span]]
+            size = len(row) - int(np.count_nonzero(is_template[span]))
+            if size and len(known) >= NEAR_SIMILARITY * size:
+                yield position, known, size
+
+    def _match_near(self, example: Example, known: NDArray[np.int64], size: int) -> None:
+        rows = np.concatenate([self._rows[self._starts[k] : self._starts[k + 1]] for k in known])
+        shared = np.bincount(rows, minlength=self.row_count)
+        similarity = shared / np.maximum(1, size + self._sizes - shared)
+        for row in np.flatnonzero(similarity >= NEAR_SIMILARITY).tolist():
+            if row not in self.found:
+                self.found[row] = self._pair("near", float(similarity[row]), example, row)
+
+    def _pair(
+        self, kind: Literal["exact", "near"], similarity: float, train: Example, row: int
+    ) -> OverlapPair:
+        test = self._test[row]
+        return OverlapPair(kind, similarity, train.id, test.id, train.question, test.question)
+
+
+def _joined(hashes: Sequence[Hashes]) -> Hashes:
+    return np.concatenate(hashes) if hashes else np.empty(0, np.uint64)

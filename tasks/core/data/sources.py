@@ -1,0 +1,270 @@
+"""Where rows come from: a Hub dataset, files on this machine, or a folder of either.
+
+Everything ends as a `datasets.Dataset` over memory-mapped Arrow, so a million rows cost little memory.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from difflib import get_close_matches
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tasks.core.data.local_files import open_files
+from tasks.core.data.text_formats import SUFFIXES, kind_of
+from tasks.core.errors import DataError
+
+if TYPE_CHECKING:
+    from datasets import Dataset, DatasetDict
+
+_log = logging.getLogger(__name__)
+
+_SPLIT_WORDS = {
+    "train": "train",
+    "training": "train",
+    "test": "test",
+    "testing": "test",
+    "validation": "validation",
+    "valid": "validation",
+    "val": "validation",
+    "dev": "validation",
+}
+_METADATA_FILES = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}
+_HUB_HELP = (
+    "Check the name on huggingface.co/datasets, log in with `hf auth login` or set HF_TOKEN if it is private or gated, "
+    "or give the path of a local file."
+)
+
+
+def load_rows(
+    data_id: str,
+    *,
+    split: str | None,
+    revision: str | None = None,
+    num_proc: int | None = None,
+    max_rows: int | None = None,
+) -> Dataset:
+    """Open the rows of `data_id` in their order; the first `max_rows` of them if that is given.
+
+    `data_id` is a path (.jsonl, .json, .csv, .tsv, .parquet, a folder of such files, a `save_to_disk`
+    folder) or a Hub id, with `:configuration` behind it where the dataset has several. `split` may carry
+    a slice, such as `train[:10%]`. A single file has one split, so the split's name is not looked at.
+    `revision` and `num_proc` are for the Hub. Raises DataError.
+    """
+    name, span = _parse_split(split)
+    path = Path(data_id).expanduser()
+    with _quiet_progress():
+        if path.is_dir():
+            rows = _load_folder(path, name)
+        elif path.exists():
+            rows = _load_file(path, name)
+        elif _looks_like_path(data_id):
+            raise _missing_file(path)
+        else:
+            rows = _load_from_hub(data_id, name, revision, num_proc)
+    if revision is not None and path.exists():
+        _log.warning("The revision %r is not used: %s is on this machine.", revision, data_id)
+    rows = _first_rows(_sliced(rows, span), max_rows)
+    if len(rows) == 0:
+        raise DataError(
+            f"{data_id} (split {split!r}) holds no rows.", "Check the file, the split and max_rows."
+        )
+    return rows
+
+
+# --- splits
+
+
+def _parse_split(split: str | None) -> tuple[str | None, str | None]:
+    """`train[:10%]` -> ("train", "[:10%]")."""
+    if split is None:
+        return None, None
+    match = re.fullmatch(r"([\w.-]+)(\[[^\]]*\])?", split.strip())
+    if match is None:
+        raise DataError(
+            f"The split {split!r} cannot be understood.", "Write a name (test) or a slice (train[:10%])."
+        )
+    return match[1], match[2]
+
+
+def _sliced(rows: Dataset, span: str | None) -> Dataset:
+    if span is None:
+        return rows
+    from datasets import ReadInstruction
+
+    try:
+        (instruction,) = ReadInstruction.from_spec(f"rows{span}").to_absolute({"rows": len(rows)})
+        start, end, _ = slice(instruction.from_, instruction.to).indices(len(rows))
+    except (ValueError, AssertionError) as error:
+        raise DataError(
+            f"The slice {span!r} cannot be understood: {error}",
+            "Write for example [:100], [100:200] or [:10%].",
+        ) from error
+    return rows.select(range(start, max(start, end)))
+
+
+def _first_rows(rows: Dataset, max_rows: int | None) -> Dataset:
+    return rows if max_rows is None or max_rows >= len(rows) else rows.select(range(max_rows))
+
+
+def _choose_split(available: Sequence[str], wanted: str | None, where: str) -> str:
+    if wanted is not None and wanted in available:
+        return wanted
+    if wanted is None and len(available) == 1:
+        return available[0]
+    said = "no split was asked for" if wanted is None else f"the split {wanted!r} is not there"
+    raise DataError(f"{where}: {said}; there are: {', '.join(available)}.", "Set the split to one of these.")
+
+
+# --- this machine
+
+
+def _looks_like_path(data_id: str) -> bool:
+    """A Hub id is `name` or `owner/name`, perhaps with `:configuration`."""
+    return (
+        data_id.startswith((".", "/", "~"))
+        or "\\" in data_id
+        or data_id.count("/") > 1
+        or kind_of(Path(data_id)) is not None
+    )
+
+
+def _missing_file(path: Path) -> DataError:
+    folder = path.parent
+    if not folder.is_dir():
+        return DataError(
+            f"There is no file {path}; the folder {folder} does not exist either.", "Check the path."
+        )
+    names = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
+    near = (
+        get_close_matches(path.name, names, n=3, cutoff=0.5)
+        or [name for name in names if kind_of(Path(name))][:5]
+    )
+    hint = f"Did you mean: {', '.join(near)}?" if near else "Check the path."
+    return DataError(f"There is no file {path.name} in {folder.resolve()}.", hint)
+
+
+def _load_file(path: Path, split: str | None) -> Dataset:
+    if kind_of(path) is None:
+        raise DataError(f"{path} is no data file that can be read.", f"Use one of {', '.join(SUFFIXES)}.")
+    return open_files([path], list_name=split)
+
+
+def _load_folder(folder: Path, split: str | None) -> Dataset:
+    if (folder / "dataset_dict.json").exists() or (folder / "state.json").exists():
+        return _load_saved(folder, split)
+    files = [
+        path
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+        and kind_of(path) is not None
+        and path.name not in _METADATA_FILES
+        and not any(part.startswith((".", "_")) for part in path.relative_to(folder).parts)
+    ]
+    if not files:
+        raise DataError(
+            f"The folder {folder} holds no data files.", f"Put files of {', '.join(SUFFIXES)} there."
+        )
+    by_split: dict[str | None, list[Path]] = {}
+    for path in files:
+        by_split.setdefault(_split_of(path.relative_to(folder)), []).append(path)
+    named = [name for name in by_split if name is not None]
+    if not named:
+        return open_files(files, list_name=split)
+    wanted = _SPLIT_WORDS.get(split, split) if split else None
+    return open_files(by_split[_choose_split(named, wanted, f"The folder {folder}")])
+
+
+def _split_of(path: Path) -> str | None:
+    """`data/test-00000-of-00001.parquet` -> "test"; None where no part of the path names a split."""
+    for part in reversed(path.parts):
+        for word in re.split(r"[^a-z]+", part.lower()):
+            if word in _SPLIT_WORDS:
+                return _SPLIT_WORDS[word]
+    return None
+
+
+def _load_saved(folder: Path, split: str | None) -> Dataset:
+    from datasets import DatasetDict, load_from_disk
+
+    try:
+        loaded: Dataset | DatasetDict = load_from_disk(str(folder))
+    except (OSError, ValueError, KeyError) as error:
+        raise DataError(
+            f"The save_to_disk folder {folder} cannot be read: {error}", "Save the dataset again."
+        ) from error
+    if isinstance(loaded, DatasetDict):
+        return loaded[_choose_split(list(loaded), split, f"The folder {folder}")]
+    return loaded
+
+
+# --- the Hub
+
+
+def _load_from_hub(data_id: str, split: str | None, revision: str | None, num_proc: int | None) -> Dataset:
+    import datasets
+
+    name, _, configuration = data_id.partition(":")
+    try:
+        loaded = datasets.load_dataset(
+            name, configuration or None, split=split, revision=revision, num_proc=num_proc
+        )
+    except Exception as error:  # the Hub client has no common base class for its errors
+        raise _hub_error(data_id, split, revision, error) from error
+    if isinstance(loaded, datasets.DatasetDict):
+        return loaded[_choose_split(list(loaded), split, f"The dataset {data_id}")]
+    return loaded
+
+
+def _hub_error(data_id: str, split: str | None, revision: str | None, error: Exception) -> DataError:
+    """Say in our words what the Hub client reports, with what to do about it."""
+    from datasets.exceptions import DatasetNotFoundError
+    from huggingface_hub import constants
+
+    text = str(error).strip() or type(error).__name__
+    at = f" at revision {revision!r}" if revision else ""
+    if splits := re.search(r"Unknown split .*?Should be one of \[(.*?)\]", text, re.DOTALL):
+        there = splits[1].replace("'", "")
+        return DataError(
+            f"{data_id} has no split {split!r}; there are: {there}.", "Set the split to one of these."
+        )
+    if "Config name is missing" in text or "BuilderConfig" in text:
+        return DataError(
+            f"{data_id} has several configurations: {text}",
+            f"Write the one you want behind a colon, such as {data_id.partition(':')[0]}:main.",
+        )
+    if constants.HF_HUB_OFFLINE:
+        return DataError(
+            f"{data_id}{at} is neither a file here nor in the local Hub cache, and the Hub is switched off "
+            "(HF_HUB_OFFLINE).",
+            "Unset HF_HUB_OFFLINE to download it, or give the path of a local file.",
+        )
+    if isinstance(error, DatasetNotFoundError):
+        return DataError(
+            f"The dataset {data_id}{at} is not on the Hub, or not open to you: {text}", _HUB_HELP
+        )
+    if isinstance(error, (ConnectionError, TimeoutError)) or "onnection" in type(error).__name__:
+        return DataError(
+            f"The Hub cannot be reached for {data_id}{at}: {text.splitlines()[0]}",
+            "Check the network (and HF_ENDPOINT), or give the path of a local file.",
+        )
+    return DataError(
+        f"{data_id}{at} could not be loaded from the Hub: {type(error).__name__}: {text}", _HUB_HELP
+    )
+
+
+@contextmanager
+def _quiet_progress() -> Iterator[None]:
+    """No progress bars of the library between our own lines."""
+    import datasets
+
+    was_shown = not datasets.are_progress_bars_disabled()
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if was_shown:
+            datasets.enable_progress_bars()

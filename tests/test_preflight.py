@@ -1,0 +1,151 @@
+"""Test questions that training has seen are found; a full disk is noticed before the work starts."""
+
+from __future__ import annotations
+
+import random
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tasks.core.data.preflight import NEAR_SIMILARITY, WORDS_IN_SEQUENCE, check_disk_space, find_overlap
+from tasks.core.errors import StorageError
+from tasks.core.records import Example, Message
+
+LONG = (
+    "Natalia sold clips to 48 of her friends in April and then she sold half as many clips in May so "
+    "how many clips did Natalia sell altogether in April and May"
+)
+
+
+def _examples(*questions: str) -> list[Example]:
+    return [Example(f"row-{number}", question) for number, question in enumerate(questions)]
+
+
+def test_equal_questions_are_exact_whatever_their_case_space_and_punctuation() -> None:
+    overlap = find_overlap(_examples("What is  2 + 2?", "Other"), _examples("what is 2 - 2", "New"))
+    assert (overlap.exact_test_rows, overlap.near_test_rows, overlap.share) == (1, 0, 0.5)
+    (pair,) = overlap.pairs
+    assert (pair.kind, pair.train_question, pair.test_question) == (
+        "exact",
+        "What is  2 + 2?",
+        "what is 2 - 2",
+    )
+
+
+def test_a_question_with_one_word_changed_is_near() -> None:
+    overlap = find_overlap(
+        _examples("something else", LONG), _examples(LONG.replace("friends", "colleagues"))
+    )
+    assert (overlap.exact_test_rows, overlap.near_test_rows) == (0, 1)
+    assert overlap.pairs[0].train_id == "row-1"
+    assert NEAR_SIMILARITY <= overlap.pairs[0].similarity < 1
+
+
+def test_other_questions_do_not_overlap() -> None:
+    overlap = find_overlap(
+        _examples(LONG, "What is the capital of France?"), _examples("What is the capital of Peru?")
+    )
+    assert (overlap.share, overlap.pairs) == (0.0, ())
+
+
+def test_scripts_without_case_or_spaces_are_compared_too() -> None:
+    overlap = find_overlap(
+        _examples("法国的首都是什么\uff1f", "Straße"), _examples("法国的首都是什么", "STRASSE")
+    )
+    assert overlap.exact_test_rows == 2
+
+
+def test_each_test_row_counts_once_and_exact_beats_near() -> None:
+    train = _examples(LONG.replace("friends", "colleagues"), LONG, LONG)
+    overlap = find_overlap(train, _examples(LONG, LONG))
+    assert (overlap.exact_test_rows, overlap.near_test_rows, len(overlap.pairs)) == (2, 0, 2)
+
+
+def test_conversations_are_compared_by_all_their_user_turns() -> None:
+    def chat(first: str) -> Example:
+        turns = (Message("user", first), Message("assistant", "ok"), Message("user", "go on"))
+        return Example("id", "go on", messages=turns)
+
+    assert find_overlap([chat("tell me of Rome")], [chat("tell me of Athens")]).share == 0
+    assert find_overlap([chat("tell me of Rome")], [chat("Tell me of Rome!")]).share == 1
+
+
+def test_rows_without_a_question_never_match() -> None:
+    bad = [Example("a", "", problem="the question is empty"), Example("b", "?!")]
+    overlap = find_overlap(bad, bad)
+    assert (overlap.train_rows, overlap.test_rows, overlap.share) == (2, 2, 0.0)
+    assert find_overlap([], []).share == 0.0
+
+
+def test_the_wording_of_a_template_does_not_make_questions_near() -> None:
+    def question(number: int) -> str:
+        frame = "You are given a list of numbers and your task is to add them up and to print only the sum of them all:"
+        return f"{frame} {number} {number * 7 % 1000} {number * 13 % 1000} {number * 17 % 1000} {number * 19 % 1000}"
+
+    train = _examples(*(question(number) for number in range(500)))
+    overlap = find_overlap(train, _examples(*(question(number) for number in range(495, 800))))
+    assert (overlap.exact_test_rows, overlap.near_test_rows) == (5, 0)
+
+
+def test_the_pairs_shown_are_bounded() -> None:
+    rows = _examples(*(f"question number {number}" for number in range(500)))
+    overlap = find_overlap(rows, rows)
+    assert overlap.exact_test_rows == 500
+    assert len(overlap.pairs) == 100
+
+
+few_words = st.lists(st.sampled_from("abcdef"), min_size=1, max_size=14).map(" ".join)
+
+
+@settings(deadline=None)
+@given(train=st.lists(few_words, max_size=8), test=st.lists(few_words, max_size=8))
+def test_counts_equal_those_of_comparing_every_pair(train: list[str], test: list[str]) -> None:
+    def sequences(text: str) -> set[tuple[str, ...]]:
+        words = text.split()
+        return {tuple(words[i : i + WORDS_IN_SEQUENCE]) for i in range(len(words) - WORDS_IN_SEQUENCE + 1)}
+
+    def is_near(a: str, b: str) -> bool:
+        one, other = sequences(a), sequences(b)
+        return bool(one and other) and len(one & other) / len(one | other) >= NEAR_SIMILARITY
+
+    exact = [text for text in test if text in train]
+    near = [text for text in test if text not in train and any(is_near(text, other) for other in train)]
+    overlap = find_overlap(_examples(*train), _examples(*test))
+    assert (overlap.exact_test_rows, overlap.near_test_rows) == (len(exact), len(near))
+
+
+@pytest.mark.slow
+def test_100000_by_10000_rows_take_less_than_a_minute() -> None:
+    generator = random.Random(1)
+    words = [f"word{number}" for number in range(5000)]
+    train = _examples(*(" ".join(generator.choices(words, k=45)) for _ in range(100_000)))
+    test = [*_examples(*(" ".join(generator.choices(words, k=45)) for _ in range(9_000))), *train[:1000]]
+    started = time.perf_counter()
+    overlap = find_overlap(train, test)
+    assert overlap.exact_test_rows == 1000
+    assert time.perf_counter() - started < 60
+
+
+def test_gsm8k_test_questions_are_not_in_its_training_questions(shared_data_dir: Path) -> None:
+    from tasks.core.data.columns import ColumnMapping, examples
+    from tasks.core.data.sources import load_rows
+
+    def rows(split: str) -> list[Example]:
+        return list(
+            examples(load_rows(str(shared_data_dir / "gsm8k"), split=split), ColumnMapping("question"))
+        )
+
+    overlap = find_overlap(rows("train"), rows("test"))
+    assert (overlap.train_rows, overlap.test_rows, overlap.exact_test_rows) == (7473, 1319, 0)
+
+
+def test_too_little_disk_space_is_an_error_with_both_sizes(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match=r"needs about 1000000\.0 GB, but its disk has .* free"):
+        check_disk_space(tmp_path / "not" / "there" / "yet", 10**15)
+
+
+def test_enough_disk_space_is_no_error(tmp_path: Path) -> None:
+    check_disk_space(tmp_path / "not" / "there" / "yet", 1)
