@@ -1,0 +1,107 @@
+"""Digests of a model's files: equal digest, equal answers. Each file is read once, then remembered."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from tasks.core.files import cache_dir, write_atomically
+
+logger = logging.getLogger(__name__)
+
+WEIGHT_SUFFIXES = (".safetensors", ".gguf")
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "added_tokens.json")
+
+# Keys that name a place, a version or a habit; all others may change an answer. dtype has its own field in
+# ModelIdentity because a setting may override the checkpoint's.
+_CONFIG_KEYS_WITHOUT_EFFECT = {"_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache"}
+_TOKENIZER_KEYS_WITH_EFFECT = ("bos_token", "eos_token", "add_bos_token", "add_eos_token")
+_ADAPTER_KEYS_WITHOUT_EFFECT = {
+    *("base_model_name_or_path", "revision", "inference_mode", "peft_version", "auto_mapping", "task_type"),
+}
+
+
+def weights_sha256(path: Path) -> str:
+    """sha256 (hex) over all that shapes the answers of a model directory, an adapter or one GGUF file.
+
+    Taken in: weight files, tokenizer files, and the parts of the configuration that matter. The chat template
+    and the dtype are not: both are fields of their own in ModelIdentity.
+    """
+    if path.is_file():
+        return file_sha256(path)
+    digest = hashlib.sha256()
+    for name, content in _parts(path):
+        digest.update(f"{name}={content}\n".encode())
+    return digest.hexdigest()
+
+
+def _parts(directory: Path) -> list[tuple[str, str]]:
+    weights = sorted(p for p in directory.iterdir() if p.suffix in WEIGHT_SUFFIXES)
+    tokenizers = [directory / name for name in _TOKENIZER_FILES if (directory / name).is_file()]
+    code = sorted(directory.glob("*.py"))  # runs only when trusted, but then it may change anything
+    parts = [(p.name, file_sha256(p)) for p in (*weights, *tokenizers, *code)]
+    config = _json(directory / "config.json")
+    adapter = _json(directory / "adapter_config.json")
+    generation = _json(directory / "generation_config.json")
+    tokenizer = _json(directory / "tokenizer_config.json")
+    settings = {
+        "config": {k: v for k, v in config.items() if k not in _CONFIG_KEYS_WITHOUT_EFFECT},
+        "adapter": {k: _sorted(v) for k, v in adapter.items() if k not in _ADAPTER_KEYS_WITHOUT_EFFECT},
+        "eos": generation.get("eos_token_id"),
+        "tokenizer": {k: tokenizer.get(k) for k in _TOKENIZER_KEYS_WITH_EFFECT},
+    }
+    return [*parts, *((name, json.dumps(value, sort_keys=True)) for name, value in settings.items())]
+
+
+def _sorted(value: Any) -> Any:
+    """The library peft writes its sets of module names in an order that differs from run to run."""
+    if isinstance(value, list) and all(isinstance(item, str) for item in value):
+        return sorted(value)
+    return value
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """A configuration file's keys; an absent or damaged file has none (loading it reports the damage)."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def file_sha256(path: Path) -> str:
+    """sha256 (hex) of a file's bytes, read in pieces; remembered until the file changes."""
+    path = path.resolve()
+    stamp = _stamp(path)
+    memory_path = cache_dir() / "digests.json"
+    known = _json(memory_path).get(str(path))
+    if isinstance(known, dict) and known.get("stamp") == stamp and isinstance(known.get("sha256"), str):
+        return str(known["sha256"])
+    with path.open("rb") as stream:
+        sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
+    if _stamp(path) == stamp:  # else it changed while we read: nothing to remember
+        _remember(memory_path, path, stamp, sha256)
+    return sha256
+
+
+def _stamp(path: Path) -> list[int]:
+    """What changes when a file does. The change time catches tools that set the modification time back."""
+    status = path.stat()
+    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
+
+
+def _remember(memory_path: Path, path: Path, stamp: list[int], sha256: str) -> None:
+    """Add one digest and forget files that are gone. A cache that cannot be written costs time only."""
+    try:
+        memory_path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{memory_path}.lock"):
+            known = {name: entry for name, entry in _json(memory_path).items() if Path(name).exists()}
+            known[str(path)] = {"stamp": stamp, "sha256": sha256}
+            write_atomically(memory_path, json.dumps(known, indent=0, sort_keys=True))
+    except Exception as error:  # StorageError, a read-only home, a file system without locks
+        logger.debug("digest of %s not remembered: %s", path, error)

@@ -1,0 +1,146 @@
+"""Load a model and its tokenizer: full checkpoint, LoRA adapter on its base, GGUF file or packaged model."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from tasks.core.errors import ModelLoadError
+from tasks.core.models import checking
+from tasks.core.models.explaining import explained
+from tasks.core.models.identifying import identify, identity_of, saved_quantization
+from tasks.core.models.locating import ModelFiles
+from tasks.core.models.placement import choose_device, device_map, quantization_config
+from tasks.core.models.specs import ModelSource, ModelSpec, find_source, gguf_argument, read_config
+from tasks.core.models.tokenizing import as_list, tokenizer_of
+from tasks.core.records import ModelIdentity
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+__all__ = ["LoadedModel", "ModelSpec", "identify", "load_model_and_tokenizer", "load_tokenizer"]
+
+logger = logging.getLogger(__name__)
+
+_BITS = {"4bit": 4, "8bit": 8}
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A model ready to answer (eval mode, no gradients, its own sampling defaults removed) and its tokenizer."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    identity: ModelIdentity
+    device: str
+
+
+def load_model_and_tokenizer(spec: ModelSpec) -> LoadedModel:
+    """Load what `spec` names and tell exactly which weights they are.
+
+    An adapter is merged into its base, which makes its answers cost no extra time, unless the base is
+    quantised. Raises ModelNotFoundError, ModelLoadError, OutOfMemoryError, StorageError.
+    """
+    device = choose_device(spec.device)
+    source = find_source(spec, with_weights=True)
+    checking.check_weights(source.base.weights_path)
+    if source.adapter is not None:
+        checking.check_weights(source.adapter.directory)
+    config = read_config(source)
+    tokenizer = tokenizer_of(source, config)
+    identity = identity_of(source, config, tokenizer)
+    with explained(spec.model_id):
+        model = _load_base(source, config, identity, device)
+        if source.adapter is not None:
+            model = _put_adapter(model, source.adapter, merge=identity.quantization == "none")
+    _settle(model, tokenizer, _lasting_name(source))
+    logger.info(
+        "loaded %s (%s, quantisation %s) on %s", spec.model_id, identity.dtype, identity.quantization, device
+    )
+    return LoadedModel(model, tokenizer, identity, str(model.device))
+
+
+def load_tokenizer(spec: ModelSpec) -> PreTrainedTokenizerBase:
+    """Load only the tokenizer (an adapter's own before its base's), with end and padding tokens settled."""
+    source = find_source(spec, with_weights=False)
+    return tokenizer_of(source, read_config(source))
+
+
+def _load_base(
+    source: ModelSource, config: PretrainedConfig, identity: ModelIdentity, device: str
+) -> PreTrainedModel:
+    import torch
+    from transformers import AutoModelForCausalLM
+    from transformers.utils.quantization_config import GgufConfig
+
+    base, dtype = source.base, getattr(torch, identity.dtype)
+    quantization: Any = None
+    if base.gguf_name is not None:
+        quantization = GgufConfig(dequantize=True)
+    elif saved_quantization(config) is None:
+        quantization = quantization_config(identity.quantization, dtype)
+    placement = device_map(source.spec.device, device, _bytes_in_memory(base, identity))
+    if placement is None and identity.quantization != "none":
+        placement = {"": device}  # bitsandbytes converts weights where accelerate puts them
+    model, found = AutoModelForCausalLM.from_pretrained(
+        base.directory,
+        config=config,
+        dtype=dtype,
+        device_map=placement,
+        quantization_config=quantization,
+        use_safetensors=True,
+        trust_remote_code=source.spec.trust_remote_code,
+        output_loading_info=True,
+        **gguf_argument(base),
+    )
+    if found["missing_keys"]:  # transformers would fill them with random numbers and go on
+        raise ModelLoadError(
+            f"{base.model_id} lacks {len(found['missing_keys'])} of its weights, "
+            f"for example {sorted(found['missing_keys'])[0]}",
+            "copy or download the model again; a model of another kind (a classifier, an encoder) cannot be used",
+        )
+    return model
+
+
+def _bytes_in_memory(base: ModelFiles, identity: ModelIdentity) -> int:
+    """Estimated from the files' size, which counts 2 bytes a weight for all but quantised or float32 files."""
+    if base.gguf_name is not None:
+        return 4 * base.weights_path.stat().st_size  # blocks of about 4 bits unpack to 16
+    stored = sum(path.stat().st_size for path in checking.weight_paths(base.directory))
+    return stored * _BITS.get(identity.quantization, 16) // 16
+
+
+def _put_adapter(model: PreTrainedModel, adapter: ModelFiles, *, merge: bool) -> PreTrainedModel:
+    from peft import PeftModel
+
+    adapted = PeftModel.from_pretrained(
+        model, str(adapter.directory), is_trainable=False, torch_device=str(model.device)
+    )
+    if not merge:
+        return adapted
+    return adapted.merge_and_unload(safe_merge=True)
+
+
+def _lasting_name(source: ModelSource) -> str:
+    """What peft writes into the adapters it saves: a name that finds the base again from any directory."""
+    named = source.adapter or source.base
+    return str(named.weights_path) if named.source == "local" else named.model_id
+
+
+def _settle(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+    """Make the model answer by our settings only: eval mode, and no sampling defaults of its own."""
+    from transformers import GenerationConfig
+
+    model.eval()
+    model.requires_grad_(False)
+    own = model.generation_config
+    end_ids = sorted({*as_list(getattr(own, "eos_token_id", None)), *as_list(tokenizer.eos_token_id)})
+    model.generation_config = GenerationConfig(
+        bos_token_id=tokenizer.bos_token_id if tokenizer.bos_token_id is not None else own.bos_token_id,
+        eos_token_id=end_ids[0] if len(end_ids) == 1 else end_ids,
+        pad_token_id=tokenizer.pad_token_id,
+        do_sample=False,
+    )
+    model.config._name_or_path = name
+    model.name_or_path = name
