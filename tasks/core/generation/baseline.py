@@ -1,0 +1,104 @@
+"""Which models a fine-tuned one is compared with, and how their runs on the same rows are called."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from tasks.core.config import InferencerConfig
+from tasks.core.errors import ModelLoadError, ModelNotFoundError
+from tasks.core.generation.run_dir import RunDir
+from tasks.core.models.loading import ModelSpec, identify
+from tasks.core.models.registry import promoted_run, read_manifest, slug, why_incomplete
+from tasks.core.records import RunIdentity, RunManifest
+
+KEY_LENGTH = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Baseline:
+    """The base model of a run's model, and the name of its own run on the same rows."""
+
+    model_id: str
+    revision: str | None
+    run_name: str
+
+
+def find_baseline(candidate: RunManifest, settings: InferencerConfig) -> Baseline | None:
+    """Find the base of the model that answered; None when that model is no fine-tuned one.
+
+    The run's name holds the start of its run key, so that it changes with the rows
+    and settings, and stays the same for the next model that is compared on the same rows.
+    """
+    model_id, revision = _base_of(candidate)
+    if model_id is None:
+        return None
+    identity = candidate.identity.model_copy(update={"model": identify(_spec(model_id, revision, settings))})
+    return Baseline(model_id, revision, _run_name(slug(model_id), candidate, identity))
+
+
+@dataclass(frozen=True, slots=True)
+class Champion:
+    """The promoted model and its run on the same rows: finished already, or the name it will have."""
+
+    model_id: str
+    run_name: str
+    finished: RunManifest | None
+
+
+def find_champion(
+    candidate: RunManifest, settings: InferencerConfig, *, models_dir: Path, runs_dir: Path
+) -> Champion | None:
+    """Find the promoted model, and its answers to the candidate's rows with the same settings if they are there.
+
+    None when nothing is promoted. Raises ModelNotFoundError when the promoted model's files are gone.
+    """
+    name = promoted_run(models_dir)
+    if name is None:
+        return None
+    model_id = str(models_dir / name)
+    reason = why_incomplete(models_dir / name) if (models_dir / name).is_dir() else "its directory is gone"
+    if reason is not None:
+        raise ModelNotFoundError(
+            f"the promoted model {model_id} cannot be compared: {reason}",
+            "put it back, promote another one (`tuneproof promote RUN --force --reason TEXT`), or set "
+            "pipeline.compare_with_champion = false",
+        )
+    model = identify(_spec(model_id, None, settings))
+    identity = candidate.identity.model_copy(update={"model": model})
+    run_name = _run_name(slug(name), candidate, identity)
+    found = [
+        manifest
+        for path in (sorted(runs_dir.iterdir()) if runs_dir.is_dir() else ())
+        if (manifest := RunDir(path).finished_manifest_of(identity.run_key)) is not None
+    ]
+    # A model that was trained again can have the same weights: the champion's own run comes first.
+    found.sort(key=lambda manifest: manifest.identity.model.model_id != model_id)
+    if found:
+        return Champion(model_id, found[0].run_name, found[0])
+    return Champion(model_id, run_name, None)
+
+
+def _spec(model_id: str, revision: str | None, settings: InferencerConfig) -> ModelSpec:
+    return ModelSpec(
+        model_id,
+        revision=revision,
+        dtype=settings.dtype,
+        load_in_4bit=settings.load_in_4bit,
+        load_in_8bit=settings.load_in_8bit,
+        device=settings.device,
+        trust_remote_code=settings.trust_remote_code,
+    )
+
+
+def _run_name(model: str, candidate: RunManifest, identity: RunIdentity) -> str:
+    return f"{model}-{slug(candidate.dataset_id)}-{identity.run_key[:KEY_LENGTH]}"
+
+
+def _base_of(candidate: RunManifest) -> tuple[str | None, str | None]:
+    model = candidate.identity.model
+    try:
+        manifest = read_manifest(Path(model.model_id))
+    except (ModelNotFoundError, ModelLoadError):
+        return model.base_model_id, None
+    return manifest.base_model_id, manifest.base_model_revision

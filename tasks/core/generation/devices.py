@@ -1,0 +1,44 @@
+"""Which processes answer at once, on which device each, with how many threads."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+VISIBLE_DEVICES = "CUDA_VISIBLE_DEVICES"
+
+
+def cpu_cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return max(1, len(os.sched_getaffinity(0)))
+    return os.cpu_count() or 1
+
+
+def visible_gpus(device: str) -> tuple[str, ...]:
+    """Names (as in CUDA_VISIBLE_DEVICES) of the GPUs that `device` of the settings lets be used.
+
+    A named one, such as cuda:1, is that one; auto and cuda are all. Starts no CUDA context.
+    """
+    if not device.startswith(("auto", "cuda")):
+        return ()
+    import torch
+
+    count = torch.cuda.device_count()
+    configured = os.environ.get(VISIBLE_DEVICES)
+    names = [str(number) for number in range(count)] if configured is None else configured.split(",")[:count]
+    _, _, number = device.partition(":")
+    return tuple(names[int(number) : int(number) + 1] if number else names)
+
+
+def process_count(wanted: int | None, shards: int, gpus: Sequence[str]) -> int:
+    """Processes to start: as wanted, else one for each GPU, else one for each core; never more than shards."""
+    return min(shards, wanted or len(gpus) or cpu_cores())
+
+
+def share_cores(processes: int) -> None:
+    """Give this process its share of the cores for torch, unless OMP_NUM_THREADS says how many."""
+    if processes > 1 and "OMP_NUM_THREADS" not in os.environ:
+        import torch
+
+        torch.set_num_threads(max(1, cpu_cores() // processes))

@@ -1,0 +1,276 @@
+"""The in-flight engine: finished rows leave at once, waiting rows take their place.
+
+Each step is one forward pass over the newest token of every decoding row and, within a token allowance, over
+stretches of the prompts of rows that enter. Nothing is padded. The prefix that all prompts share is computed
+once; a short one is copied into each slot, a long one stays in one place that all rows attend to.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from tasks.core.generation.batching import Request, RequestQueue
+from tasks.core.generation.budget import TokenBudget
+from tasks.core.generation.engine import GeneratedRow
+from tasks.core.generation.fused_layers import fused_layers
+from tasks.core.generation.inflight_support import why_unsupported
+from tasks.core.generation.packed_attention import (
+    DecodeGroup,
+    PackedStep,
+    PrefillSegment,
+    packed_attention,
+    running,
+)
+from tasks.core.generation.sampling import TokenChooser
+from tasks.core.generation.slots import Pool, Row, SlotCache
+from tasks.core.generation.stopping import StopRules, eos_token_ids
+from tasks.core.records import GenerationSettings
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+    from tasks.core.models.loading import LoadedModel
+
+# Prompt tokens that may enter in one step. Larger steps keep the linear layers busier, smaller ones keep
+# intermediate results in the processor's cache; see docs/performance.md.
+PREFILL_TOKENS_CPU = 1024
+PREFILL_TOKENS_GPU = 8192
+SMALLEST_SHARED_PREFIX = 16
+# From here on reading a prefix once for all rows saves more than the additional products cost.
+SMALLEST_ATTENDED_PREFIX = 128
+
+
+class InflightEngine:
+    """In-flight batching on an unmodified transformers decoder; see the module's docstring."""
+
+    name = "inflight"
+
+    def __init__(self, model: LoadedModel, settings: GenerationSettings) -> None:
+        self._model = model
+        self._settings = settings
+        self._eos = eos_token_ids(model.model, model.tokenizer)
+        self._stop = StopRules(model.tokenizer, self._eos, settings.stop_strings)
+        self._prefill_tokens = PREFILL_TOKENS_CPU if model.device == "cpu" else PREFILL_TOKENS_GPU
+
+    def unsupported(self) -> str | None:
+        """Say why the model or a setting needs `generate`, or None; tries a few tokens on the model."""
+        return why_unsupported(self._model, self._settings)
+
+    def generate(self, queue: RequestQueue, budget: TokenBudget) -> Iterator[GeneratedRow]:
+        """Answer the queue; see Engine.generate."""
+        with packed_attention(self._model.model), fused_layers(self._model.model):
+            yield from _Flight(self, queue, budget).run()
+
+
+class _Flight:
+    """One session: the rows in flight and their slots."""
+
+    def __init__(self, engine: InflightEngine, queue: RequestQueue, budget: TokenBudget) -> None:
+        self._model = engine._model.model
+        self._device = engine._model.device
+        self._stop = engine._stop
+        self._prefill_tokens = engine._prefill_tokens
+        self._chooser = TokenChooser(engine._settings, engine._eos)
+        self._queue, self._budget = queue, budget
+        self._cache = SlotCache(max_width=max(1, queue.largest_room_tokens))
+        # A prompt longer than one step's allowance waits here, apart from the rows that decode.
+        self._entrance = SlotCache(max_width=max(1, queue.largest_room_tokens))
+        self._entering: Row | None = None
+        self._rows = 0
+        self._tokens = 0
+        self._finished_since_clean = 0
+        self._prefix: Row | None = None  # copied into each slot
+        self._attended: Row | None = None  # read by all rows where it is
+
+    def run(self) -> Iterator[GeneratedRow]:
+        """Step until no row waits or flies."""
+        self._share_prefix()
+        while self._queue or self._rows:
+            step = StepPlan(self._device, self._attended)
+            self._plan_decoding(step)
+            self._plan_entering(step)
+            self._budget.admit(self._rows, self._tokens, self._queue.only_taken_id)
+            logits = forward(self._model, self._device, step)
+            if step.choosing:
+                yield from self._advance(step.choosing, logits)
+
+    def _share_prefix(self) -> None:
+        """Compute the prefix that all prompts have in common, once."""
+        prefix = self._queue.shared_prefix
+        if len(prefix) < SMALLEST_SHARED_PREFIX or len(self._queue) < 2:
+            return
+        row = Row(Request(-1, "prefix", prefix, 0), None, time.perf_counter())
+        self._budget.admit(1, len(prefix))
+        SlotCache(max_width=len(prefix)).add(row, len(prefix))
+        while not row.prefilled:
+            step = StepPlan(self._device)
+            step.prefill(row, min(self._prefill_tokens, len(prefix) - row.cached))
+            step.choosing.clear()
+            forward(self._model, self._device, step)
+        if len(prefix) < SMALLEST_ATTENDED_PREFIX:
+            self._prefix = row
+        else:
+            self._attended = row
+            self._tokens = len(prefix)
+
+    @property
+    def _shared(self) -> int:
+        return 0 if self._attended is None else self._attended.cached
+
+    def _room(self, request: Request) -> int:
+        """Tokens that the request takes besides the prefix that all rows read in one place."""
+        return request.room_tokens - self._shared
+
+    def _plan_decoding(self, step: StepPlan) -> None:
+        if self._entering is not None and self._entering.prefilled:
+            self._cache.take_over(self._entering, self._entering.stored + 1)
+            self._entering = None
+        for pool in self._cache.pools:
+            for row in list(pool.rows):
+                if row is not None:
+                    self._cache.make_room(row, row.stored + 1)
+        for pool in self._cache.active():
+            step.decode(pool)
+
+    def _plan_entering(self, step: StepPlan) -> None:
+        """Let rows enter while their prompts fit this step's allowance and the budget.
+
+        A row that would be alone is taken whatever the budget says: it must be tried once.
+        """
+        allowance = self._prefill_tokens
+        if self._entering is not None:
+            allowance -= step.prefill(self._entering, min(allowance, self._entering.missing))
+        while self._entering is None and self._rows < self._budget.max_rows:
+            request = self._queue.peek()
+            if request is None:
+                return
+            if self._rows and self._tokens + self._room(request) > self._budget.limit_tokens:
+                return
+            known = self._prefix or self._attended
+            missing = len(request.token_ids) - (0 if known is None else known.cached)
+            if missing > allowance and allowance < self._prefill_tokens:
+                return
+            row = self._enter(missing > allowance)
+            allowance -= step.prefill(row, min(allowance, missing))
+
+    def _enter(self, in_stretches: bool) -> Row:
+        request = self._queue.take()
+        shared = self._shared
+        row = Row(
+            request, self._chooser.stream(request.id), time.perf_counter(), cached=shared, shared=shared
+        )
+        prompt_tokens = len(request.token_ids) - shared
+        if in_stretches:
+            self._entering = row
+            self._entrance.add(row, prompt_tokens)
+        else:  # room for the first tokens of the answer too, so that a row rarely moves early
+            self._cache.add(row, min(self._room(request), prompt_tokens + 32))
+        self._rows += 1
+        self._tokens += self._room(request)
+        if self._prefix is not None:
+            row.copy_from(self._prefix)
+        return row
+
+    def _advance(self, rows: list[Row], logits: torch.Tensor) -> Iterator[GeneratedRow]:
+        """Choose each row's next token; rows that end leave their slot and are yielded."""
+        import torch
+
+        histories = None
+        if self._chooser.needs_history:
+            histories = [[*row.request.token_ids, *row.new_tokens] for row in rows]
+        counts = [len(row.new_tokens) for row in rows]
+        with torch.inference_mode():
+            chosen = self._chooser.choose(logits, [row.stream for row in rows], counts, histories).tolist()
+        flying = self._rows
+        for row, token_id in zip(rows, chosen, strict=True):
+            row.new_tokens.append(token_id)
+            reason = self._stop.finished(row.new_tokens, row.request.max_new_tokens)
+            if reason is None:
+                continue
+            self._cache.remove(row)
+            self._count_clean(flying)
+            self._rows -= 1
+            self._tokens -= self._room(row.request)
+            self._queue.finish(row.request.position)
+            yield GeneratedRow(
+                row.request.position,
+                tuple(row.new_tokens),
+                self._stop.text(row.new_tokens),
+                reason,
+                time.perf_counter() - row.started_seconds,
+                flying,
+            )
+
+    def _count_clean(self, flying: int) -> None:
+        """A batch counts as fitted when as many rows as were in flight have come to their end.
+
+        A step is no proof: rows have room reserved that they fill only later.
+        """
+        self._finished_since_clean += 1
+        if self._finished_since_clean >= flying:
+            self._finished_since_clean = 0
+            self._budget.clean_batch()
+
+
+def forward(model: PreTrainedModel, device: str, step: StepPlan) -> torch.Tensor:
+    """Run one step; returns logits of shape [rows that choose, vocabulary], of the last token if none does."""
+    import torch
+
+    keep = torch.tensor(step.choosing_places or [len(step.input_ids) - 1], device=device)
+    with torch.inference_mode(), running(PackedStep(step.groups, step.segments, step.prefix)):
+        output = model(
+            input_ids=torch.tensor([step.input_ids], device=device),
+            position_ids=torch.tensor([step.positions], device=device),
+            use_cache=False,
+            logits_to_keep=keep,
+        )
+    logits: torch.Tensor = output.logits[0]
+    return logits
+
+
+class StepPlan:
+    """The layout of one step: its tokens, their positions, and where next tokens are chosen."""
+
+    def __init__(self, device: str, prefix: Row | None = None) -> None:
+        self._device = device
+        self.prefix = prefix
+        self.input_ids: list[int] = []
+        self.positions: list[int] = []
+        self.groups: list[DecodeGroup] = []
+        self.segments: list[PrefillSegment] = []
+        self.choosing: list[Row] = []
+        self.choosing_places: list[int] = []
+
+    def decode(self, pool: Pool) -> None:
+        """Add the newest token of each of the pool's rows, in slot order."""
+        import torch
+
+        start = len(self.input_ids)
+        lengths: list[int] = []
+        for row in pool.dense_rows():
+            self._choose(row, len(self.input_ids))
+            self.input_ids.append(row.new_tokens[-1])
+            self.positions.append(row.cached)
+            row.cached += 1
+            lengths.append(row.cached)
+        after = torch.tensor(lengths, device=self._device)
+        shared = 0 if self.prefix is None else self.prefix.cached
+        self.groups.append(DecodeGroup(pool, start, len(self.input_ids), after, shared))
+
+    def prefill(self, row: Row, count: int) -> int:
+        """Add the next `count` tokens of the row's prompt; returns `count`."""
+        prompt, start = row.request.token_ids, len(self.input_ids)
+        self.segments.append(PrefillSegment(row, start, start + count, row.cached))
+        self.input_ids.extend(prompt[row.cached : row.cached + count])
+        self.positions.extend(range(row.cached, row.cached + count))
+        row.cached += count
+        if row.prefilled:
+            self._choose(row, len(self.input_ids) - 1)
+        return count
+
+    def _choose(self, row: Row, place: int) -> None:
+        self.choosing.append(row)
+        self.choosing_places.append(place)

@@ -1,0 +1,108 @@
+"""Whether in-flight batching answers rightly with a model: by its settings, then by trying it."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from tasks.core.generation.batching import Request
+from tasks.core.generation.memory import is_out_of_memory
+from tasks.core.records import GenerationSettings
+
+if TYPE_CHECKING:
+    import torch
+
+    from tasks.core.models.loading import LoadedModel
+
+# Largest relative difference between packed and plain logits that rounding explains, by bytes of the dtype.
+TOLERANCE = {4: 1e-3, 2: 5e-2}
+PROBE_LENGTHS = (5, 19, 11)
+PROBE_DECODED = 2
+
+
+def why_unsupported(model: LoadedModel, settings: GenerationSettings) -> str | None:
+    """Return why this model or a setting needs `generate`, or None.
+
+    Whether the architecture is covered is not guessed from its name: three short prompts are packed, and the
+    logits must equal those of the model's own attention.
+    """
+    if settings.num_beams > 1:
+        return "beam search"
+    if model.model.config.is_encoder_decoder:
+        return "an encoder-decoder model"
+    try:
+        difference = _largest_difference(model)
+    except (
+        NotImplementedError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        IndexError,
+        KeyError,
+        RuntimeError,
+    ) as exc:
+        if is_out_of_memory(exc):
+            raise
+        reason = str(exc).split("\n")[0][:200]
+        return f"{type(model.model).__name__} does not run with packed attention ({type(exc).__name__}: {reason})"
+    bytes_per_value = 4 if model.identity.dtype == "float32" and model.identity.quantization == "none" else 2
+    if not difference <= TOLERANCE[bytes_per_value]:
+        return (
+            f"{type(model.model).__name__} gives other logits with packed attention (off by {difference:.1%})"
+        )
+    return None
+
+
+def _largest_difference(model: LoadedModel) -> float:
+    """Relative difference of the logits that packed steps and a plain forward pass give, largest over rows."""
+    import torch
+
+    from tasks.core.generation.fused_layers import fused_layers
+    from tasks.core.generation.inflight import StepPlan, forward
+    from tasks.core.generation.packed_attention import packed_attention
+    from tasks.core.generation.slots import Row, SlotCache
+
+    vocabulary = model.model.get_input_embeddings().num_embeddings
+    window = getattr(model.model.config.get_text_config(), "sliding_window", None) or 0
+    lengths = [length + (window if window <= 256 else 0) for length in PROBE_LENGTHS]
+    generator = torch.Generator().manual_seed(0)
+    texts = [
+        torch.randint(0, vocabulary, (length + PROBE_DECODED,), generator=generator).tolist()
+        for length in lengths
+    ]
+    plain = [_plain_logits(model, text, PROBE_DECODED + 1) for text in texts]
+    packed: list[list[torch.Tensor]] = [[] for _ in texts]
+    rows = [
+        Row(Request(place, str(place), tuple(text[:length]), PROBE_DECODED), None, time.perf_counter())
+        for place, (text, length) in enumerate(zip(texts, lengths, strict=True))
+    ]
+    cache = SlotCache(max_width=max(map(len, texts)))
+    with packed_attention(model.model), fused_layers(model.model):
+        for turn in range(PROBE_DECODED + 1):
+            step = StepPlan(model.device)
+            if turn == 0:
+                for row in rows:
+                    cache.add(row, len(row.request.token_ids) + PROBE_DECODED)
+                    step.prefill(row, row.missing)
+            for pool in cache.active() if turn else ():
+                step.decode(pool)
+            logits = forward(model.model, model.device, step)
+            for row, scores in zip(step.choosing, logits, strict=True):
+                packed[row.request.position].append(scores.float())
+                if turn < PROBE_DECODED:
+                    place = row.request.position
+                    row.new_tokens.append(texts[place][lengths[place] + turn])
+    return max(_difference(torch.stack(mine), theirs) for mine, theirs in zip(packed, plain, strict=True))
+
+
+def _plain_logits(model: LoadedModel, text: list[int], last: int) -> torch.Tensor:
+    import torch
+
+    with torch.inference_mode():
+        input_ids = torch.tensor([text], device=model.device)
+        logits: torch.Tensor = model.model(input_ids=input_ids, use_cache=False).logits
+    return logits[0, -last:].float()
+
+
+def _difference(mine: torch.Tensor, theirs: torch.Tensor) -> float:
+    return float((mine - theirs).norm() / theirs.norm().clamp(min=1e-9))

@@ -1,0 +1,159 @@
+"""Work in a child process that may die: the parent sees how, and lives.
+
+Native code can end a process in ways that no `except` catches: the kernel's out-of-memory killer, a failed
+assertion in a kernel library, a segmentation fault after a failed allocation. The child is spawned, never
+forked (a fork hangs with torch's threads).
+"""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import pickle
+import signal
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from tasks.core.errors import TuneproofError
+
+logger = logging.getLogger(__name__)
+Argument = TypeVar("Argument")
+_POLL_SECONDS = 0.2
+
+
+class ChildDiedError(TuneproofError):
+    """The generating process ended without a word, and not for lack of memory."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The exception that ended the child's work."""
+
+    error: BaseException
+
+
+@dataclass(frozen=True, slots=True)
+class ChildEnd:
+    """How a child ended. `exit_code` is negative for a signal, as in multiprocessing."""
+
+    exit_code: int
+    killed_for_memory: bool
+
+    @property
+    def cause(self) -> str:
+        """The signal's name, or the exit code."""
+        if self.exit_code < 0:
+            return f"signal {signal.Signals(-self.exit_code).name}"
+        return f"exit code {self.exit_code}"
+
+    @property
+    def may_be_memory(self) -> bool:
+        """Whether the death can be one for lack of memory: certain, or a native crash that often is one."""
+        crashes = (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS)
+        return self.killed_for_memory or -self.exit_code in crashes or self.exit_code > 0
+
+
+def is_isolated(isolation: Literal["auto", "none", "process"], device: str) -> bool:
+    """Tell whether generation on `device`, as it stands in the settings, belongs into a child process.
+
+    `auto` takes one for CUDA, where native deaths are most likely and only an ended process gives all memory back.
+    """
+    if isolation != "auto":
+        return isolation == "process"
+    from tasks.core.models.placement import choose_device
+
+    return choose_device(device).startswith("cuda")
+
+
+def run_in_child(
+    work: Callable[[Connection, Argument], None],
+    argument: Argument,
+    on_message: Callable[[Any], None],
+    stopped: Callable[[], bool] | None = None,
+) -> ChildEnd | None:
+    """Run `work(connection, argument)` in a spawned process; what it sends goes to `on_message`.
+
+    Returns None when it ended well, a ChildEnd when it died. Raises what the work raised. When the parent is
+    interrupted or killed, or `stopped` says so, the child ends too.
+    """
+    context = multiprocessing.get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    kills_before = _memory_kills()
+    child = context.Process(target=_run, args=(sender, work, argument), name="tuneproof-generation")
+    child.start()
+    sender.close()
+    failure: BaseException | None = None
+    try:
+        while True:
+            try:
+                while stopped is not None and not receiver.poll(_POLL_SECONDS):
+                    if stopped():
+                        child.terminate()
+                message = receiver.recv()
+            except (EOFError, ConnectionResetError, pickle.UnpicklingError):  # the child is gone
+                break
+            if isinstance(message, Failed):
+                failure = message.error
+            else:
+                on_message(message)
+        child.join()
+    finally:
+        if child.is_alive():
+            child.terminate()
+            child.join(10)
+            if child.is_alive():
+                child.kill()
+                child.join()
+        receiver.close()
+    if failure is not None:
+        raise failure
+    exit_code = child.exitcode or 0
+    if exit_code == 0:
+        return None
+    killed = exit_code == -signal.SIGKILL and _memory_kills() > kills_before
+    return ChildEnd(exit_code, killed_for_memory=killed)
+
+
+def _run(connection: Connection, work: Callable[[Connection, Argument], None], argument: Argument) -> None:
+    threading.Thread(target=_end_with_parent, name="parent-watch", daemon=True).start()
+    try:
+        work(connection, argument)
+    except BaseException as exc:  # travels to the parent, which raises it
+        try:
+            connection.send(Failed(exc))
+        except (pickle.PicklingError, TypeError, AttributeError):
+            connection.send(Failed(ChildDiedError(f"{type(exc).__name__}: {exc}")))
+    finally:
+        connection.close()
+
+
+def _end_with_parent() -> None:
+    """Wait for the parent's end and follow at once; a killed parent cannot end its child itself.
+
+    An orphan would go on to hold the run directory and the device that a retry of the parent needs.
+    """
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _memory_kills() -> int:
+    """How often the kernel's out-of-memory killer has struck so far, here or on the machine; 0 if unknown."""
+    counters = [Path("/proc/vmstat"), Path("/sys/fs/cgroup/memory.events")]
+    kills = 0
+    for path in counters:
+        try:
+            lines = path.read_text().splitlines()
+        except OSError:
+            continue
+        for line in lines:
+            name, _, value = line.partition(" ")
+            if name in ("oom_kill", "oom_group_kill"):
+                kills += int(value)
+    return kills

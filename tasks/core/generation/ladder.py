@@ -1,0 +1,84 @@
+"""The ladder: when memory runs out, free it, shrink, and go on with the rows that are unfinished."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+
+import tenacity
+
+from tasks.core.errors import OutOfMemoryError
+from tasks.core.generation.batching import RequestQueue
+from tasks.core.generation.budget import TokenBudget
+from tasks.core.generation.engine import Engine, GeneratedRow
+from tasks.core.generation.memory import forget_traceback, is_out_of_memory, release
+
+logger = logging.getLogger(__name__)
+
+
+def generate_all(
+    engine: Engine, queue: RequestQueue, budget: TokenBudget, *, device: str
+) -> Iterator[GeneratedRow]:
+    """Yield every row of `queue`, whatever memory does: a row that does not fit alone comes back as an error row.
+
+    Errors other than running out of memory pass through.
+    """
+    failed_rows: list[GeneratedRow] = []
+
+    def step_down(retry_state: tenacity.RetryCallState) -> None:
+        """Runs between attempts, outside of any except block; the exception is reduced to its message first."""
+        outcome = retry_state.outcome
+        exc = outcome.exception() if outcome is not None else None
+        if exc is None:
+            return
+        message = str(exc).strip().split("\n")[0][:300] or type(exc).__name__
+        forget_traceback(exc)
+        rows_in_flight = budget.rows_in_flight
+        returned = queue.restore()
+        if not returned:
+            raise OutOfMemoryError(
+                f"memory ran out before any row was started: {message}",
+                "free memory, or use a smaller model, load_in_8bit or load_in_4bit",
+            )
+        if rows_in_flight <= 1:
+            request = queue.take()
+            queue.finish(request.position)
+            budget.fail_row(message)
+            failed_rows.append(_error_row(request.position, message))
+        else:
+            budget.shrink(message)
+
+    retrying = tenacity.Retrying(
+        retry=tenacity.retry_if_exception(is_out_of_memory),
+        before_sleep=step_down,
+        sleep=lambda _seconds: release(device),
+        reraise=True,
+    )
+    # `Retrying` calls a function; rows must leave one by one. Each attempt therefore pulls rows until the engine
+    # is done or fails, and hands every finished row out before it asks for the next one.
+    rows: Iterator[GeneratedRow] = iter(())
+
+    def next_row() -> GeneratedRow | None:
+        nonlocal rows
+        if failed_rows:
+            return failed_rows.pop(0)
+        try:
+            row = next(rows, None)
+            if row is None and queue.unfinished:
+                rows = engine.generate(queue, budget)
+                row = next(rows, None)
+        except BaseException:
+            rows = iter(())  # lets go of the engine's frame and the tensors in it
+            raise
+        return row
+
+    while True:
+        row = retrying(next_row)
+        if row is None:
+            return
+        yield row
+
+
+def _error_row(position: int, message: str) -> GeneratedRow:
+    text = f"out of memory with this row alone: {message}"
+    return GeneratedRow(position, (), text, "error", seconds=0.0, batch_size=1)

@@ -1,0 +1,244 @@
+"""The ledger: one line per finished row, appended and durable, so that nothing that was answered is ever lost."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO
+
+import numpy as np
+import orjson
+
+from tasks.core.errors import LedgerCorruptError, StorageError
+from tasks.core.records import Completion
+
+logger = logging.getLogger(__name__)
+
+Ids = np.ndarray[tuple[int], np.dtype[np.bytes_]]
+Offsets = np.ndarray[tuple[int], np.dtype[np.int64]]
+Sources = np.ndarray[tuple[int], np.dtype[np.int32]]
+ABSENT = -1
+"""Offset of a row that the ledger does not have."""
+
+
+# Ledgers held open at once while rows are read from many of them.
+_OPEN_FILES = 64
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerIndex:
+    """Where each row's line is, by dataset position: in which of the ledgers, and its byte offset there.
+
+    `offsets` is `ABSENT` for a row that none of them has; `sources` counts in `paths`.
+    """
+
+    offsets: Offsets
+    sources: Sources
+    paths: tuple[Path, ...]
+
+    @property
+    def finished(self) -> int:
+        """Rows the ledger has."""
+        return int(np.count_nonzero(self.offsets != ABSENT))
+
+    def only(self, wanted: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> LedgerIndex:
+        """Return the index of some of the rows."""
+        return LedgerIndex(self.offsets[wanted], self.sources[wanted], self.paths)
+
+    def missing_positions(self) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+        """Positions of the rows the ledger lacks, ascending."""
+        return np.flatnonzero(self.offsets == ABSENT).astype(np.int64)
+
+
+class Ledger:
+    """Append-only JSONL file of completions.
+
+    A line is handed to the operating system when its row finishes, so the death of the process loses nothing;
+    it is forced to the disk at most `sync_seconds` later, so a power failure loses at most that much work.
+    A torn last line (the machine died while writing it) is cut off on opening. Use as a context manager.
+    """
+
+    def __init__(self, path: Path, *, sync_seconds: float = 1.0) -> None:
+        self.path = path
+        self._sync_seconds = sync_seconds
+        self._descriptor = -1
+        self._size = 0
+        self._synced_at = 0.0
+        self._dirty = False
+
+    def __enter__(self) -> Ledger:
+        """Open for appending; raises StorageError when the file cannot be opened or repaired."""
+        try:
+            self._descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+            self._size = _cut_torn_line(self._descriptor, self.path)
+        except OSError as exc:
+            raise storage_error(exc, self.path) from exc
+        self._synced_at = time.monotonic()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Force everything to the disk and close."""
+        try:
+            if self._dirty:
+                os.fsync(self._descriptor)
+        finally:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def append(self, completion: Completion) -> int:
+        """Write one row's line and return its byte offset.
+
+        Raises StorageError when it cannot be written whole; what was written before stays intact.
+        """
+        line = orjson.dumps(asdict(completion), option=orjson.OPT_APPEND_NEWLINE)
+        offset = self._size
+        try:
+            view = memoryview(line)
+            while view:
+                view = view[os.write(self._descriptor, view) :]
+        except OSError as exc:
+            self._undo(offset)
+            raise storage_error(exc, self.path) from exc
+        self._size += len(line)
+        self._dirty = True
+        if time.monotonic() - self._synced_at >= self._sync_seconds:
+            self.sync()
+        return offset
+
+    def sync(self) -> None:
+        """Force what was written to the disk."""
+        try:
+            os.fsync(self._descriptor)
+        except OSError as exc:
+            raise storage_error(exc, self.path) from exc
+        self._dirty = False
+        self._synced_at = time.monotonic()
+
+    def _undo(self, offset: int) -> None:
+        try:
+            os.ftruncate(self._descriptor, offset)
+        except OSError:
+            logger.warning("%s: the half-written last line stays; it is dropped on the next start", self.path)
+
+    def index(self, ids: Ids) -> LedgerIndex:
+        """Find each row's line; of lines with the same id the first counts, ids not in `ids` are ignored."""
+        return index_ledger(self.path, ids)
+
+
+def index_ledger(path: Path, ids: Ids) -> LedgerIndex:
+    """Read the whole ledger once, with memory for ids and offsets only.
+
+    Raises LedgerCorruptError for a damaged line that is not the last one.
+    """
+    return index_ledgers((path,), ids)
+
+
+def index_ledgers(paths: Sequence[Path], ids: Ids) -> LedgerIndex:
+    """Read several ledgers of one run; of lines with the same id the first in the first ledger counts.
+
+    Raises LedgerCorruptError for a damaged line that is not the last one of its file.
+    """
+    offsets = np.full(len(ids), ABSENT, dtype=np.int64)
+    sources = np.zeros(len(ids), dtype=np.int32)
+    order = np.argsort(ids, kind="stable")
+    sorted_ids = ids[order]
+    for source, path in enumerate(paths):
+        try:
+            for offset, completion_id in _line_ids(path):
+                place = int(np.searchsorted(sorted_ids, completion_id))
+                if place < len(sorted_ids) and sorted_ids[place] == completion_id:
+                    position = int(order[place])
+                    if offsets[position] == ABSENT:
+                        offsets[position], sources[position] = offset, source
+        except FileNotFoundError:
+            continue
+    return LedgerIndex(offsets, sources, tuple(paths))
+
+
+def read_lines(index: LedgerIndex) -> Iterator[bytes]:
+    """Yield the line of each row in dataset order, from whichever ledger has it, with constant memory.
+
+    Every row must be there; see `LedgerIndex.missing_positions`.
+    """
+    files: dict[int, BinaryIO] = {}
+    try:
+        for source, offset in zip(index.sources, index.offsets, strict=True):
+            file = files.get(int(source))
+            if file is None:
+                if len(files) == _OPEN_FILES:
+                    files.pop(next(iter(files))).close()
+                file = files[int(source)] = index.paths[int(source)].open("rb")
+            file.seek(int(offset))
+            yield file.readline()
+    finally:
+        for file in files.values():
+            file.close()
+
+
+def read_completions(index: LedgerIndex) -> Iterator[Completion]:
+    """Yield the completion of each row in dataset order; see `read_lines`."""
+    for line in read_lines(index):
+        yield Completion(**orjson.loads(line))
+
+
+def read_at(path: Path, offsets: Sequence[int] | Offsets) -> Iterator[Completion]:
+    """Yield the completions whose lines begin at `offsets`, in that order, with constant memory."""
+    with path.open("rb") as file:
+        for offset in offsets:
+            file.seek(int(offset))
+            yield Completion(**orjson.loads(file.readline()))
+
+
+def _line_ids(path: Path) -> Iterator[tuple[int, bytes]]:
+    with path.open("rb") as file:
+        offset = 0
+        for number, line in enumerate(file, start=1):
+            if not line.endswith(b"\n"):
+                return
+            try:
+                yield offset, orjson.loads(line)["id"].encode()
+            except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError) as exc:
+                raise LedgerCorruptError(
+                    f"{path}: line {number} is damaged: {line[:80]!r}",
+                    "remove that line (its row is generated again), or delete the run directory to start over",
+                ) from exc
+            offset += len(line)
+
+
+def _cut_torn_line(descriptor: int, path: Path) -> int:
+    """Cut what follows the last newline; return the size that remains."""
+    size = os.fstat(descriptor).st_size
+    end = size
+    while end > 0:
+        start = max(0, end - 65536)
+        block = os.pread(descriptor, end - start, start)
+        newline = block.rfind(b"\n")
+        if newline >= 0:
+            end = start + newline + 1
+            break
+        end = start
+    if end != size:
+        logger.warning("%s: the last line was torn (%d bytes); its row is generated again", path, size - end)
+        os.ftruncate(descriptor, end)
+    return end
+
+
+def storage_error(exc: OSError, path: Path) -> StorageError:
+    """Turn an OSError into one that says what to do; what was written before is intact."""
+    if exc.errno in (errno.ENOSPC, errno.EDQUOT):
+        return StorageError(
+            f"no space left while writing {path}",
+            "free some space and run the same command again: all rows finished so far are kept",
+        )
+    return StorageError(
+        f"{path} cannot be written: {exc.strerror or exc}",
+        "check the path and its permissions; rows finished so far are kept",
+    )

@@ -1,0 +1,127 @@
+"""The continuous engine: transformers' own continuous batching over a paged cache, sized by our budget."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from tasks.core.generation.batching import Request, RequestQueue
+from tasks.core.generation.budget import TokenBudget
+from tasks.core.generation.engine import GeneratedRow
+from tasks.core.generation.memory import is_out_of_memory
+from tasks.core.generation.stopping import StopRules, eos_token_ids
+from tasks.core.records import GenerationSettings
+
+if TYPE_CHECKING:
+    from tasks.core.models.loading import LoadedModel
+
+PAGE_TOKENS = 32
+STEP_TOKENS = 512
+RESULT_SECONDS = 1.0
+
+
+class PagedBatchEngine:
+    """transformers' `generate_batch` machinery, fed row by row; greedy decoding only.
+
+    Its own default takes most of the memory for the cache; here the cache has as many pages as the budget has
+    tokens. Source: https://huggingface.co/docs/transformers/continuous_batching.
+    """
+
+    name = "continuous"
+
+    def __init__(self, model: LoadedModel, settings: GenerationSettings) -> None:
+        self._model = model.model
+        self._settings = settings
+        self._pad_id = model.tokenizer.pad_token_id
+        self._eos = eos_token_ids(model.model, model.tokenizer)
+        self._stop = StopRules(model.tokenizer, self._eos, settings.stop_strings)
+
+    def unsupported(self) -> str | None:
+        """Say which setting it does not cover; it draws from one stream for all rows, so never sampling."""
+        settings = self._settings
+        if settings.do_sample:
+            return "sampling, whose draws would depend on the batch"
+        if settings.num_beams > 1:
+            return "beam search"
+        if settings.min_new_tokens or settings.repetition_penalty not in (None, 1.0):
+            return "min_new_tokens and repetition_penalty"
+        if not hasattr(self._model, "continuous_batching_context_manager"):
+            return f"{type(self._model).__name__} has no continuous batching"
+        if self._model.config.is_encoder_decoder:
+            return "an encoder-decoder model"
+        return None
+
+    def generate(self, queue: RequestQueue, budget: TokenBudget) -> Iterator[GeneratedRow]:
+        """Answer the queue; see Engine.generate."""
+        earlier = self._model.config._attn_implementation
+        try:
+            yield from self._generate(queue, budget)
+        finally:
+            self._model.set_attn_implementation(earlier)
+
+    def _generate(self, queue: RequestQueue, budget: TokenBudget) -> Iterator[GeneratedRow]:
+        from transformers import GenerationConfig
+        from transformers.generation.configuration_utils import ContinuousBatchingConfig
+
+        generation = GenerationConfig(
+            max_new_tokens=self._settings.max_new_tokens,
+            do_sample=False,
+            eos_token_id=list(self._eos) or None,
+            pad_token_id=self._pad_id,
+        )
+        pages = max(1, -(-max(budget.limit_tokens, queue.largest_room_tokens) // PAGE_TOKENS))
+        longest = -(-queue.largest_room_tokens // PAGE_TOKENS)
+        sizes = ContinuousBatchingConfig(
+            page_size=PAGE_TOKENS,
+            num_blocks=min(pages, budget.max_rows * (longest + 1)) + 1,
+            max_batch_tokens=max(STEP_TOKENS, budget.max_rows),
+            max_requests_per_batch=budget.max_rows,
+            use_cuda_graph=False,
+            seed=0,
+        )
+        flying: dict[str, tuple[Request, float]] = {}
+        tokens = 0
+        budget.admit(1, queue.largest_room_tokens)
+        with self._model.continuous_batching_context_manager(
+            generation_config=generation, continuous_batching_config=sizes, block=True, warmup=False
+        ) as manager:
+            while queue or flying:
+                while len(flying) < budget.max_rows and (request := queue.peek()) is not None:
+                    if flying and tokens + request.room_tokens > budget.limit_tokens:
+                        break
+                    queue.take()
+                    flying[request.id] = (request, time.perf_counter())
+                    tokens += request.room_tokens
+                    budget.admit(len(flying), tokens, queue.only_taken_id)
+                    manager.add_request(
+                        list(request.token_ids), request_id=request.id, max_new_tokens=request.max_new_tokens
+                    )
+                result = manager.get_result(timeout=RESULT_SECONDS)
+                if result is None:
+                    self._check(manager)
+                    continue
+                if not result.is_finished():
+                    continue
+                if result.error is not None:
+                    raise RuntimeError(result.error)
+                request, started = flying.pop(result.request_id)
+                tokens -= request.room_tokens
+                budget.clean_batch()
+                queue.finish(request.position)
+                yield self._row(request, result.generated_tokens, started, len(flying) + 1)
+
+    @staticmethod
+    def _check(manager: Any) -> None:
+        """Raise what ended the manager's thread, if it has ended."""
+        if manager.is_running():
+            return
+        error = manager.background_thread_status.fatal_error
+        if isinstance(error, BaseException) and is_out_of_memory(error):
+            raise error
+        raise RuntimeError(f"transformers' continuous batching stopped: {error}")
+
+    def _row(self, request: Request, generated: list[int], started: float, rows: int) -> GeneratedRow:
+        kept, reason = self._stop.cut(generated, request.max_new_tokens)
+        seconds = time.perf_counter() - started
+        return GeneratedRow(request.position, kept, self._stop.text(kept), reason, seconds, rows)

@@ -1,0 +1,120 @@
+"""Prompts on disk: tokenised once, read back one at a time, so that memory does not grow with their length."""
+
+from __future__ import annotations
+
+import os
+from array import array
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+
+from tasks.core.generation.batching import Request
+from tasks.core.generation.ledger import Ids, storage_error
+from tasks.core.records import Prompt
+
+TOKEN_BYTES = 4
+
+
+class PromptStore:
+    """Token ids of all prompts to answer, in a scratch file; about 30 bytes a row stay in memory."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._positions = array("q")
+        self._starts = array("q", [0])
+        self._truncated = array("i")
+        self._digests = array("q")
+        self._prefix: np.ndarray[tuple[int], np.dtype[np.int32]] | None = None
+        self._descriptor = -1
+
+    def write(self, prompts: Iterable[tuple[int, Prompt]]) -> None:
+        """Write all (position, prompt) pairs; positions must ascend."""
+        start = 0
+        try:
+            with self.path.open("wb") as file:
+                for position, prompt in prompts:
+                    tokens = np.asarray(prompt.token_ids, dtype=np.int32)
+                    file.write(tokens.tobytes())
+                    start += len(tokens)
+                    self._positions.append(position)
+                    self._starts.append(start)
+                    self._truncated.append(prompt.truncated_tokens)
+                    self._digests.append(hash(tokens.tobytes()))
+                    self._shorten_prefix(tokens)
+        except OSError as exc:
+            raise storage_error(exc, self.path) from exc
+        self._descriptor = os.open(self.path, os.O_RDONLY)
+
+    def __len__(self) -> int:
+        return len(self._positions)
+
+    @property
+    def positions(self) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+        """Dataset positions of the stored prompts, ascending."""
+        return np.frombuffer(self._positions, dtype=np.int64) if len(self) else np.empty(0, dtype=np.int64)
+
+    @property
+    def lengths(self) -> np.ndarray[tuple[int], np.dtype[np.int32]]:
+        """Prompt lengths in tokens, in the order of `positions`."""
+        return np.diff(np.frombuffer(self._starts, dtype=np.int64)).astype(np.int32)
+
+    def truncated_tokens(self, position: int) -> int:
+        """Tokens that were cut from the prompt at `position`."""
+        return self._truncated[self._slot(position)]
+
+    @property
+    def shared_prefix(self) -> tuple[int, ...]:
+        """Tokens that all prompts begin with; each prompt has at least one more."""
+        return () if self._prefix is None else tuple(self._prefix.tolist())
+
+    def token_ids(self, position: int) -> tuple[int, ...]:
+        """Token ids of the prompt at dataset `position`."""
+        slot = self._slot(position)
+        start, end = self._starts[slot] * TOKEN_BYTES, self._starts[slot + 1] * TOKEN_BYTES
+        # Read, not mapped: pages of a mapped file would count as this process's memory.
+        return tuple(np.frombuffer(os.pread(self._descriptor, end - start, start), dtype=np.int32).tolist())
+
+    def length(self, position: int) -> int:
+        """Length in tokens of the prompt at dataset `position`."""
+        slot = self._slot(position)
+        return self._starts[slot + 1] - self._starts[slot]
+
+    def request(self, position: int, ids: Ids, max_new_tokens: int) -> Request:
+        """Return the prompt at `position` as a request with the row's id."""
+        return Request(position, ids[position].decode(), self.token_ids(position), max_new_tokens)
+
+    def first_of_equals(self) -> tuple[np.ndarray[tuple[int], np.dtype[np.int64]], dict[int, list[int]]]:
+        """Positions of the first row of each distinct prompt, and for those the positions that repeat them."""
+        digests = np.frombuffer(self._digests, dtype=np.int64) if len(self) else np.empty(0, dtype=np.int64)
+        _, first, inverse = np.unique(digests, return_index=True, return_inverse=True)
+        positions = self.positions
+        repeats: dict[int, list[int]] = {}
+        for slot in np.flatnonzero(first[inverse] != np.arange(len(self))):
+            original, repeat = int(positions[first[inverse[slot]]]), int(positions[slot])
+            if self.token_ids(original) == self.token_ids(repeat):
+                repeats.setdefault(original, []).append(repeat)
+            else:  # two prompts with one digest: both are asked
+                first = np.append(first, slot)
+        return positions[np.sort(first)], repeats
+
+    def remove(self) -> None:
+        """Delete the scratch file."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+        self.path.unlink(missing_ok=True)
+
+    def _shorten_prefix(self, tokens: np.ndarray[tuple[int], np.dtype[np.int32]]) -> None:
+        if self._prefix is None:
+            self._prefix = tokens[:-1]
+            return
+        length = min(len(self._prefix), len(tokens) - 1)
+        different = np.flatnonzero(self._prefix[:length] != tokens[:length])
+        self._prefix = self._prefix[: different[0] if len(different) else max(0, length)]
+
+    def _slot(self, position: int) -> int:
+        slot = int(np.searchsorted(self.positions, position))
+        if slot >= len(self) or self._positions[slot] != position:
+            raise KeyError(position)
+        return slot

@@ -1,0 +1,205 @@
+"""A run directory: whose it is, which settings it belongs to, and whether it is done."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from tasks.core.errors import EvaluationError, RunKeyMismatchError, RunLockedError
+from tasks.core.files import write_atomically
+from tasks.core.generation.ledger import storage_error
+from tasks.core.generation.shards import Shard
+from tasks.core.locking import HeldElsewhereError, owned_lock
+from tasks.core.records import Record, RunIdentity, RunManifest
+
+
+@dataclass(frozen=True, slots=True)
+class RunDir:
+    """Paths of one run. The manifest is written last, so its presence means that the predictions are whole."""
+
+    path: Path
+
+    @property
+    def identity_path(self) -> Path:
+        """The settings this directory belongs to."""
+        return self.path / "identity.json"
+
+    @property
+    def ledger_path(self) -> Path:
+        """One line per finished row, in the order of finishing."""
+        return self.path / "ledger.jsonl"
+
+    @property
+    def shards_path(self) -> Path:
+        """Directories of the shards, each with a ledger, sessions and a lock of its own."""
+        return self.path / "shards"
+
+    def shard(self, shard: Shard) -> RunDir:
+        """The directory in which one shard of this run works."""
+        return RunDir(self.shards_path / shard.name)
+
+    @property
+    def fetched_path(self) -> Path:
+        """What other machines answered, brought here; one directory for each ledger."""
+        return self.path / "fetched"
+
+    def parts(self) -> list[RunDir]:
+        """Its own directory, those of all shards there are, whatever their count, and what was fetched."""
+        found = [*self.shards_path.glob("*-of-*"), *self.fetched_path.glob("*.*")]
+        return [self, *(RunDir(path) for path in sorted(found))]
+
+    def shard_references_path(self, shard: Shard) -> Path:
+        """Where the references of a shard are scored: here, or where another machine's were brought."""
+        own = self.shard(shard).references_path
+        fetched = sorted(self.fetched_path.glob(f"{shard.name}.*/{own.name}"))
+        return fetched[0] if fetched and not own.exists() else own
+
+    def ledger_paths(self) -> tuple[Path, ...]:
+        """All ledgers of this run: its own, and those of shards of this and of earlier attempts."""
+        return tuple(part.ledger_path for part in self.parts() if part.ledger_path.exists())
+
+    @property
+    def sessions_path(self) -> Path:
+        """One line per working session: seconds, engine, memory events."""
+        return self.path / "sessions.jsonl"
+
+    @property
+    def prompts_path(self) -> Path:
+        """Scratch file with tokenised prompts; gone after publishing."""
+        return self.path / "prompts.bin"
+
+    @property
+    def predictions_path(self) -> Path:
+        """The published answers in dataset order."""
+        return self.path / "inferencer_output.jsonl"
+
+    @property
+    def references_path(self) -> Path:
+        """Negative log-likelihood that the model gives each reference."""
+        return self.path / "reference_likelihoods.jsonl"
+
+    @property
+    def manifest_path(self) -> Path:
+        """What was run with which settings; written last."""
+        return self.path / "manifest.json"
+
+    def read_manifest(self) -> RunManifest:
+        """Return the manifest. Raises EvaluationError when the run is not finished or the file is damaged."""
+        try:
+            return RunManifest.model_validate_json(self.manifest_path.read_bytes())
+        except FileNotFoundError as exc:
+            raise EvaluationError(
+                f"{self.path} has no manifest.json: its predictions are not finished",
+                "run `tuneproof infer` with the same settings; it resumes where it stopped",
+            ) from exc
+        except ValidationError as exc:
+            raise EvaluationError(
+                f"{self.manifest_path} is damaged ({exc.error_count()} problems)",
+                "delete it and run `tuneproof infer` again: the answers are kept in the ledger",
+            ) from exc
+
+    def finished_manifest(self) -> RunManifest | None:
+        """Return the manifest when the published file is whole and untouched, else None."""
+        try:
+            manifest = self.read_manifest()
+        except EvaluationError:
+            return None
+        try:
+            with self.predictions_path.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+        except FileNotFoundError:
+            return None
+        return manifest if digest == manifest.predictions_sha256 else None
+
+    def finished_manifest_of(self, run_key: str) -> RunManifest | None:
+        """Return the manifest when this is a finished, untouched run of that key, else None."""
+        try:
+            manifest = self.read_manifest()
+        except (EvaluationError, OSError):
+            return None
+        return self.finished_manifest() if manifest.run_key == run_key else None
+
+    def claim(self, identity: RunIdentity) -> None:
+        """Bind the directory to `identity`. Raises RunKeyMismatchError when it belongs to other settings."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            if not self.identity_path.exists():
+                write_atomically(self.identity_path, identity.model_dump_json(indent=2))
+                return
+            owner = RunIdentity.model_validate_json(self.identity_path.read_bytes())
+        except OSError as exc:
+            raise storage_error(exc, self.identity_path) from exc
+        except ValidationError as exc:
+            raise RunKeyMismatchError(
+                f"{self.identity_path} is damaged, so the answers in {self.path} cannot be told apart",
+                "use another run name, or delete the directory",
+            ) from exc
+        if owner.run_key != identity.run_key:
+            differences = "\n    ".join(owner.differences(identity))
+            raise RunKeyMismatchError(
+                f"{self.path} holds answers made with other settings (there -> now):\n    {differences}",
+                "set inferencer.run_name or inferencer.run_name_suffix to keep both, go back to the old "
+                "settings to resume, or delete the directory",
+            )
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the directory for writing. Raises RunLockedError naming the holder when another has it."""
+        with ExitStack() as held:
+            try:
+                held.enter_context(owned_lock(self.path / ".lock"))
+            except HeldElsewhereError as exc:
+                raise RunLockedError(
+                    f"{self.path} is being written by {exc.holder}",
+                    "wait for it to end, or use another run name",
+                ) from exc
+            except OSError as exc:
+                raise storage_error(exc, self.path) from exc
+            yield
+
+
+class Session(Record):
+    """One stretch of work on a run; a run that was interrupted has several."""
+
+    engine: str
+    engine_reason: str | None = None
+    shard: str | None = None
+    host: str | None = None
+    started_at: str
+    seconds: float
+    rows: int
+    memory_events: tuple[dict[str, str | int], ...] = ()
+    peak_memory_bytes: int | None = None
+    limit_tokens: int = 0
+    device: str = "cpu"
+
+
+def append_session(run: RunDir, session: Session) -> None:
+    """Add a line to sessions.jsonl. Raises StorageError."""
+    try:
+        with run.sessions_path.open("a", encoding="utf-8") as file:
+            file.write(session.model_dump_json() + "\n")
+    except OSError as exc:
+        raise storage_error(exc, run.sessions_path) from exc
+
+
+def read_sessions(run: RunDir) -> list[Session]:
+    """All whole lines of sessions.jsonl; torn ones (the process died while writing) are left out."""
+    sessions: list[Session] = []
+    try:
+        lines = run.sessions_path.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        return sessions
+    for line in lines:
+        try:
+            json.loads(line)
+        except ValueError:
+            continue
+        sessions.append(Session.model_validate_json(line))
+    return sessions

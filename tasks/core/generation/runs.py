@@ -1,0 +1,221 @@
+"""One run from prompts to ledger: what is missing is answered, what is there is kept."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from tasks.core.generation.batching import RequestQueue
+from tasks.core.generation.budget import BudgetStore, LearnedBudget, TokenBudget
+from tasks.core.generation.engine import EngineChoice, GeneratedRow
+from tasks.core.generation.ladder import generate_all
+from tasks.core.generation.ledger import ABSENT, Ledger, LedgerIndex, index_ledgers
+from tasks.core.generation.manifest import library_version, now
+from tasks.core.generation.memory import cache_bytes_per_token, free_bytes, peak_bytes, total_bytes
+from tasks.core.generation.progress import GenerationProgress, ProgressMeter
+from tasks.core.generation.prompt_store import PromptStore
+from tasks.core.generation.rows import RunRows
+from tasks.core.generation.run_dir import RunDir, Session, append_session
+from tasks.core.generation.shards import Mask, Shard
+from tasks.core.records import Completion, Example, GenerationSettings, Prompt
+
+if TYPE_CHECKING:
+    from tasks.core.data.prompts import PromptBuilder
+    from tasks.core.models.loading import LoadedModel
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_MAX_ROWS_CPU = 64
+DEFAULT_MAX_ROWS_GPU = 256
+# Share of the free memory that the cache may take; the rest is for activations and for what else runs.
+CACHE_SHARE = 0.5
+
+
+def starting_budget(
+    model: LoadedModel,
+    *,
+    batch_size: int | None,
+    max_batch_tokens: int | None,
+    store: BudgetStore | None = None,
+    processes: int = 1,
+) -> TokenBudget:
+    """Return the budget to begin with: what the last run learned, else what fits into half the free memory.
+
+    `processes` of them share the memory of the device.
+    """
+    on_cpu = model.device == "cpu"
+    max_rows = batch_size or (DEFAULT_MAX_ROWS_CPU if on_cpu else DEFAULT_MAX_ROWS_GPU)
+    if max_batch_tokens is not None:
+        limit_tokens = max_batch_tokens
+    else:
+        per_token = max(1, cache_bytes_per_token(model.model))
+        limit_tokens = max(256, int(free_bytes(model.device) * CACHE_SHARE / processes) // per_token)
+    learned = store.load(budget_key(model)) if store is not None else None
+    if learned is not None and learned.limit_tokens < limit_tokens:
+        logger.info("memory: starts at %d tokens, learned from an earlier run", learned.limit_tokens)
+        limit_tokens = learned.limit_tokens
+    return TokenBudget(limit_tokens, max_rows)
+
+
+def remember_budget(model: LoadedModel, budget: TokenBudget, store: BudgetStore) -> None:
+    """Keep what this run learned about memory for the next one."""
+    learned: LearnedBudget | None = budget.learned()
+    if learned is not None:
+        store.save(budget_key(model), learned)
+
+
+def budget_key(model: LoadedModel) -> str:
+    """Model, dtype, quantisation, device, its memory in GiB, and the versions that decide what fits."""
+    identity = model.identity
+    weights = f"{identity.weights_sha256[:16]}+{(identity.adapter_sha256 or '')[:8]}"
+    memory_gib = round(total_bytes(model.device) / 2**30, 1)
+    versions = f"torch{library_version('torch')} transformers{library_version('transformers')}"
+    return f"{weights} {identity.dtype} {identity.quantization} {model.device} {memory_gib}GiB {versions}"
+
+
+def index_run(run: RunDir, rows: RunRows) -> LedgerIndex:
+    """Find the line of each row in all ledgers of a run: its own and those of its shards."""
+    return index_ledgers(run.ledger_paths(), rows.ids)
+
+
+def missing_mask(run: RunDir, rows: RunRows, shard: Shard | None = None) -> Mask:
+    """Tell for each row whether it is of this shard (None: of the run) and in no ledger of the run."""
+    missing: Mask = index_run(run, rows).offsets == ABSENT
+    return missing if shard is None else missing & shard.mask(rows.ids)
+
+
+def answer_missing(
+    run: RunDir,
+    rows: RunRows,
+    *,
+    prompts: PromptBuilder,
+    choice: EngineChoice,
+    budget: TokenBudget,
+    settings: GenerationSettings,
+    device: str,
+    report: Callable[[GenerationProgress], None] | None = None,
+    shard: Shard | None = None,
+) -> LedgerIndex:
+    """Answer every row (of the shard) that no ledger of the run has; return where each row's line is.
+
+    The caller holds the lock of `run`, or of the shard's directory, and has claimed `run`. Whatever ends this
+    early, the rows finished until then are in the ledger, and calling it again goes on from there.
+    """
+    started, started_at = time.monotonic(), now("milliseconds")
+    answered = 0
+    part = run if shard is None else run.shard(shard)
+    with Ledger(part.ledger_path) as ledger:
+        missing = missing_mask(run, rows, shard)
+        total = len(rows) if shard is None else int(shard.mask(rows.ids).sum())
+        meter = ProgressMeter(total, total - int(missing.sum()), budget, report)
+        try:
+            for completion in _completions(part, rows, missing, prompts, choice, budget, settings, device):
+                ledger.append(completion)
+                answered += 1
+                meter.add(
+                    completion.completion_tokens, completion.batch_size, error=completion.error is not None
+                )
+            ledger.sync()
+        finally:
+            meter.report_now()
+            if answered:
+                session = Session(
+                    engine=choice.engine.name,
+                    engine_reason=choice.reason,
+                    shard=None if shard is None else shard.name,
+                    host=socket.gethostname(),
+                    started_at=started_at,
+                    seconds=time.monotonic() - started,
+                    rows=answered,
+                    memory_events=budget.events_as_dicts(),
+                    peak_memory_bytes=peak_bytes(device),
+                    limit_tokens=budget.limit_tokens,
+                    device=device,
+                )
+                append_session(part, session)
+    return index_run(run, rows)
+
+
+def _completions(
+    part: RunDir,
+    rows: RunRows,
+    missing: Mask,
+    prompts: PromptBuilder,
+    choice: EngineChoice,
+    budget: TokenBudget,
+    settings: GenerationSettings,
+    device: str,
+) -> Iterator[Completion]:
+    if not missing.any():
+        return
+    store = PromptStore(part.prompts_path)
+    unanswerable: list[tuple[int, str]] = []
+    try:
+        store.write(_prompts(rows, missing, prompts, unanswerable))
+        for position, problem in unanswerable:
+            yield _problem(rows, position, problem)
+        positions, repeats = store.positions, dict[int, list[int]]()
+        if not settings.do_sample:  # equal greedy prompts have equal answers: compute one, write all
+            positions, repeats = store.first_of_equals()
+        lengths = store.lengths[np.searchsorted(store.positions, positions)]
+        queue = RequestQueue(
+            positions,
+            lengths,
+            lambda position: store.request(position, rows.ids, settings.max_new_tokens),
+            shared_prefix=store.shared_prefix,
+            largest_answer_tokens=settings.max_new_tokens,
+        )
+        for row in generate_all(choice.engine, queue, budget, device=device):
+            for position in (row.position, *repeats.get(row.position, ())):
+                yield _completion(rows, store, row, position)
+    finally:
+        store.remove()
+
+
+def _prompts(
+    rows: RunRows, wanted: Mask, prompts: PromptBuilder, unanswerable: list[tuple[int, str]]
+) -> Iterator[tuple[int, Prompt]]:
+    """Yield the prompts of the wanted rows; rows that have none go to `unanswerable` with the reason."""
+    positions: deque[int] = deque()
+
+    def askable() -> Iterator[Example]:
+        for position, example in enumerate(rows.examples()):
+            if wanted[position]:
+                if example.problem is not None:
+                    unanswerable.append((position, example.problem))
+                else:
+                    positions.append(position)
+                    yield example
+
+    for prompt in prompts.build_all(askable()):
+        position = positions.popleft()
+        if prompt.problem is not None:
+            unanswerable.append((position, prompt.problem))
+        else:
+            yield position, prompt
+
+
+def _problem(rows: RunRows, position: int, problem: str) -> Completion:
+    row_id = rows.ids[position].decode()
+    return Completion(row_id, "", "error", 0, 0, 0.0, 0, error=problem)
+
+
+def _completion(rows: RunRows, store: PromptStore, row: GeneratedRow, position: int) -> Completion:
+    failed = row.finish_reason == "error"
+    return Completion(
+        id=rows.ids[position].decode(),
+        text="" if failed else row.text,
+        finish_reason=row.finish_reason,
+        prompt_tokens=store.length(position),
+        completion_tokens=len(row.token_ids),
+        seconds=round(row.seconds, 4),
+        batch_size=row.batch_size,
+        truncated_tokens=store.truncated_tokens(position),
+        error=row.text if failed else None,
+    )

@@ -1,0 +1,154 @@
+"""The plain engine: batches of similar length through transformers' own `generate`."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from tasks.core.generation.batching import Request, RequestQueue
+from tasks.core.generation.budget import TokenBudget
+from tasks.core.generation.engine import GeneratedRow
+from tasks.core.generation.sampling import TokenChooser
+from tasks.core.generation.stopping import StopRules, eos_token_ids
+from tasks.core.records import GenerationSettings
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import TextIteratorStreamer
+
+    from tasks.core.models.loading import LoadedModel
+
+
+class SortedBatchEngine:
+    """Left-padded batches, longest prompts first; covers every model and setting that `generate` covers.
+
+    Sampling uses the rows' own streams (see sampling.py): `generate` runs greedily over scores of which
+    only the drawn token is left. Beam search uses `generate`'s own.
+    """
+
+    name = "generate"
+
+    def __init__(self, model: LoadedModel, settings: GenerationSettings) -> None:
+        self._model = model.model
+        self._tokenizer = model.tokenizer
+        self._device = model.device
+        self._settings = settings
+        self._eos = eos_token_ids(model.model, model.tokenizer)
+        self._stop = StopRules(model.tokenizer, self._eos, settings.stop_strings)
+
+    def unsupported(self) -> str | None:
+        """Nothing is: this engine is the fallback of the others."""
+        return None
+
+    def generate(self, queue: RequestQueue, budget: TokenBudget) -> Iterator[GeneratedRow]:
+        """Answer the queue batch by batch; see Engine.generate."""
+        one_by_one = self._settings.num_beams > 1 and self._settings.do_sample
+        while queue:
+            batch = queue.take_batch(budget.limit_tokens, 1 if one_by_one else budget.max_rows)
+            width = max(len(request.token_ids) for request in batch)
+            room = width + max(request.max_new_tokens for request in batch)
+            budget.admit(len(batch), len(batch) * room * self._settings.num_beams, queue.only_taken_id)
+            started = time.perf_counter()
+            answers = self._answer(batch, width)
+            seconds = time.perf_counter() - started
+            budget.clean_batch()
+            for request, token_ids in zip(batch, answers, strict=True):
+                queue.finish(request.position)
+                yield self._row(request, token_ids, seconds, len(batch))
+
+    def _row(self, request: Request, token_ids: list[int], seconds: float, rows: int) -> GeneratedRow:
+        kept, reason = self._stop.cut(token_ids, request.max_new_tokens)
+        return GeneratedRow(
+            request.position, kept, self._stop.text(kept), reason, seconds, batch_size=rows
+        )  # fmt: skip
+
+    def stream(self, request: Request, streamer: TextIteratorStreamer, cancelled: threading.Event) -> None:
+        """Answer one request, feeding `streamer`; setting `cancelled` ends it at the next token."""
+        from transformers import StoppingCriteriaList
+
+        def is_cancelled(input_ids: torch.Tensor, _scores: object, **_unused: object) -> torch.Tensor:
+            import torch
+
+            return torch.full((input_ids.shape[0],), cancelled.is_set(), device=input_ids.device)
+
+        criteria = StoppingCriteriaList([is_cancelled])
+        self._answer([request], len(request.token_ids), streamer=streamer, stopping_criteria=criteria)
+
+    def _answer(self, batch: Sequence[Request], width: int, **streaming: Any) -> list[list[int]]:
+        import torch
+        from transformers import GenerationConfig, LogitsProcessorList
+
+        pad = self._tokenizer.pad_token_id
+        input_ids = torch.full((len(batch), width), pad, dtype=torch.long)
+        attention_mask = torch.zeros_like(input_ids)
+        for row, request in enumerate(batch):
+            input_ids[row, width - len(request.token_ids) :] = torch.tensor(request.token_ids)
+            attention_mask[row, width - len(request.token_ids) :] = 1
+        settings = self._settings
+        beams = settings.num_beams > 1
+        config = GenerationConfig(
+            max_new_tokens=max(request.max_new_tokens for request in batch),
+            min_new_tokens=(settings.min_new_tokens or None) if beams else None,
+            do_sample=False,
+            num_beams=settings.num_beams,
+            pad_token_id=pad,
+            eos_token_id=list(self._eos) or None,
+            use_cache=True,
+            return_dict_in_generate=False,
+        )
+        processors, extra = LogitsProcessorList(), dict(streaming)
+        if beams:
+            self._configure_beams(config, batch)
+        else:
+            processors.append(_ChosenTokenOnly(self._settings, self._eos, batch, width))
+        if settings.stop_strings:
+            config.stop_strings = list(settings.stop_strings)
+            extra["tokenizer"] = self._tokenizer
+        with torch.inference_mode():
+            output = self._model.generate(
+                input_ids=input_ids.to(self._device),
+                attention_mask=attention_mask.to(self._device),
+                generation_config=config,
+                logits_processor=processors,
+                **extra,
+            )
+        return [list(map(int, row)) for row in output[:, width:].tolist()]
+
+    def _configure_beams(self, config: Any, batch: Sequence[Request]) -> None:
+        import torch
+
+        settings = self._settings
+        config.length_penalty = 1.0 if settings.length_penalty is None else settings.length_penalty
+        config.early_stopping = settings.early_stopping
+        config.repetition_penalty = settings.repetition_penalty
+        if settings.do_sample:  # one row a batch, seeded by the row: independent of everything around it
+            config.do_sample, config.temperature = True, settings.temperature
+            config.top_k, config.top_p, config.min_p = settings.top_k, settings.top_p, settings.min_p
+            seed = hashlib.blake2b(f"{settings.seed}:{batch[0].id}".encode(), digest_size=8).digest()
+            torch.manual_seed(int.from_bytes(seed, "little") % (1 << 63))
+
+
+class _ChosenTokenOnly:
+    """A logits processor that leaves one token a row: the one our own chooser picked."""
+
+    def __init__(
+        self, settings: GenerationSettings, eos: Sequence[int], batch: Sequence[Request], width: int
+    ) -> None:
+        self._chooser = TokenChooser(settings, eos)
+        self._streams = [self._chooser.stream(request.id) for request in batch]
+        self._padding = [width - len(request.token_ids) for request in batch]
+        self._width = width
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        import torch
+
+        new_tokens = input_ids.shape[1] - self._width
+        histories = None
+        if self._chooser.needs_history:
+            histories = [row[pad:] for row, pad in zip(input_ids.tolist(), self._padding, strict=True)]
+        chosen = self._chooser.choose(scores, self._streams, [new_tokens] * len(self._streams), histories)
+        only = torch.full_like(scores, -float("inf"))
+        return only.scatter_(1, chosen.unsqueeze(1), 0.0)

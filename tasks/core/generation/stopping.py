@@ -1,0 +1,72 @@
+"""When an answer ends: an end token, a stop string, or no room left."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+def eos_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """All ids that end an answer: the model's generation config first, then the tokenizer's."""
+    configured = model.generation_config.eos_token_id
+    ids: list[int] = []
+    if isinstance(configured, int):
+        ids.append(configured)
+    elif configured is not None:
+        ids.extend(int(token_id) for token_id in configured)
+    if tokenizer.eos_token_id is not None:
+        ids.append(int(tokenizer.eos_token_id))
+    return tuple(dict.fromkeys(ids))
+
+
+class StopRules:
+    """Decides after each token whether a row is finished, and turns its tokens into text."""
+
+    # A stop string is looked for in the text of the newest tokens only; a token is at least one byte, so this
+    # many more tokens than the longest string has bytes always covers it with some context for decoding.
+    _CONTEXT_TOKENS = 8
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        eos_ids: Sequence[int],
+        stop_strings: Sequence[str],
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._eos = frozenset(eos_ids)
+        self._strings = tuple(stop_strings)
+        longest_bytes = max((len(text.encode()) for text in self._strings), default=0)
+        self._window_tokens = longest_bytes + self._CONTEXT_TOKENS
+
+    def finished(self, token_ids: Sequence[int], max_new_tokens: int) -> Literal["stop", "length"] | None:
+        """Why the row is finished after `token_ids` (its new tokens), or None when it goes on."""
+        if token_ids and token_ids[-1] in self._eos:
+            return "stop"
+        if self._strings:
+            tail = self._decode(token_ids[-self._window_tokens :])
+            if any(text in tail for text in self._strings):
+                return "stop"
+        return "length" if len(token_ids) >= max_new_tokens else None
+
+    def cut(
+        self, token_ids: Sequence[int], max_new_tokens: int
+    ) -> tuple[tuple[int, ...], Literal["stop", "length"]]:
+        """Drop what an engine generated or padded after the row's own end; also say why it ended there."""
+        for count in range(1, len(token_ids) + 1):
+            reason = self.finished(token_ids[:count], max_new_tokens)
+            if reason is not None:
+                return tuple(token_ids[:count]), reason
+        return tuple(token_ids), "length"
+
+    def text(self, token_ids: Sequence[int]) -> str:
+        """Return the answer: without special tokens, cut before the first stop string."""
+        answer = self._decode(token_ids)
+        for text in self._strings:
+            answer = answer.partition(text)[0]
+        return answer
+
+    def _decode(self, token_ids: Sequence[int]) -> str:
+        return str(self._tokenizer.decode(list(token_ids), skip_special_tokens=True))

@@ -1,0 +1,264 @@
+"""The records that travel between the steps, in the order in which one row meets them."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+FinishReason = Literal["stop", "length", "error"]
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a conversation; `role` is system, user, assistant or tool."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One dataset row, mapped. `id` is content hash + occurrence, never a position.
+
+    `messages` holds an earlier conversation when the dataset has one, else None.
+    `problem` says why the row cannot be asked; it then becomes an error row, never a missing one.
+    """
+
+    id: str
+    question: str
+    system: str | None = None
+    reference: str | None = None
+    messages: tuple[Message, ...] | None = None
+    problem: str | None = None
+
+    @property
+    def conversation(self) -> tuple[Message, ...]:
+        """The messages to answer: system (if any), earlier turns, the question."""
+        if self.messages is not None:
+            return self.messages
+        system = () if self.system is None else (Message("system", self.system),)
+        return (*system, Message("user", self.question))
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A tokenised prompt. `truncated_tokens` were cut from the left of the user's text."""
+
+    id: str
+    token_ids: tuple[int, ...]
+    truncated_tokens: int = 0
+    problem: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """What the model answered to one prompt; `error` set means that `text` is empty."""
+
+    id: str
+    text: str
+    finish_reason: FinishReason
+    prompt_tokens: int
+    completion_tokens: int
+    seconds: float
+    batch_size: int
+    truncated_tokens: int = 0
+    error: str | None = None
+
+
+class Record(BaseModel):
+    """Base of what is written to files: frozen, unknown keys refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class GenerationSettings(Record):
+    """Everything that shapes an answer once prompt and weights are given."""
+
+    max_new_tokens: int = 512
+    min_new_tokens: int = 0
+    do_sample: bool = False
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    num_beams: int = 1
+    length_penalty: float | None = None
+    early_stopping: bool = False
+    stop_strings: tuple[str, ...] = ()
+    seed: int = 42
+
+
+class ModelIdentity(Record):
+    """Which weights answer, exactly. Two equal identities give equal float32 greedy answers."""
+
+    model_id: str
+    revision: str | None = None
+    weights_sha256: str
+    base_model_id: str | None = None
+    adapter_id: str | None = None
+    adapter_sha256: str | None = None
+    quantization: Literal["none", "4bit", "8bit"] = "none"
+    dtype: str
+    chat_template_sha256: str
+    vocab_size: int
+
+    def content(self) -> dict[str, Any]:
+        """The parts that can change an answer: digests, not the names or places they came from."""
+        return {
+            "weights": self.weights_sha256,
+            "adapter": self.adapter_sha256,
+            "quantization": self.quantization,
+            "dtype": self.dtype,
+            "chat template": self.chat_template_sha256,
+        }
+
+
+class RunIdentity(Record):
+    """Everything that can change a published answer; batch size, shards and machine are not in it."""
+
+    model: ModelIdentity
+    rows_sha256: str
+    row_count: int
+    generation: GenerationSettings
+    max_sequence_length: int
+    long_prompts: str
+
+    def content(self) -> dict[str, Any]:
+        """Flat name -> value of all that enters the run key; names are those a person reads."""
+        generation = self.generation.model_dump(mode="json")
+        return {
+            **self.model.content(),
+            "rows": self.rows_sha256,
+            "max_sequence_length": self.max_sequence_length,
+            "long_prompts": self.long_prompts,
+            **generation,
+        }
+
+    @property
+    def run_key(self) -> str:
+        """sha256 (hex, 64 characters) over the sorted content."""
+        lines = (f"{name}={value!r}" for name, value in sorted(self.content().items()))
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+    def differences(self, other: RunIdentity) -> list[str]:
+        """One line per setting that differs: `name: mine -> theirs`."""
+        mine, theirs = self.content(), other.content()
+        return [f"{name}: {mine[name]} -> {theirs[name]}" for name in mine if mine[name] != theirs[name]]
+
+
+class PredictionMetadata(Record):
+    """How one answer came about; see docs/read-the-outputs.md for each field."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", protected_namespaces=())
+
+    model_id: str | None = None
+    model_revision: str | None = None
+    inference_time: float | None = Field(None, description="seconds the row spent in its batch")
+    token_count: int | None = Field(None, description="completion tokens")
+    prompt_tokens: int | None = None
+    truncated_prompt_tokens: int = 0
+    finish_reason: str | None = None
+    batch_size: int | None = None
+    generation_config: dict[str, Any] = {}
+
+
+class Prediction(Record):
+    """One line of `inferencer_output.jsonl`."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", protected_namespaces=())
+
+    id: str
+    question: str
+    system_prompt: str | None = None
+    predicted_answer: str = ""
+    ground_truth: str | None = None
+    error: str | None = None
+    metadata: PredictionMetadata = PredictionMetadata()
+
+
+class ShardSummary(Record):
+    """What one shard did, over all its sessions."""
+
+    shard: str = Field(description="its number and the number of all, e.g. 0-of-4")
+    rows: int
+    seconds: float
+    hosts: tuple[str, ...] = ()
+    devices: tuple[str, ...] = ()
+
+
+class RunManifest(Record):
+    """`runs/<run>/manifest.json`: written last, so its presence means the predictions are whole."""
+
+    format: Literal[1] = 1
+    run_name: str
+    run_key: str
+    identity: RunIdentity
+    predictions_path: str
+    predictions_sha256: str
+    row_count: int
+    error_count: int
+    truncated_prompt_count: int = 0
+    dataset_id: str
+    dataset_split: str | None = None
+    dataset_revision: str | None = None
+    engine: str
+    engine_reason: str | None = None
+    started_at: str
+    finished_at: str
+    generation_seconds: float = Field(description="time during which rows were generated, shards overlapping")
+    completion_tokens: int
+    prompt_tokens: int
+    memory_events: tuple[dict[str, Any], ...] = ()
+    peak_memory_bytes: int | None = None
+    shards: tuple[ShardSummary, ...] = Field((), description="none when the run was not split")
+    reference_perplexity: float | None = Field(
+        None, description="exp(mean negative log-likelihood per reference token), lower is better"
+    )
+    reference_tokens: int | None = None
+    library_versions: dict[str, str] = {}
+    device: str
+    tuneproof_version: str
+
+
+class LossPoint(Record):
+    """One logged training step; `validation_loss` is set where validation ran."""
+
+    step: int
+    epoch: float
+    loss: float | None = None
+    validation_loss: float | None = None
+    learning_rate: float | None = None
+
+
+class ModelManifest(Record):
+    """`models/<run>/tuneproof_manifest.json`: written last, so its presence means a whole model."""
+
+    format: Literal[1] = 1
+    run_name: str
+    kind: Literal["adapter", "full"]
+    base_model_id: str
+    base_model_revision: str | None = None
+    base_weights_sha256: str
+    chat_template_sha256: str
+    training_data_id: str
+    training_rows_sha256: str
+    training_row_count: int
+    skipped_row_count: int = 0
+    truncated_row_count: int = 0
+    validation_data_id: str | None = None
+    settings: dict[str, Any]
+    losses: tuple[LossPoint, ...]
+    final_loss: float | None
+    final_validation_loss: float | None = None
+    steps: int
+    trained_tokens: int
+    seconds: float
+    started_at: str
+    finished_at: str
+    library_versions: dict[str, str] = {}
+    device: str
+    tuneproof_version: str

@@ -1,0 +1,240 @@
+"""Directories of runs and models on this disk or at a URL: a URL has a mirror on this disk, where all work is done.
+
+Any file system of fsspec serves (`s3://`, `gs://`, `file://`, …). Reading and writing happen in the mirror; `pull`
+brings what is newer at the URL, `push` sends files there. Nothing is mounted and no file is changed in place.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import posixpath
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock
+
+from tasks.core.errors import StorageError
+from tasks.core.files import cache_dir, write_atomically
+
+if TYPE_CHECKING:
+    from fsspec import AbstractFileSystem
+
+logger = logging.getLogger(__name__)
+
+_STAMPS = ".stamps.json"
+_PARTIAL = ".partial"
+
+
+def is_url(place: str | Path) -> bool:
+    """Tell whether a place is a URL (`scheme://…`) and not a path."""
+    return "://" in str(place)
+
+
+@dataclass(frozen=True, slots=True)
+class Store:
+    """A directory, given as a path or a URL. For a path `local` is that path and pull and push do nothing."""
+
+    place: str
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether the directory is at a URL."""
+        return is_url(self.place)
+
+    @property
+    def local(self) -> Path:
+        """Where the files are read and written: the path itself, or the URL's mirror in the cache."""
+        if not self.is_remote:
+            return Path(self.place)
+        address = self.place.rstrip("/")
+        digest = hashlib.sha256(address.encode()).hexdigest()[:12]
+        return cache_dir() / "mirrors" / f"{posixpath.basename(address)}-{digest}"
+
+    def url_of(self, path: Path) -> str:
+        """Return how other machines name a file or directory of this one: its URL, or its absolute path."""
+        if not self.is_remote or not path.is_relative_to(self.local):
+            return str(path.resolve())
+        return posixpath.join(self.place, path.relative_to(self.local).as_posix())
+
+    def address_of(self, name: str) -> str:
+        """Return the path or URL of what lies directly in the directory, as a person would write it."""
+        return posixpath.join(self.place, name) if self.is_remote else str(self.local / name)
+
+    def names(self) -> list[str]:
+        """Names of the directories directly below, sorted; [] where there is nothing."""
+        if not self.is_remote:
+            return sorted(path.name for path in self.local.iterdir()) if self.local.is_dir() else []
+        return self.names_below("")
+
+    def names_below(self, below: str) -> list[str]:
+        """Names of the directories directly below a directory at the URL, sorted."""
+        return self._names(below, "directory")
+
+    def files_below(self, below: str) -> list[str]:
+        """Names of the files directly below a directory at the URL, sorted."""
+        return self._names(below, "file")
+
+    def _names(self, below: str, kind: str) -> list[str]:
+        with _explained(self.place, "listed"):
+            files, root = _open(self.place)
+            start = posixpath.join(root, below) if below else root
+            if not files.exists(start):
+                return []
+            entries = [entry for entry in files.ls(start, detail=True) if entry["type"] == kind]
+            names = {posixpath.basename(entry["name"].rstrip("/")) for entry in entries}
+            return sorted(names - {posixpath.basename(start)} if kind == "file" else names)
+
+    def pull(self, below: str = "", *, only: Iterable[str] | None = None, leave_out: str = "") -> None:
+        """Bring all files below a directory that are new or changed there; `only` names some of them.
+
+        `leave_out` is the beginning of names that stay there. A file is whole or absent in the mirror too.
+        Raises StorageError.
+        """
+        if not self.is_remote:
+            return
+        with _explained(self.place, "read"):
+            files, root = _open(self.place)
+            start = posixpath.join(root, below) if below else root
+            if only is None:
+                found = files.find(start, detail=True) if files.exists(start) else {}
+            else:
+                wanted = [posixpath.join(start, name) for name in only]
+                found = {name: files.info(name) for name in wanted if files.exists(name)}
+            base = len(files._strip_protocol(root).rstrip("/")) + 1
+            relative = {name[base:]: info for name, info in found.items()}
+            staying = tuple([leave_out] if leave_out else [])
+            self._fetch(files, root, {n: info for n, info in relative.items() if not n.startswith(staying)})
+
+    def _fetch(self, files: AbstractFileSystem, root: str, infos: dict[str, dict[str, Any]]) -> None:
+        stamps = self._stamps()
+        news = {}
+        for name, info in infos.items():
+            path, stamp = self.local / name, _stamp(info)
+            if path.is_file() and path.stat().st_size == info["size"] and stamps.get(name) == stamp:
+                continue
+            path.parent.mkdir(parents=True, exist_ok=True)
+            partial_path = path.with_name(f".{path.name}{_PARTIAL}")
+            files.get_file(posixpath.join(root, name), str(partial_path))
+            partial_path.replace(path)
+            news[name] = stamp
+        self._remember(news)
+
+    def push(self, paths: Iterable[Path]) -> None:
+        """Send files of the mirror, in the given order; those that do not exist are left out.
+
+        Raises StorageError; what was sent before stays there.
+        """
+        if not self.is_remote:
+            return
+        with _explained(self.place, "written"):
+            files, root = _open(self.place)
+            news = {}
+            for path in paths:
+                if not path.is_file():
+                    continue
+                name = path.relative_to(self.local).as_posix()
+                address = posixpath.join(root, name)
+                files.makedirs(posixpath.dirname(address), exist_ok=True)
+                files.put_file(str(path), address)
+                files.invalidate_cache(posixpath.dirname(address))
+                news[name] = _stamp(files.info(address))
+            self._remember(news)
+
+    def read(self, name: str) -> bytes | None:
+        """Return a small file's content as it is there now, or None. Raises StorageError."""
+        if not self.is_remote:
+            path = self.local / name
+            return path.read_bytes() if path.is_file() else None
+        with _explained(self.place, "read"):
+            files, root = _open(self.place)
+            try:
+                content: bytes = files.cat_file(posixpath.join(root, name))
+            except FileNotFoundError:
+                return None
+            return content
+
+    def write(self, name: str, content: bytes) -> None:
+        """Write a small file there, not in the mirror. Raises StorageError."""
+        with _explained(self.place, "written"):
+            files, root = _open(self.place)
+            address = posixpath.join(root, name)
+            files.makedirs(posixpath.dirname(address), exist_ok=True)
+            files.pipe_file(address, content)
+
+    def remove(self, name: str) -> None:
+        """Remove a file there, if it is there. Raises StorageError."""
+        with _explained(self.place, "written"):
+            files, root = _open(self.place)
+            try:
+                files.rm_file(posixpath.join(root, name))
+            except FileNotFoundError:
+                return
+
+    def _stamps(self) -> dict[str, str]:
+        try:
+            stamps = json.loads((self.local / _STAMPS).read_text())
+        except (OSError, ValueError):
+            return {}
+        return stamps if isinstance(stamps, dict) else {}
+
+    def _remember(self, news: dict[str, str]) -> None:
+        """Note which version of each file the mirror holds."""
+        if not news:
+            return
+        self.local.mkdir(parents=True, exist_ok=True)
+        with FileLock(self.local / f"{_STAMPS}.lock"):
+            write_atomically(self.local / _STAMPS, json.dumps({**self._stamps(), **news}, sort_keys=True))
+
+
+def local_copy(place: str) -> Path:
+    """Return the path of a model's directory or file, brought here first when it is a URL; no checkpoints.
+
+    Raises StorageError, also when there is nothing at the URL.
+    """
+    if not is_url(place):
+        return Path(place)
+    parent, _, name = place.rstrip("/").rpartition("/")
+    store = Store(parent)
+    store.pull(name, leave_out=f"{name}/checkpoints/")
+    if not (store.local / name).exists():
+        raise StorageError(f"there is nothing at {place}", "check the address and the credentials")
+    return store.local / name
+
+
+def _open(place: str) -> tuple[AbstractFileSystem, str]:
+    import fsspec
+
+    files, root = fsspec.core.url_to_fs(place)
+    files.invalidate_cache()  # another machine may have written since
+    return files, root
+
+
+def _stamp(info: dict[str, Any]) -> str:
+    """What changes when a file does: its digest or version where there is one, else size and time."""
+    version = info.get("ETag") or info.get("etag")
+    return str(version or (info["size"], str(info.get("mtime") or info.get("created"))))
+
+
+@contextmanager
+def _explained(place: str, done: str) -> Iterator[None]:
+    """Turn what the file systems of fsspec raise into a StorageError that says what to do."""
+    try:
+        yield
+    except StorageError:
+        raise
+    except ImportError as exc:
+        raise StorageError(
+            f"{place}: the file system for {place.partition('://')[0]}:// is not installed ({exc})",
+            "for s3:// install the extra: pip install -c constraints.txt 'tuneproof[s3]'",
+        ) from exc
+    except Exception as exc:  # each file system raises errors of its own
+        reason = str(exc).partition("\n")[0] or type(exc).__name__
+        raise StorageError(
+            f"{place} cannot be {done}: {reason}",
+            "check the address and the credentials in the environment; nothing that was finished is lost",
+        ) from exc

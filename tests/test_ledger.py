@@ -1,0 +1,143 @@
+"""The ledger loses nothing and repairs itself."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tasks.core.errors import LedgerCorruptError
+from tasks.core.generation.ledger import ABSENT, Ledger, index_ledger, read_at
+from tasks.core.records import Completion
+
+
+def answer(row_id: str, text: str = "an answer") -> Completion:
+    return Completion(row_id, text, "stop", 3, 2, 0.5, 4)
+
+
+def ids(*names: str) -> np.ndarray:
+    return np.array([name.encode() for name in names], dtype="S28")
+
+
+def write(path: Path, *completions: Completion) -> None:
+    with Ledger(path) as ledger:
+        for completion in completions:
+            ledger.append(completion)
+
+
+def test_lines_are_found_again_by_row_whatever_their_order(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.jsonl"
+    write(path, answer("b", "second"), answer("a", "first\nline \u2028 two"))
+    index = index_ledger(path, ids("a", "missing", "b"))
+    assert index.finished == 2
+    assert index.missing_positions().tolist() == [1]
+    texts = [completion.text for completion in read_at(path, index.offsets[[0, 2]])]
+    assert texts == ["first\nline \u2028 two", "second"]
+
+
+def test_of_two_lines_for_a_row_the_first_counts(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.jsonl"
+    write(path, answer("a", "first"), answer("a", "again"))
+    [kept] = read_at(path, index_ledger(path, ids("a")).offsets)
+    assert kept.text == "first"
+
+
+def test_rows_of_other_datasets_are_ignored(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.jsonl"
+    write(path, answer("elsewhere"))
+    assert index_ledger(path, ids("a")).offsets.tolist() == [ABSENT]
+
+
+@pytest.mark.parametrize("kept_bytes", [1, 10, 60])
+def test_a_torn_last_line_is_cut_off_and_its_row_is_missing(tmp_path: Path, kept_bytes: int) -> None:
+    path = tmp_path / "ledger.jsonl"
+    write(path, answer("a"), answer("b"))
+    first_line = path.read_bytes().index(b"\n") + 1
+    os.truncate(path, first_line + kept_bytes)
+    assert index_ledger(path, ids("a", "b")).missing_positions().tolist() == [1]
+    write(path, answer("b", "anew"))
+    index = index_ledger(path, ids("a", "b"))
+    assert [completion.text for completion in read_at(path, index.offsets)] == ["an answer", "anew"]
+
+
+def test_a_damaged_line_inside_is_an_error_that_names_it(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.jsonl"
+    write(path, answer("a"), answer("b"))
+    path.write_bytes(b"{broken\n" + path.read_bytes())
+    with pytest.raises(LedgerCorruptError, match=r"line 1 is damaged: b'\{broken"):
+        index_ledger(path, ids("a"))
+
+
+def test_a_missing_ledger_has_no_rows(tmp_path: Path) -> None:
+    assert index_ledger(tmp_path / "none.jsonl", ids("a")).finished == 0
+
+
+def test_a_file_size_limit_is_a_clear_error_and_keeps_whole_lines(tmp_path: Path) -> None:
+    """RLIMIT_FSIZE stands in for a full disk: the write fails half-way with a real error of the system."""
+    path = tmp_path / "ledger.jsonl"
+    script = f"""
+import resource, signal
+from pathlib import Path
+from tasks.core.errors import StorageError
+from tasks.core.generation.ledger import Ledger
+from tasks.core.records import Completion
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+try:
+    with Ledger(Path({str(path)!r})) as ledger:
+        for number in range(100):
+            ledger.append(Completion(f"row-{{number}}", "x" * 40, "stop", 1, 1, 0.1, 1))
+except StorageError as exc:
+    print(exc)
+"""
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert "cannot be written" in run.stdout
+    assert "rows finished so far are kept" in run.stdout
+    content = path.read_bytes()
+    assert content.endswith(b"\n")
+    names = [f"row-{number}" for number in range(100)]
+    assert index_ledger(path, ids(*names)).finished == content.count(b"\n") > 3
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system needs root")
+def test_a_full_disk_is_a_clear_error_and_the_run_resumes_when_there_is_space(tmp_path: Path) -> None:
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(tmp_path)], capture_output=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip("no file system can be mounted here")
+    try:
+        path = tmp_path / "ledger.jsonl"
+        script = f"""
+from pathlib import Path
+from tasks.core.errors import StorageError
+from tasks.core.generation.ledger import Ledger
+from tasks.core.records import Completion
+try:
+    with Ledger(Path({str(path)!r})) as ledger:
+        for number in range(100):
+            ledger.append(Completion(f"row-{{number}}", "x" * 3000, "stop", 1, 1, 0.1, 1))
+except StorageError as exc:
+    print(exc)
+"""
+        run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+        assert "no space left" in run.stdout
+        assert "run the same command again" in run.stdout
+        names = [f"row-{number}" for number in range(100)]
+        before = index_ledger(path, ids(*names)).finished
+        assert before > 3
+        subprocess.run(["mount", "-o", "remount,size=8m", str(tmp_path)], check=True)
+        write(path, answer(f"row-{before}"))
+        assert index_ledger(path, ids(*names)).finished == before + 1
+    finally:
+        subprocess.run(["umount", str(tmp_path)], check=True)
+
+
+def test_ids_are_compared_whole_even_when_one_begins_like_another(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.jsonl"
+    write(path, answer("ab-10"))
+    assert index_ledger(path, ids("ab-1", "ab-10")).missing_positions().tolist() == [0]

@@ -1,0 +1,318 @@
+"""Runs and models at URLs: one machine goes on where another stopped, and nothing but the address is needed."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tasks.core.config import load_config
+from tasks.core.errors import RunLockedError, StorageError
+from tasks.core.generation.ledger import Ledger
+from tasks.core.generation.run_dir import RunDir
+from tasks.core.generation.run_sync import RunSync
+from tasks.core.generation.shards import all_shards
+from tasks.core.models.model_store import bring_wanted, list_manifests, send_model
+from tasks.core.records import Completion
+from tasks.core.storage import Store, local_copy
+from tasks.evaluator import Evaluator
+from tasks.inferencer import Inferencer
+from tests.model_runs import make_run
+
+ROWS = 12
+
+
+class Machine:
+    """Switches between machines: each has a cache of its own and shares nothing but the URL."""
+
+    def __init__(self, root: Path, patch: pytest.MonkeyPatch) -> None:
+        self._root, self._patch = root, patch
+
+    def use(self, name: str) -> None:
+        self._patch.setenv("TUNEPROOF_CACHE", str(self._root / name))
+
+
+@pytest.fixture
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
+    switch = Machine(tmp_path, monkeypatch)
+    switch.use("one")
+    return switch
+
+
+@pytest.fixture
+def bucket(tmp_path: Path) -> str:
+    """A URL of a file system that all machines reach."""
+    return (tmp_path / "bucket").as_uri()
+
+
+def make_bucket(name: str) -> None:
+    """Make a bucket as soon as the server answers; on a loaded machine it may take a moment."""
+    import s3fs
+
+    for pause_seconds in (0.5, 1, 2, 4, 8, 0):
+        try:
+            s3fs.S3FileSystem(skip_instance_cache=True).mkdir(name)
+            return
+        except Exception:  # several kinds of "cannot connect"
+            if not pause_seconds:
+                raise
+            time.sleep(pause_seconds)
+
+
+@pytest.fixture(scope="module")
+def s3_bucket() -> Iterator[str]:
+    """A bucket of a local S3 server."""
+    server = pytest.importorskip("moto.server").ThreadedMotoServer(
+        ip_address="127.0.0.1", port=0, verbose=False
+    )
+    pytest.importorskip("s3fs")
+    server.start()
+    host, port = server.get_host_and_port()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+        patch.setenv("AWS_ACCESS_KEY_ID", "test")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+        make_bucket("tuneproof")
+        yield "s3://tuneproof/team"
+    server.stop()
+
+
+@pytest.fixture
+def overrides(tmp_path: Path, tiny_model_dir: Path) -> dict[str, Any]:
+    path = tmp_path / "questions.jsonl"
+    rows = [{"question": f"How many legs has dog {n}?", "answer": str(n)} for n in range(ROWS)]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    return {
+        "inferencer.model": str(tiny_model_dir), "inferencer.testing_data_id": str(path),
+        "inferencer.max_new_tokens": 4, "inferencer.temperature": 0, "inferencer.device": "cpu",
+        "inferencer.run_name": "run", "inferencer.batch_size": 3, "inferencer.shard_runner": "threads",
+        "pipeline.models_dir": str(tmp_path / "models"), "evaluator.metrics": ["exact_match"],
+        "evaluator.bootstrap_resamples": 100,
+    }  # fmt: skip
+
+
+def inferencer(overrides: dict[str, Any], runs_url: str, **more: Any) -> Inferencer:
+    changed = {f"inferencer.{key}": value for key, value in more.items()}
+    return Inferencer(load_config(None, {**overrides, "pipeline.runs_dir": runs_url, **changed}))
+
+
+class NoModel(Inferencer):
+    """Fails where a model would be loaded."""
+
+    def load_model_and_tokenizer(self) -> Any:
+        raise AssertionError("no model is needed")
+
+
+def test_a_run_at_a_url_is_the_run_in_a_folder_and_another_machine_finds_it_finished(
+    overrides: dict[str, Any], bucket: str, tmp_path: Path, machine: Machine
+) -> None:
+    here = inferencer(overrides, str(tmp_path / "runs")).run()
+    manifest = inferencer(overrides, bucket).infer()
+    machine.use("two")
+    other = NoModel(load_config(None, {**overrides, "pipeline.runs_dir": bucket}))
+    assert other.infer() == manifest
+    assert [row.predicted_answer for row in other.run()] == [row.predicted_answer for row in here]
+
+
+def test_shards_answered_on_different_machines_are_published_by_a_third(
+    overrides: dict[str, Any], bucket: str, tmp_path: Path, machine: Machine
+) -> None:
+    for name, shard in zip(("one", "two"), all_shards(2), strict=True):
+        machine.use(name)
+        worker = inferencer(overrides, bucket, num_shards=2)
+        worker.answer_shard(worker.process_dataset(worker.load_dataset()), shard)
+    machine.use("three")
+    publisher = NoModel(
+        load_config(None, {**overrides, "pipeline.runs_dir": bucket, "inferencer.num_shards": 2})
+    )
+    manifest = publisher.infer()
+    assert sum(shard.rows for shard in manifest.shards) == ROWS
+    assert manifest.reference_perplexity is not None
+    expected = inferencer(overrides, str(tmp_path / "runs")).run()
+    published = (publisher.runs.local / "run" / manifest.predictions_path).read_text().splitlines()
+    assert [json.loads(line)["predicted_answer"] for line in published] == [
+        row.predicted_answer for row in expected
+    ]
+
+
+def test_what_a_machine_sent_before_it_died_is_not_generated_again(
+    overrides: dict[str, Any], bucket: str, machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class PowerFailure(BaseException):
+        pass
+
+    plain_append, written = Ledger.append, 0
+
+    def append(ledger: Ledger, completion: Completion) -> int:
+        nonlocal written
+        if written == 7:
+            raise PowerFailure
+        written += 1
+        return plain_append(ledger, completion)
+
+    monkeypatch.setattr(Ledger, "append", append)
+    with pytest.raises(PowerFailure):
+        inferencer(overrides, bucket).infer()
+    monkeypatch.setattr(Ledger, "append", plain_append)
+    machine.use("two")
+    second = inferencer(overrides, bucket)
+    assert second.infer().row_count == ROWS
+    assert RunDir(second.runs.local / "run").ledger_path.read_bytes().count(b"\n") == ROWS - 7
+    machine.use("one")  # and the first machine, back again, has nothing to do
+    assert NoModel(load_config(None, {**overrides, "pipeline.runs_dir": bucket})).infer().row_count == ROWS
+
+
+def line(row_id: str) -> bytes:
+    return json.dumps({"id": row_id, "completion_tokens": 1}).encode() + b"\n"
+
+
+def sync_of(bucket: str) -> RunSync:
+    store = Store(bucket)
+    run = RunDir(store.local / "run")
+    run.path.mkdir(parents=True, exist_ok=True)
+    return RunSync(store, run, interval_seconds=0.05)
+
+
+def test_a_growing_ledger_is_sent_in_pieces_of_whole_lines(bucket: str, machine: Machine) -> None:
+    sync = sync_of(bucket)
+    with sync.run.ledger_path.open("wb", buffering=0) as ledger:
+        ledger.write(line("a") + b'{"id": "torn')
+        with sync.sending(sync.run):
+            time.sleep(0.3)
+            machine.use("two")
+            other = sync_of(bucket)
+            other.pull()
+            [fetched] = other.run.ledger_paths()
+            assert fetched.read_bytes() == line("a")
+            machine.use("one")
+            ledger.truncate(len(line("a")))
+            ledger.seek(0, 2)
+            ledger.write(line("b"))
+    machine.use("two")
+    other.pull()
+    assert fetched.read_bytes() == line("a") + line("b")
+
+
+def test_a_ledger_begun_anew_does_not_overwrite_what_was_sent(bucket: str, machine: Machine) -> None:
+    sync = sync_of(bucket)
+    for content in (line("a") + line("b"), line("c")):
+        sync.run.ledger_path.write_bytes(content)
+        sync.push_part(sync.run)
+    machine.use("two")
+    other = sync_of(bucket)
+    other.pull()
+    assert sorted(path.read_bytes() for path in other.run.ledger_paths()) == [
+        line("a") + line("b"),
+        line("c"),
+    ]
+
+
+def test_a_fetch_that_was_interrupted_half_way_is_mended(bucket: str, machine: Machine) -> None:
+    sync = sync_of(bucket)
+    sync.run.ledger_path.write_bytes(line("a") + line("b"))
+    sync.push_part(sync.run)
+    machine.use("two")
+    other = sync_of(bucket)
+    other.pull()
+    [fetched] = other.run.ledger_paths()
+    fetched.write_bytes(line("a") + b'{"i')
+    other.pull()
+    assert fetched.read_bytes() == line("a") + line("b")
+
+
+def test_another_machine_is_refused_while_a_run_is_held_and_let_in_when_its_holder_died(
+    overrides: dict[str, Any], bucket: str, machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    holder = inferencer(overrides, bucket)
+    prepared = holder.process_dataset(holder.load_dataset())
+    with prepared.locked():
+        machine.use("two")
+        with pytest.raises(RunLockedError, match="wait for it to end"):
+            inferencer(overrides, bucket).infer()
+        left_behind = Store(bucket).read("run/lease.json")
+        machine.use("one")
+    assert Store(bucket).read("run/lease.json") is None
+    assert left_behind is not None
+    outlived = json.loads(left_behind) | {"until": time.time() - 1}
+    Store(bucket).write("run/lease.json", json.dumps(outlived).encode())
+    machine.use("two")
+    assert inferencer(overrides, bucket).infer().row_count == ROWS
+
+
+def test_evaluation_reads_a_run_by_its_url_and_sends_its_results_there(
+    overrides: dict[str, Any], s3_bucket: str, machine: Machine
+) -> None:
+    manifest = inferencer(overrides, f"{s3_bucket}/runs", num_shards=2).infer()
+    machine.use("two")
+    summary = Evaluator(load_config(None, overrides), run=f"{s3_bucket}/runs/run", baseline="none").run()
+    assert summary.candidate.rows == ROWS
+    assert summary.candidate.run_key == manifest.run_key
+    machine.use("three")
+    runs = Store(f"{s3_bucket}/runs")
+    assert runs.names() == ["run"]
+    assert {"report.html", "scores.jsonl", "evaluator_output_summary.json"} <= set(runs.files_below("run"))
+    newest = Evaluator(load_config(None, {**overrides, "pipeline.runs_dir": runs.place}), baseline="none")
+    assert newest.find_runs().candidate_path == runs.local / "run"
+
+
+def test_a_model_at_a_url_answers_and_keeps_its_address_as_its_name(
+    overrides: dict[str, Any], s3_bucket: str, tiny_model_dir: Path, tmp_path: Path, machine: Machine
+) -> None:
+    models = Store(f"{s3_bucket}/models")
+    for path in sorted(tiny_model_dir.iterdir()):
+        models.write(f"tiny/{path.name}", path.read_bytes())
+    expected = inferencer(overrides, str(tmp_path / "runs")).run()
+    by_url = inferencer(overrides, str(tmp_path / "other"), model=models.address_of("tiny"))
+    answers = by_url.run()
+    assert [row.predicted_answer for row in answers] == [row.predicted_answer for row in expected]
+    assert answers[0].metadata.model_id == f"{s3_bucket}/models/tiny"
+    assert by_url.identify().weights_sha256 == inferencer(overrides, "unused").identify().weights_sha256
+
+
+def test_the_newest_complete_model_at_a_url_is_found_and_only_that_one_is_brought(
+    bucket: str, tiny_model_dir: Path, machine: Machine
+) -> None:
+    models = Store(bucket)
+    for name, day in (("old", 1), ("new", 2)):
+        send_model(
+            models,
+            make_run(models.local, name, base=tiny_model_dir, finished_at=f"2026-01-0{day}T00:00:00+00:00"),
+        )
+    machine.use("two")
+    assert [manifest.run_name for manifest in list_manifests(models)] == ["new", "old"]
+    bring_wanted(models, None, None)
+    assert [path.name for path in models.local.iterdir() if path.is_dir()] == ["new"]
+    bring_wanted(models, "old", None)
+    assert (models.local / "old" / "adapter_model.safetensors").is_file()
+
+
+def test_a_file_is_brought_again_only_when_it_changed_there(bucket: str, machine: Machine) -> None:
+    store = Store(bucket)
+    store.write("run/a.txt", b"first")
+    store.pull("run")
+    path = store.local / "run/a.txt"
+    before = path.stat().st_mtime_ns
+    store.pull("run")
+    assert path.stat().st_mtime_ns == before
+    store.write("run/a.txt", b"other")
+    store.pull("run")
+    assert path.read_text() == "other"
+
+
+@pytest.mark.parametrize(
+    ("url", "told"), [("nonsense://x/y", "not known|nonsense"), ("s4fake://bucket/models/m", "s4fake")]
+)
+def test_a_url_that_cannot_be_reached_is_an_error_that_says_what_to_check(
+    url: str, told: str, machine: Machine
+) -> None:
+    with pytest.raises(StorageError, match=told):
+        local_copy(url)
+
+
+def test_nothing_at_a_url_is_told(bucket: str, machine: Machine) -> None:
+    with pytest.raises(StorageError, match="there is nothing at"):
+        local_copy(f"{bucket}/models/none")
