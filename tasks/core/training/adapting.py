@@ -1,0 +1,109 @@
+"""Makes a loaded model trainable: a LoRA adapter on frozen (perhaps quantised) weights, or all weights."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from tasks.core.errors import ConfigError, TrainingError
+
+if TYPE_CHECKING:
+    from peft import LoraConfig, PeftModel
+    from transformers import PreTrainedModel
+
+    from tasks.core.config import FineTunerConfig
+    from tasks.core.records import ModelIdentity
+
+logger = logging.getLogger(__name__)
+
+_SHORT_TOKENS = 256
+
+
+def make_trainable(
+    model: PreTrainedModel, config: FineTunerConfig, base: ModelIdentity
+) -> PreTrainedModel | PeftModel:
+    """Prepare `model` in place: which parameters learn, and in float32.
+
+    Raises ConfigError for target_modules that the model does not have, TrainingError for a base that cannot be
+    trained as set.
+    """
+    if config.full_finetuning:
+        return model.requires_grad_(True)
+    if base.adapter_id is not None and base.quantization != "none":
+        raise TrainingError(
+            f"{base.adapter_id} is an adapter on quantised weights; a second adapter cannot be put on it",
+            "load it unquantised (load_in_4bit = false, load_in_8bit = false), or start from its base",
+        )
+    return _with_adapter(model, config, base)
+
+
+def choose_attention(model: PreTrainedModel, lengths: Sequence[int]) -> None:
+    """Take plain matrix products for attention where they are faster: short sequences on a CPU.
+
+    PyTorch's fused kernel needs 2 to 6 times as long up to 256 tokens there, most of it in the backward pass
+    (bench/training.py); beyond about 400 tokens it wins, and it never holds a score matrix in memory.
+    """
+    if model.device.type != "cpu" or model.config._attn_implementation != "sdpa":
+        return
+    ordered = sorted(lengths)
+    mostly, longest = ordered[int(0.95 * (len(ordered) - 1))], ordered[-1]
+    if mostly <= _SHORT_TOKENS and longest <= 4 * _SHORT_TOKENS:
+        model.set_attn_implementation("eager")
+
+
+def changes_base(config: FineTunerConfig, base: ModelIdentity) -> bool:
+    """Whether the adapter stands on weights that no other loading gives, so that it must be merged to be used."""
+    return base.adapter_id is not None or config.loftq_config is not None
+
+
+def _with_adapter(model: PreTrainedModel, config: FineTunerConfig, base: ModelIdentity) -> PeftModel:
+    from peft import get_peft_model, prepare_model_for_kbit_training
+
+    if config.loftq_config is not None and model.device.type not in ("cuda", "xpu"):
+        raise ConfigError(
+            f"fine_tuner.loftq_config needs a GPU (peft quantises there); the model is on {model.device}",
+            'remove loftq_config, or set device = "cuda"',
+        )
+    if base.quantization != "none":
+        # Norms and the head in float32; Trainer turns gradient checkpointing on.
+        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+    try:
+        adapted = get_peft_model(model, _lora_config(config))
+    except ValueError as error:
+        raise ConfigError(
+            f"fine_tuner.target_modules {config.target_modules!r} does not fit {type(model).__name__}: {error}",
+            f'take "all-linear" or some of: {", ".join(_linear_names(model))}',
+        ) from error
+    if base.revision is not None and not base.model_id.startswith("package:"):
+        adapted.peft_config["default"].revision = base.revision
+    learnt, total = adapted.get_nb_trainable_parameters()
+    logger.info("LoRA adapter of rank %d: %s of %s weights learn", config.rank, f"{learnt:,}", f"{total:,}")
+    return adapted
+
+
+def _lora_config(config: FineTunerConfig) -> LoraConfig:
+    from peft import LoftQConfig, LoraConfig
+
+    loftq: dict[str, Any] = {}
+    if config.loftq_config is not None:
+        loftq = {"init_lora_weights": "loftq", "loftq_config": LoftQConfig(**config.loftq_config)}
+    targets = config.target_modules if isinstance(config.target_modules, str) else list(config.target_modules)
+    return LoraConfig(
+        r=config.rank,
+        lora_alpha=config.lora_alpha,
+        lora_dropout=config.lora_dropout,
+        target_modules=targets,
+        bias=config.bias,
+        use_rslora=config.use_rslora,
+        task_type="CAUSAL_LM",
+        **loftq,
+    )
+
+
+def _linear_names(model: PreTrainedModel) -> list[str]:
+    """Last parts of the names of linear layers, as target_modules takes them."""
+    names = {
+        name.rsplit(".", 1)[-1] for name, part in model.named_modules() if "Linear" in type(part).__name__
+    }
+    return sorted(names)

@@ -1,0 +1,94 @@
+"""What one training needs, how its steps are cut into pieces, and what it gives."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+from tasks.core.config import FineTunerConfig
+from tasks.core.errors import ConfigError
+from tasks.core.models.specs import ModelSpec
+from tasks.core.records import LossPoint, ModelIdentity
+from tasks.core.training.adapting import changes_base
+from tasks.core.training.precision import Precision
+from tasks.core.training.progress import TrainingProgress
+from tasks.core.training.rows import TrainingData
+from tasks.core.training.weights import merged
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """All that one training needs to know."""
+
+    config: FineTunerConfig
+    spec: ModelSpec
+    base: ModelIdentity
+    data: TrainingData
+    precision: Precision
+    device: str
+    on_progress: Callable[[TrainingProgress], None] | None
+
+    @property
+    def publishes_full_model(self) -> bool:
+        """Whether the result is a full model: all weights learnt, or the adapter's base exists nowhere else."""
+        return self.config.full_finetuning or changes_base(self.config, self.base)
+
+
+@dataclass(frozen=True, slots=True)
+class BatchPlan:
+    """How the rows of an optimizer step are cut into pieces that are computed one after another."""
+
+    micro_batch: int
+    accumulation: int
+    validation_batch: int
+
+    def smaller(self) -> BatchPlan | None:
+        """Half the rows at once (or the next divisor below), the same rows in a step; None at one row."""
+        if self.micro_batch == 1 and self.validation_batch == 1:
+            return None
+        rows = self.micro_batch * self.accumulation
+        micro = next(size for size in range(max(1, self.micro_batch // 2), 0, -1) if rows % size == 0)
+        return BatchPlan(micro, rows // micro, max(1, self.validation_batch // 2))
+
+
+@dataclass(frozen=True, slots=True)
+class Fitted:
+    """Trained weights and how they came about."""
+
+    model: PreTrainedModel | PeftModel
+    tokenizer: PreTrainedTokenizerBase
+    losses: tuple[LossPoint, ...]
+    steps: int
+    trained_tokens: int
+    seconds: float
+    plan: BatchPlan
+    memory_events: tuple[dict[str, Any], ...] = ()
+
+    def publishable(self, job: Job) -> PreTrainedModel | PeftModel:
+        """The model to write: the adapter, or a full model in the base's number format."""
+        import torch
+
+        if not job.publishes_full_model:
+            return self.model
+        full = self.model if job.config.full_finetuning else merged(cast("PeftModel", self.model))
+        return full.to(getattr(torch, str(job.config.dtype or job.base.dtype)))
+
+
+def check_schedule(config: FineTunerConfig) -> None:
+    """Raise ConfigError for settings that need another one; warn of those that will disappoint."""
+    if config.lr_scheduler_type == "reduce_lr_on_plateau" and config.validation_data_id is None:
+        raise ConfigError(
+            'fine_tuner.lr_scheduler_type "reduce_lr_on_plateau" watches the validation loss, and there is no '
+            "validation data",
+            'set validation_data_id, or take "linear" or "cosine"',
+        )
+    if config.use_gradient_checkpointing == "unsloth":
+        logger.warning('use_gradient_checkpointing = "unsloth" is taken as true')

@@ -1,0 +1,205 @@
+"""Training rows, tokenised and kept small: four bytes a token, so a million rows stay in memory."""
+
+from __future__ import annotations
+
+import logging
+from array import array
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tasks.core.data.columns import ColumnMapping, examples
+from tasks.core.data.prompts import PromptBuilder, TrainingRow
+from tasks.core.data.sources import load_rows
+from tasks.core.errors import DataError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from tasks.core.config import FineTunerConfig
+
+logger = logging.getLogger(__name__)
+
+IGNORED_LABEL = -100
+_REASONS_SHOWN = 3
+
+Tokens = NDArray[np.int32]
+
+
+class TokenizedRows:
+    """Token ids and labels of many rows in two flat arrays; a row is a view into them."""
+
+    def __init__(self, rows: Iterable[tuple[Iterable[int], Iterable[int]]]) -> None:
+        ids, labels, ends = array("i"), array("i"), array("q", [0])
+        for row_ids, row_labels in rows:
+            ids.extend(row_ids)
+            labels.extend(row_labels)
+            if len(ids) > ends[-1]:
+                labels[ends[-1]] = (
+                    IGNORED_LABEL  # nothing comes before the first token, so nothing predicts it
+                )
+            ends.append(len(ids))
+        self._ids: Tokens = np.frombuffer(ids, dtype=np.int32) if ids else np.empty(0, np.int32)
+        self._labels: Tokens = np.frombuffer(labels, dtype=np.int32) if labels else np.empty(0, np.int32)
+        self._ends: NDArray[np.int64] = np.frombuffer(ends, dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    def __getitem__(self, index: int) -> tuple[Tokens, Tokens]:
+        """Ids and labels of one row; labels are -100 where nothing is learnt."""
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        span = slice(self._ends[index], self._ends[index + 1])
+        return self._ids[span], self._labels[span]
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of each row."""
+        lengths: list[int] = np.diff(self._ends).tolist()
+        return lengths
+
+    @property
+    def token_count(self) -> int:
+        """Tokens of all rows."""
+        return len(self._ids)
+
+    @property
+    def target_count(self) -> int:
+        """Tokens that are learnt, in all rows."""
+        return int(np.count_nonzero(self._labels != IGNORED_LABEL))
+
+
+@dataclass(frozen=True, slots=True)
+class RowSet:
+    """The rows of one dataset that can be learnt from, and what became of the others."""
+
+    data_id: str
+    rows: TokenizedRows
+    sha256: str
+    skipped_count: int
+    truncated_count: int
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingData:
+    """What is trained on and what the loss is measured on."""
+
+    train: RowSet
+    validation: RowSet | None
+    chat_template_sha256: str
+
+
+def read_training_data(config: FineTunerConfig, tokenizer: PreTrainedTokenizerBase) -> TrainingData:
+    """Read and tokenise the training rows and, where set, the validation rows.
+
+    A row that cannot be learnt from is left out, counted and reported. Raises DataError when a dataset or
+    column is missing, or no row is left.
+    """
+    builder = PromptBuilder(
+        tokenizer,
+        max_sequence_length=config.max_sequence_length,
+        long_prompts=config.long_prompts,
+        train_on_responses_only=config.train_on_responses_only,
+        question_part=config.question_part,
+        answer_part=config.answer_part,
+    )
+    train = _read(
+        config,
+        builder,
+        config.required_training_data_id,
+        split=config.training_data_split,
+        revision=config.training_data_revision,
+        max_rows=config.max_rows,
+    )
+    validation = None
+    if config.validation_data_id is not None:
+        validation = _read(
+            config,
+            builder,
+            config.validation_data_id,
+            split=config.validation_data_split or "validation",
+            revision=config.validation_data_revision,
+            max_rows=config.max_rows,
+        )
+    return TrainingData(train, validation, builder.chat_template_sha256)
+
+
+def _read(
+    config: FineTunerConfig,
+    builder: PromptBuilder,
+    data_id: str,
+    *,
+    split: str | None,
+    revision: str | None,
+    max_rows: int | None,
+) -> RowSet:
+    dataset = load_rows(
+        data_id, split=split, revision=revision, num_proc=config.dataset_num_proc, max_rows=max_rows
+    )
+    mapping = ColumnMapping(
+        question=config.question_column,
+        reference=config.ground_truth_column,
+        system=config.system_prompt_column,
+        system_override=config.system_prompt_override_text,
+    )
+    count = _Count()
+    rows = TokenizedRows(
+        (row.input_ids, row.labels)
+        for row in builder.training_rows(examples(dataset, mapping))
+        if count.takes(row)
+    )
+    count.report(data_id, len(rows))
+    return RowSet(data_id, rows, count.sha256, count.skipped, count.truncated)
+
+
+@dataclass(slots=True)
+class _Count:
+    """Counts rows as they pass, keeps the first reasons and fingerprints what is learnt."""
+
+    skipped: int = 0
+    truncated: int = 0
+    reasons: list[str] = field(default_factory=list)
+    ids: list[str] = field(default_factory=list)
+
+    @property
+    def sha256(self) -> str:
+        """Fingerprint (hex) of the rows that are learnt, in order; ids carry the content."""
+        import hashlib
+
+        return hashlib.sha256("\n".join(self.ids).encode()).hexdigest()
+
+    def takes(self, row: TrainingRow) -> bool:
+        problem = row.problem
+        if problem is None and all(label == IGNORED_LABEL for label in row.labels[1:]):
+            problem = "nothing of the answer is left to learn"
+        if problem is not None:
+            self.skipped += 1
+            if len(self.reasons) < _REASONS_SHOWN:
+                self.reasons.append(f"{row.id}: {problem}")
+            return False
+        self.truncated += row.truncated_tokens > 0
+        self.ids.append(row.id)
+        return True
+
+    def report(self, data_id: str, usable: int) -> None:
+        """Log what was left out or cut; DataError when nothing is left."""
+        listed = "".join(f"\n    row {reason}" for reason in self.reasons)
+        if usable == 0:
+            raise DataError(
+                f"no row of {data_id} can be learnt from; the first of {self.skipped}:{listed}",
+                "correct the data, or set question_column and ground_truth_column to the right columns",
+            )
+        if self.skipped:
+            logger.warning(
+                "%d of %d rows of %s are left out; the first reasons:%s",
+                *(self.skipped, self.skipped + usable, data_id, listed),
+            )
+        if self.truncated:
+            logger.warning(
+                "%d of %d rows of %s are longer than max_sequence_length; text was cut from their left",
+                *(self.truncated, usable, data_id),
+            )

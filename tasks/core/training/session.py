@@ -1,0 +1,205 @@
+"""One try at a training: load, make trainable, train from the start or a checkpoint, check the result."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tasks.core.config import FineTunerConfig
+from tasks.core.data.preflight import check_disk_space
+from tasks.core.errors import TrainingError
+from tasks.core.generation.memory import is_out_of_memory
+from tasks.core.models.loading import load_model_and_tokenizer
+from tasks.core.records import LossPoint
+from tasks.core.training import checkpoints
+from tasks.core.training.adapting import choose_attention, make_trainable
+from tasks.core.training.job import BatchPlan, Fitted, Job
+from tasks.core.training.packing import check_packing, pack
+from tasks.core.training.progress import TrainingMeter
+from tasks.core.training.rows import RowSet
+from tasks.core.training.weights import trained_weights_are_finite
+
+if TYPE_CHECKING:
+    from transformers import TrainingArguments
+
+    from tasks.core.training.trainer import AnswerTrainer, Batches
+
+logger = logging.getLogger(__name__)
+
+# StepEnd says when to validate; Trainer only has to know that there are validation rows.
+_NEVER_BY_STEPS = 10**9
+
+
+def fit_once(job: Job, checkpoints_dir: Path, plan: BatchPlan) -> Fitted:
+    """Train with the pieces of `plan`, from the newest whole checkpoint if there is one. Raises TrainingError."""
+    from transformers import set_seed
+
+    with _quiet_libraries():
+        loaded = load_model_and_tokenizer(job.spec)
+        set_seed(job.config.seed)  # the adapter's first weights are random
+        train = _batches(job.data.train, job.config, pad_token_id := int(loaded.tokenizer.pad_token_id))
+        choose_attention(loaded.model, train.lengths)
+        model = make_trainable(loaded.model, job.config, job.base)
+        _check_disk(model, job, checkpoints_dir)
+        if job.config.packing:
+            check_packing(model)
+        arguments = partial(_arguments, job, plan, checkpoints_dir)
+        trainer = _build_trainer(job, arguments, model, train, pad_token_id)
+        _run(trainer, checkpoints.newest_whole(checkpoints_dir))
+    _check_weights(model)
+    return Fitted(
+        model=trainer.model,
+        tokenizer=loaded.tokenizer,
+        losses=loss_points(trainer.state.log_history),
+        steps=trainer.state.global_step,
+        trained_tokens=int(trainer.state.num_input_tokens_seen),
+        seconds=trainer.seconds,
+        plan=plan,
+    )
+
+
+def _build_trainer(
+    job: Job, arguments: Callable[[], TrainingArguments], model: Any, train: Batches, pad_token_id: int
+) -> AnswerTrainer:
+    from transformers import PrinterCallback
+
+    from tasks.core.training.trainer import AnswerTrainer, StepEnd
+
+    config, validation = job.config, job.data.validation
+    meter = TrainingMeter(job.on_progress)
+    step_end = StepEnd(meter)
+    try:
+        trainer = AnswerTrainer(
+            model,
+            arguments(),
+            train=train,
+            validation=None if validation is None else _batches(validation, config, pad_token_id),
+            meter=meter,
+            keep_checkpoints=config.save_total_limit,
+        )
+    except (ImportError, RuntimeError, ValueError) as error:
+        if is_out_of_memory(error):
+            raise
+        raise TrainingError(
+            f"transformers refuses these training settings: {error}",
+            "change fine_tuner.optimizer, lr_scheduler_type or report_to, or install the package named above",
+        ) from error
+    trainer.remove_callback(PrinterCallback)
+    step_end.trainer = trainer
+    trainer.add_callback(step_end)
+    return trainer
+
+
+def _batches(rows: RowSet, config: FineTunerConfig, pad_token_id: int) -> Batches:
+    from tasks.core.training.batches import Collator
+    from tasks.core.training.trainer import Batches
+
+    sequences = pack(rows.rows.lengths, config.max_sequence_length) if config.packing else None
+    if sequences is not None:
+        logger.info("%d rows of %s packed into %d sequences", len(rows.rows), rows.data_id, len(sequences))
+    return Batches(rows.rows, sequences, Collator(rows.rows, sequences, pad_token_id))
+
+
+def _arguments(job: Job, plan: BatchPlan, checkpoints_dir: Path) -> TrainingArguments:
+    from tasks.core.training.arguments import training_arguments
+
+    config, precision = job.config, job.precision
+    return training_arguments(
+        job.device,
+        output_dir=str(checkpoints_dir),
+        per_device_train_batch_size=plan.micro_batch,
+        per_device_eval_batch_size=plan.validation_batch,
+        gradient_accumulation_steps=plan.accumulation,
+        num_train_epochs=config.epochs,
+        learning_rate=config.learning_rate,
+        warmup_steps=config.warmup_steps,
+        optim=config.optimizer,
+        weight_decay=config.weight_decay,
+        lr_scheduler_type=config.lr_scheduler_type,
+        seed=config.seed,
+        bf16=precision.compute == "bfloat16",
+        fp16=precision.compute == "float16",
+        gradient_checkpointing=bool(config.use_gradient_checkpointing),
+        gradient_checkpointing_kwargs={"use_reentrant": False},
+        logging_steps=config.log_steps,
+        logging_first_step=config.log_first_step,
+        logging_nan_inf_filter=False,
+        save_strategy="steps",
+        save_steps=config.save_steps,
+        eval_strategy="no" if job.data.validation is None else "steps",
+        eval_steps=_NEVER_BY_STEPS,
+        report_to=config.report_to,
+        run_name=checkpoints_dir.parent.name,
+    )
+
+
+def _run(trainer: AnswerTrainer, checkpoint_dir: Path | None) -> None:
+    """Train from the start or from a checkpoint; one taken at the last step only gives its weights."""
+    from transformers import TrainerState
+
+    if checkpoint_dir is None:
+        trainer.train()
+        return
+    trainer.seconds_before = checkpoints.seconds_of(checkpoint_dir)
+    state = TrainerState.load_from_json(str(checkpoint_dir / "trainer_state.json"))
+    logger.info("going on from %s (step %d of %d)", checkpoint_dir, state.global_step, state.max_steps)
+    if state.global_step < state.max_steps:
+        trainer.train(resume_from_checkpoint=str(checkpoint_dir))
+    else:
+        trainer._load_from_checkpoint(str(checkpoint_dir))
+        trainer.state = state
+
+
+def _check_disk(model: Any, job: Job, checkpoints_dir: Path) -> None:
+    """Room for the checkpoints (weights and two optimizer states in float32) and the result, told in advance."""
+    learnt = sum(part.numel() for part in model.parameters() if part.requires_grad)
+    kept = job.config.save_total_limit + 1  # one more is there while the oldest is not yet removed
+    result = 4 * (model.num_parameters() if job.publishes_full_model else learnt)
+    check_disk_space(checkpoints_dir, 12 * learnt * kept + result)
+
+
+def _check_weights(model: Any) -> None:
+    if not trained_weights_are_finite(model):
+        raise TrainingError(
+            "some trained weights are no numbers (NaN) after the last step",
+            "lower fine_tuner.learning_rate or raise warmup_steps; then choose another run_name or set resume = false",
+        )
+
+
+def loss_points(log_history: list[dict[str, Any]]) -> tuple[LossPoint, ...]:
+    """The course of the losses from the trainer's log, one point a step."""
+    points: dict[int, LossPoint] = {}
+    for entry in log_history:
+        if "loss" not in entry and "eval_loss" not in entry:
+            continue
+        step = int(entry["step"])
+        point = points.get(step) or LossPoint(step=step, epoch=round(float(entry.get("epoch") or 0.0), 4))
+        points[step] = point.model_copy(
+            update={
+                "loss": entry.get("loss", point.loss),
+                "validation_loss": entry.get("eval_loss", point.validation_loss),
+                "learning_rate": entry.get("learning_rate", point.learning_rate),
+            }
+        )
+    return tuple(points[step] for step in sorted(points))
+
+
+@contextmanager
+def _quiet_libraries() -> Iterator[None]:
+    """Only errors of the model libraries are shown; our own log says what a person needs."""
+    from transformers.utils import logging as transformers_logging
+
+    before = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it tells of optional kernels when imported
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module=r"(torch|transformers|peft|accelerate|bitsandbytes)\b")
+            yield
+    finally:
+        transformers_logging.set_verbosity(before)

@@ -1,0 +1,83 @@
+"""Writes trained weights: an adapter alone, or a full model, so that they can be loaded anywhere."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tasks.core.files import flush_to_disk
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+_PARTIAL = ".publishing"
+
+
+def save_weights(model: PreTrainedModel | PeftModel, directory: Path) -> None:
+    """Write the adapter of a PeftModel, or all weights of a full model, with their configuration."""
+    if hasattr(model, "peft_config"):
+        # "auto" would look the base up on the Hub to see whether its vocabulary was changed; it never is here.
+        model.save_pretrained(str(directory), save_embedding_layers=_learns_embeddings(model))
+    else:
+        was_cached, model.config.use_cache = model.config.use_cache, True  # off while training only
+        try:
+            model.save_pretrained(str(directory))
+        finally:
+            model.config.use_cache = was_cached
+
+
+def publish_files(
+    model: PreTrainedModel | PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    model_dir: Path,
+    *,
+    base_model_id: str,
+    card: str,
+) -> None:
+    """Put model, tokenizer with chat template, and model card into `model_dir`.
+
+    All is written beside and flushed to disk, then moved into place file by file; without a manifest, which the
+    caller writes last, none of it counts as a model.
+    """
+    partial_dir = model_dir / _PARTIAL
+    shutil.rmtree(partial_dir, ignore_errors=True)
+    partial_dir.mkdir(parents=True)
+    save_weights(model, partial_dir)
+    tokenizer.save_pretrained(str(partial_dir))
+    (partial_dir / "README.md").write_text(card, encoding="utf-8")
+    if hasattr(model, "peft_config"):
+        _name_base(partial_dir / "adapter_config.json", base_model_id)
+    for path in sorted(partial_dir.iterdir()):
+        flush_to_disk(path)
+        path.replace(model_dir / path.name)
+    partial_dir.rmdir()
+    flush_to_disk(model_dir)
+
+
+def merged(model: PeftModel) -> PreTrainedModel:
+    """Put the adapter into the weights it was trained on; they are a full model then."""
+    full: PreTrainedModel = model.merge_and_unload(safe_merge=True)
+    return full
+
+
+def trained_weights_are_finite(model: PreTrainedModel | PeftModel) -> bool:
+    """Tell whether all weights that learnt are numbers."""
+    import torch
+
+    return all(bool(torch.isfinite(part).all()) for part in model.parameters() if part.requires_grad)
+
+
+def _name_base(config_path: Path, base_model_id: str) -> None:
+    """Name the base so that it is found on another machine too; peft would write where it lay on this one."""
+    settings: dict[str, Any] = json.loads(config_path.read_text(encoding="utf-8"))
+    settings["base_model_name_or_path"] = base_model_id
+    config_path.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _learns_embeddings(model: PeftModel) -> bool:
+    targets = model.peft_config["default"].target_modules or ()
+    embeddings = {"embed_tokens", "lm_head", "wte", "embed_in", "embed_out"}
+    return not isinstance(targets, str) and bool(embeddings & {name.rsplit(".", 1)[-1] for name in targets})
