@@ -1,0 +1,186 @@
+"""The paired comparison of two runs on the rows they share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tasks.core.errors import EvaluationError
+from tasks.core.evaluation import statistics as stats
+from tasks.core.evaluation.figures import TIE, StatisticsMatrix, rounded, written_interval
+from tasks.core.evaluation.metric import MEAN, FloatArray, Metric
+from tasks.core.evaluation.scoring import ScoreTable
+from tasks.core.evaluation.summary import Comparison, EvaluationSettings, MetricComparison, Winner
+
+_LEAST_PAIRED_SHARE = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Pairing:
+    """Positions of the same rows in candidate and baseline, in the candidate's order."""
+
+    candidate: NDArray[np.int64]
+    baseline: NDArray[np.int64]
+
+
+def pair_rows(candidate: ScoreTable, baseline: ScoreTable) -> Pairing:
+    """Pair rows by id.
+
+    Raises EvaluationError when less than half of the smaller run's rows have a partner.
+    """
+    position = {identifier: i for i, identifier in enumerate(baseline.ids)}
+    pairs = [
+        (i, position[identifier]) for i, identifier in enumerate(candidate.ids) if identifier in position
+    ]
+    smaller = min(candidate.row_count, baseline.row_count)
+    if len(pairs) < _LEAST_PAIRED_SHARE * smaller or not pairs:
+        raise EvaluationError(
+            f"only {len(pairs)} rows are in both runs (candidate {candidate.row_count}, "
+            f"baseline {baseline.row_count})",
+            "compare runs over the same test rows, or evaluate without a baseline "
+            '(baseline = "none" in [evaluator])',
+        )
+    left, right = np.array(pairs, dtype=np.int64).T
+    return Pairing(left, right)
+
+
+def compare_tables(
+    candidate: ScoreTable,
+    baseline: ScoreTable,
+    settings: EvaluationSettings,
+) -> Comparison:
+    """Compare two runs on the rows they share, metric by metric."""
+    pairing = pair_rows(candidate, baseline)
+    other_reference = candidate.references[pairing.candidate] != baseline.references[pairing.baseline]
+    compared = _Paired(candidate, baseline, pairing, settings)
+    metrics = [compared.compare(metric) for metric in candidate.metrics if metric.name in baseline.values]
+    tested = [(i, m.p_value) for i, m in enumerate(metrics) if m.p_value is not None]
+    for (i, _), adjusted in zip(tested, stats.holm([p for _, p in tested]), strict=True):
+        metrics[i] = metrics[i].model_copy(update={"p_value_holm": rounded(adjusted)})
+    return Comparison(
+        paired_rows=len(pairing.candidate),
+        only_candidate_rows=candidate.row_count - len(pairing.candidate),
+        only_baseline_rows=baseline.row_count - len(pairing.candidate),
+        different_reference_rows=int(np.count_nonzero(other_reference)),
+        metrics=tuple(metrics),
+    )
+
+
+class _Paired:
+    """Both runs' statistics on shared rows, their common resamples and their random swaps."""
+
+    def __init__(
+        self,
+        candidate: ScoreTable,
+        baseline: ScoreTable,
+        pairing: Pairing,
+        settings: EvaluationSettings,
+    ) -> None:
+        names = [metric.name for metric in candidate.metrics if metric.name in baseline.values]
+        self._settings = settings
+        self._questions = candidate.questions[pairing.candidate]
+        self._values = {
+            name: (candidate.values[name][pairing.candidate], baseline.values[name][pairing.baseline])
+            for name in names
+        }
+        left = _both_scored(names, candidate, pairing.candidate, self._values)
+        right = _both_scored(names, baseline, pairing.baseline, self._values)
+        self._left, self._right = (
+            StatisticsMatrix.of(left, self._questions),
+            StatisticsMatrix.of(right, self._questions),
+        )
+        both = np.concatenate([self._left.statistics, self._right.statistics], axis=1)
+        width = self._left.statistics.shape[1]
+        sums = stats.bootstrap_sums(both, resamples=settings.bootstrap_resamples, seed=settings.seed)
+        self._left_sums, self._right_sums = sums[:, :width], sums[:, width:]
+        swaps = stats.swap_sums(
+            (self._left.statistics - self._right.statistics) / 2,
+            resamples=settings.bootstrap_resamples,
+            seed=settings.seed,
+        )
+        middle = (self._left.statistics + self._right.statistics).sum(axis=0) / 2
+        self._swapped = middle + swaps, middle - swaps
+
+    def _difference(self, metric: Metric, left: FloatArray, right: FloatArray) -> FloatArray:
+        return self._left.figures(metric, left) - self._right.figures(metric, right)
+
+    def compare(self, metric: Metric) -> MetricComparison:
+        left, right = self._values[metric.name]
+        scored = ~(np.isnan(left) | np.isnan(right))
+        gains = left[scored] - right[scored]
+        figures = [
+            float(matrix.figures(metric, matrix.statistics.sum(axis=0)))
+            for matrix in (self._left, self._right)
+        ]
+        difference = figures[0] - figures[1]
+        clusters = len(np.unique(self._questions[scored]))
+        interval = self._difference_interval(metric, difference, gains, clusters) if len(gains) else None
+        sign = -1 if metric.direction == "lower" else 1
+        directed = metric.direction != "none"
+        wins, losses = int((sign * gains > TIE).sum()), int((sign * gains < -TIE).sum())
+        p_value, method = self._p_value(metric, difference, wins, losses, clusters == len(gains))
+        draws = self._difference(metric, self._left_sums, self._right_sums)
+        effect = stats.minimum_detectable_effect(draws, self._settings.confidence) if len(gains) else None
+        return MetricComparison(
+            name=metric.name,
+            direction=metric.direction,
+            rows=len(gains),
+            clusters=clusters,
+            candidate=rounded(figures[0]),
+            baseline=rounded(figures[1]),
+            difference=rounded(difference),
+            interval=written_interval(interval),
+            standard_error=rounded(stats.standard_error(draws)) if len(gains) else None,
+            p_value=rounded(p_value) if len(gains) else None,
+            p_value_method=method,
+            p_value_holm=None,
+            wins=wins if directed else None,
+            ties=len(gains) - wins - losses if directed else None,
+            losses=losses if directed else None,
+            minimum_detectable_effect=rounded(effect),
+            better=_winner(interval, sign) if directed else "undecided",
+        )
+
+    def _difference_interval(
+        self, metric: Metric, difference: float, gains: FloatArray, clusters: int
+    ) -> stats.Interval | None:
+        if metric.corpus is MEAN and np.ptp(gains) <= TIE:
+            reach = metric.maximum - metric.minimum
+            return stats.no_variation_interval(
+                difference, clusters, minimum=-reach, maximum=reach, confidence=self._settings.confidence
+            )
+        draws = self._difference(metric, self._left_sums, self._right_sums)
+        jackknife = self._difference(metric, self._left.without_one(), self._right.without_one())
+        return stats.bca_interval(difference, draws, jackknife, self._settings.confidence)
+
+    def _p_value(
+        self, metric: Metric, difference: float, wins: int, losses: int, rows_are_independent: bool
+    ) -> tuple[float, str]:
+        if metric.kind == "binary" and rows_are_independent:
+            return stats.mcnemar_p_value(wins, losses), "McNemar exact"
+        draws = self._difference(metric, *self._swapped)
+        return stats.randomization_p_value(difference, draws), "paired randomisation"
+
+
+def _both_scored(
+    names: Sequence[str],
+    table: ScoreTable,
+    rows: NDArray[np.int64],
+    values: dict[str, tuple[FloatArray, FloatArray]],
+) -> dict[str, FloatArray]:
+    """Statistics of the paired rows, zeroed where either side is unscored."""
+    parts = {}
+    for name in names:
+        left, right = values[name]
+        scored = ~(np.isnan(left) | np.isnan(right))
+        parts[name] = np.where(scored[:, None], table.statistics[name][rows], 0.0)
+    return parts
+
+
+def _winner(interval: stats.Interval | None, sign: int) -> Winner:
+    if interval is None or interval.low <= 0 <= interval.high:
+        return "undecided"
+    return "candidate" if sign * interval.low > 0 else "baseline"

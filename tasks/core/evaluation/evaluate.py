@@ -1,0 +1,190 @@
+"""One evaluation: score, compare, write. Works on files alone; no model is loaded."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tasks.core.errors import EvaluationError
+from tasks.core.evaluation import wording
+from tasks.core.evaluation.comparison import compare_tables
+from tasks.core.evaluation.gate import Gating, Known, primary_of, reach_verdict
+from tasks.core.evaluation.metrics import reported, resolve
+from tasks.core.evaluation.noise import find_repeat, noise_floor
+from tasks.core.evaluation.outputs import (
+    EvaluationFiles,
+    read_summary,
+    row_scores,
+    write_scores,
+    write_summary,
+)
+from tasks.core.evaluation.overlap import training_overlap
+from tasks.core.evaluation.report import write_report
+from tasks.core.evaluation.row_view import row_views
+from tasks.core.evaluation.run_scoring import RunScoring, predictions_of
+from tasks.core.evaluation.scoring_models import ScoringModels
+from tasks.core.evaluation.spreadsheet import write_spreadsheet
+from tasks.core.evaluation.summary import (
+    EvaluationSettings,
+    EvaluationSummary,
+    OverlapSummary,
+    TrainingSummary,
+)
+from tasks.core.records import ModelManifest
+
+if TYPE_CHECKING:
+    from tasks.core.config import EvaluatorConfig
+
+_LIBRARIES = ("numpy", "scipy", "sacrebleu", "rouge-score")
+
+
+def evaluate_run(
+    candidate_dir: Path,
+    baseline_dir: Path | None,
+    config: EvaluatorConfig,
+    model_manifest: ModelManifest | None = None,
+) -> EvaluationSummary:
+    """Score a run, compare it with a baseline run if given, and write all files of an evaluation.
+
+    Raises EvaluationError when predictions are missing, damaged or not comparable.
+    """
+    summary = score_run(candidate_dir, baseline_dir, config, model_manifest)
+    report_run(candidate_dir)
+    return summary
+
+
+def score_run(
+    candidate_dir: Path,
+    baseline_dir: Path | None,
+    config: EvaluatorConfig,
+    model_manifest: ModelManifest | None = None,
+    *,
+    no_baseline_reason: str | None = None,
+    gating: Gating | None = None,
+    files: EvaluationFiles | None = None,
+    models: ScoringModels | None = None,
+) -> EvaluationSummary:
+    """Score and compare; write `scores.jsonl` and `evaluator_output_summary.json`.
+
+    `no_baseline_reason` tells readers why there is no baseline where one was wanted. With `gating` the champion
+    is compared too, if there is one, and there is a verdict. `files` says where results go if not beside the
+    candidate's answers; `models` are those that metrics may ask for.
+    """
+    files = files or evaluation_files(candidate_dir)
+    settings = EvaluationSettings(
+        metrics=config.metrics,
+        error_rows=config.error_rows,
+        bootstrap_resamples=config.bootstrap_resamples,
+        confidence=config.confidence,
+        seed=config.seed,
+        llm=config.llm if config.judged_metrics else None,
+        embedding=config.embedding,
+    )
+    primary = None if gating is None else primary_of(reported(resolve(settings.metrics)), gating.settings)
+    models = models or ScoringModels(config)
+    scoring = RunScoring(settings, files.directory, models, config.scoring_processes)
+    try:
+        table = scoring.table(candidate_dir)
+        baseline_table = baseline = comparison = None
+        if baseline_dir is not None:
+            table, baseline_table = scoring.against(candidate_dir, table, baseline_dir)
+            baseline = scoring.summary(baseline_dir, baseline_table)
+            comparison = compare_tables(table, baseline_table, settings)
+        champion = champion_comparison = None
+        if gating is not None and gating.champion_dir is not None:
+            against_champion, champion_table = scoring.against(candidate_dir, table, gating.champion_dir)
+            champion = scoring.summary(gating.champion_dir, champion_table)
+            champion_comparison = compare_tables(against_champion, champion_table, settings)
+        repeat_dir = None if gating is None else find_repeat(candidate_dir)
+        repeated = None if repeat_dir is None else scoring.table(repeat_dir)
+    finally:
+        models.close()
+    candidate = scoring.summary(candidate_dir, table)
+    overlap = training_overlap(model_manifest, predictions_of(candidate_dir), files.directory)
+    summary = EvaluationSummary(
+        answer=wording.headline(candidate, baseline, comparison, settings.confidence),
+        notes=(
+            *wording.notes(candidate, baseline, comparison, no_baseline_reason),
+            *wording.model_notes(models.judge_usage, models.embedding_usage),
+        ),
+        candidate=candidate,
+        baseline=baseline,
+        comparison=comparison,
+        champion=champion,
+        champion_comparison=champion_comparison,
+        overlap=overlap if isinstance(overlap, OverlapSummary) else None,
+        judge=models.judge_usage,
+        embedding=models.embedding_usage,
+        training=_training(model_manifest),
+        settings=settings,
+        evaluated_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        tuneproof_version=_version("tuneproof"),
+        library_versions={name: _version(name) for name in _LIBRARIES},
+    )
+    if gating is not None and primary is not None:
+        noise = noise_floor(candidate_dir, table, repeated, primary)
+        known = Known(primary, noise, overlap, model_manifest)
+        summary = summary.model_copy(update={"verdict": reach_verdict(summary, gating, known)})
+    write_scores(files.scores_path, row_scores(table, baseline_table))
+    write_summary(files.summary_path, summary)
+    return summary
+
+
+def report_run(candidate_dir: Path) -> EvaluationFiles:
+    """Write `report.html` and the spreadsheet from the files that `score_run` left."""
+    return write_reports(evaluation_files(candidate_dir))
+
+
+def write_reports(files: EvaluationFiles) -> EvaluationFiles:
+    """The same for an evaluation whose files lie elsewhere. Raises EvaluationError when there are no scores."""
+    summary = read_summary(files.summary_path)
+    predictions_path = files.directory / summary.candidate.predictions_path
+    baseline_path = files.directory / summary.baseline.predictions_path if summary.baseline else None
+    write_spreadsheet(
+        files.spreadsheet_path, summary, row_views(predictions_path, baseline_path, files.scores_path)
+    )
+    write_report(files.report_path, summary, row_views(predictions_path, baseline_path, files.scores_path))
+    return files
+
+
+def compare_runs(
+    before_path: Path,
+    after_path: Path,
+    config: EvaluatorConfig,
+    *,
+    directory: Path | None = None,
+    model_manifest: ModelManifest | None = None,
+) -> tuple[EvaluationSummary, EvaluationFiles]:
+    """Score two runs anew, compare them, write all files of an evaluation; no verdict, no model is loaded.
+
+    They go into `directory`, by default `compared-with-<before>` beside the answers of `after_path`; what
+    `evaluate` wrote for either run stays. Raises EvaluationError when both are the same run or share no rows.
+    """
+    if before_path.resolve() == after_path.resolve():
+        raise EvaluationError(f"{before_path} and {after_path} are the same run", "name two different runs")
+    name = before_path.stem if before_path.is_file() else before_path.resolve().name
+    files = EvaluationFiles(directory or evaluation_files(after_path).directory / f"compared-with-{name}")
+    summary = score_run(after_path, before_path, config, model_manifest, files=files)
+    return summary, write_reports(files)
+
+
+def evaluation_files(candidate_dir: Path) -> EvaluationFiles:
+    """Where results go: into the run directory; for a single file of predictions, a folder beside it."""
+    if candidate_dir.suffix == ".jsonl" and not candidate_dir.is_dir():
+        return EvaluationFiles(candidate_dir.with_suffix(".evaluation"))
+    return EvaluationFiles(candidate_dir)
+
+
+def _training(manifest: ModelManifest | None) -> TrainingSummary | None:
+    if manifest is None:
+        return None
+    return TrainingSummary(**{name: getattr(manifest, name) for name in TrainingSummary.model_fields})
+
+
+def _version(distribution: str) -> str:
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return "not installed"

@@ -1,0 +1,160 @@
+"""The gate: from compared figures to promote, reject or inconclusive, with the reasons in words.
+
+Promote needs every check to pass, so each may use the full error rate (an intersection-union test, Berger
+1982) and the chance of promoting a model that is no better stays below it. Reject needs one check to fail, so
+those p values are adjusted for their number (Holm 1979). Everything else is inconclusive.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tasks.core.errors import EvaluationError
+from tasks.core.evaluation.gate_checks import Checks
+from tasks.core.evaluation.metric import Metric
+from tasks.core.evaluation.summary import (
+    Comparison,
+    Decision,
+    EvaluationSummary,
+    Opponent,
+    OverlapSummary,
+    RunSummary,
+    Verdict,
+)
+from tasks.core.records import ModelManifest
+
+if TYPE_CHECKING:
+    from tasks.core.config import GateConfig
+
+
+@dataclass(frozen=True, slots=True)
+class NoiseFloor:
+    """How far answers of the same model, given again in other batches, differ on the primary metric.
+
+    `value` is the mean absolute difference of the rows' scores; `rows` were answered twice, `changed` differ.
+    `reason` says why it is known without a measurement, or not known (`value` None).
+    """
+
+    value: float | None
+    rows: int = 0
+    changed: int = 0
+    reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Gating:
+    """What is asked of a candidate, and against whom.
+
+    `baseline_kind` is what the baseline of the evaluation is. `champion_dir` is the champion's run where it is
+    compared besides the baseline; `missing_champion` says why a champion that exists cannot be compared.
+    """
+
+    settings: GateConfig
+    baseline_kind: Opponent = "base"
+    champion_dir: Path | None = None
+    missing_champion: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What is known besides the scores. `overlap` is text where it could not be looked for."""
+
+    primary: Metric
+    noise: NoiseFloor
+    overlap: OverlapSummary | str
+    trained: ModelManifest | None
+
+
+@dataclass(frozen=True, slots=True)
+class GateInputs:
+    """Everything that the gate looks at. `comparison` is candidate against `opponent`.
+
+    `missing_champion` says why a champion that exists could not be compared. `overlap` is None with a reason
+    where it could not be looked for. `same_template` is None where the training is not known.
+    """
+
+    candidate: RunSummary
+    opponent: RunSummary
+    comparison: Comparison
+    against: Opponent
+    confidence: float
+    noise: NoiseFloor
+    overlap: OverlapSummary | str
+    same_template: bool | None = None
+    missing_champion: str | None = None
+
+
+def primary_of(metrics: Sequence[Metric], settings: GateConfig) -> Metric | None:
+    """The metric that decides; None when no metric has a better and a worse.
+
+    Raises EvaluationError when the settings name metrics that are not computed or have no direction.
+    """
+    names = [metric.name for metric in metrics]
+    named = [settings.primary_metric] if settings.primary_metric is not None else []
+    named += [] if settings.guard_metrics == "others" else settings.guard_metrics
+    for name in named:
+        if name not in names:
+            raise EvaluationError(
+                f"[gate] names the metric {name!r}, which is not computed (computed: {', '.join(names)})",
+                "add it to [evaluator] metrics, or name one that is there",
+            )
+    directed = [metric for metric in metrics if metric.direction != "none"]
+    lost = set(named) - {metric.name for metric in directed}
+    if lost:
+        raise EvaluationError(
+            f"[gate] names {', '.join(sorted(lost))}, which has no better and worse",
+            "name a metric with a direction, such as exact_match",
+        )
+    chosen = (metric for metric in directed if settings.primary_metric in (None, metric.name))
+    return next(chosen, None)
+
+
+def decide(inputs: GateInputs, primary: Metric, settings: GateConfig) -> Verdict:
+    """Reach the verdict; every check and its figures are in it."""
+    findings = Checks(inputs, primary, settings).findings()
+    checks = tuple(finding.check for finding in findings)
+    rejecting = [found.check for found in findings if found.rejects and found.check.outcome == "failed"]
+    open_ones = [check for check in checks if check.outcome in ("failed", "undecided")]
+    decision: Decision = "reject" if rejecting else "inconclusive" if open_ones else "promote"
+    told = rejecting or open_ones or [checks[0], *(c for c in checks[1:] if c.outcome == "passed")]
+    return Verdict(
+        decision=decision,
+        primary_metric=primary.name,
+        against=inputs.against,
+        against_run=inputs.opponent.run_name,
+        reasons=tuple(check.detail for check in told),
+        checks=checks,
+        noise_floor=inputs.noise.value,
+        settings=settings.model_dump(mode="json"),
+    )
+
+
+def reach_verdict(summary: EvaluationSummary, gating: Gating, known: Known) -> Verdict | None:
+    """Decide about an evaluated candidate: against the champion if one was compared, else against the baseline.
+
+    None when nothing was compared.
+    """
+    against: Opponent = gating.baseline_kind if summary.champion is None else "champion"
+    opponent = summary.champion or summary.baseline
+    comparison = summary.champion_comparison or summary.comparison
+    if opponent is None or comparison is None:
+        return None
+    identity, trained = summary.candidate.identity, known.trained
+    same_template = None
+    if identity is not None and trained is not None:
+        same_template = identity.model.chat_template_sha256 == trained.chat_template_sha256
+    inputs = GateInputs(
+        candidate=summary.candidate,
+        opponent=opponent,
+        comparison=comparison,
+        against=against,
+        confidence=summary.settings.confidence,
+        noise=known.noise,
+        overlap=known.overlap,
+        same_template=same_template,
+        missing_champion=gating.missing_champion,
+    )
+    return decide(inputs, known.primary, gating.settings)

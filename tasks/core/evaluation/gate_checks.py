@@ -1,0 +1,284 @@
+"""What the gate looks at: each check compares one figure with one limit and tells it in a sentence."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from tasks.core.errors import EvaluationError
+from tasks.core.evaluation import statistics as stats
+from tasks.core.evaluation.metric import Metric
+from tasks.core.evaluation.summary import GateCheck, MetricComparison, Opponent
+from tasks.core.evaluation.wording import is_share, label, percent, shown, shown_difference
+
+if TYPE_CHECKING:
+    from tasks.core.config import GateConfig
+    from tasks.core.evaluation.gate import GateInputs
+
+Outcome = Literal["passed", "failed", "undecided", "skipped"]
+_NAMES: dict[Opponent, str] = {"base": "the base model", "champion": "the champion", "run": "the baseline"}
+_MOST_QUOTED = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """A check, and whether its failure speaks against the model (rejects) or only against the evidence."""
+
+    check: GateCheck
+    rejects: bool = False
+
+
+class Checks:
+    """The checks of one gate; `findings` gives them all."""
+
+    def __init__(self, inputs: GateInputs, primary: Metric, settings: GateConfig) -> None:
+        self._in, self._settings = inputs, settings
+        self._alpha = 1 - inputs.confidence
+        self._opponent = _NAMES[inputs.against]
+        compared = inputs.comparison.metric(primary.name)
+        if compared is None:
+            raise EvaluationError(
+                f"the metric {primary.name} was not computed for both runs", "evaluate again"
+            )
+        self._primary = compared
+        self._guards = list(self._guard_comparisons())
+
+    def findings(self) -> list[Finding]:
+        """All checks, the weightiest first."""
+        p_values = [self._worse_p_value(), *(self._fall_p_value(guard) for guard in self._guards)]
+        adjusted = stats.holm(p_values)
+        found = [Finding(self._primary_check(adjusted[0]), rejects=True)]
+        found += [
+            Finding(self._guard_check(guard, p), rejects=True)
+            for guard, p in zip(self._guards, adjusted[1:], strict=True)
+        ]
+        found.append(self._errors_check())
+        evidence = (self._rows_check(), self._effect_check(), self._noise_check(), *self._origin_checks())
+        return found + [Finding(check) for check in evidence if check is not None]
+
+    # --- the figures
+
+    def _guard_comparisons(self) -> Iterator[MetricComparison]:
+        for compared in self._in.comparison.metrics:
+            if compared.name == self._primary.name or compared.direction == "none":
+                continue
+            wanted = self._settings.guard_metrics
+            if compared.name in wanted if wanted != "others" else self._is_share(compared):
+                yield compared
+
+    def _is_share(self, compared: MetricComparison) -> bool:
+        metric = self._in.candidate.metric(compared.name)
+        return metric is not None and is_share(metric.minimum, metric.maximum)
+
+    def _gain(self, compared: MetricComparison) -> float:
+        """How much better the candidate is; negative = worse."""
+        return _sign(compared) * (compared.difference or 0.0)
+
+    def _worse_p_value(self) -> float:
+        primary = self._primary
+        return 1.0 if primary.p_value is None or self._gain(primary) >= 0 else primary.p_value
+
+    def _margin(self, compared: MetricComparison) -> float:
+        margin = self._settings.non_inferiority_margin
+        return margin if self._is_share(compared) else margin * abs(compared.baseline or 0.0)
+
+    def _fall_p_value(self, guard: MetricComparison) -> float:
+        return stats.fall_p_value(-self._gain(guard), guard.standard_error or 0.0, self._margin(guard))
+
+    # --- the checks
+
+    def _primary_check(self, worse_p_value: float) -> GateCheck:
+        primary, gain = self._primary, self._gain(self._primary)
+        name = f"{label(primary.name)} is the primary metric"
+        if primary.difference is None or primary.p_value is None:
+            return _check(name, "undecided", f"{label(primary.name)} could not be compared on any row.")
+        figures = self._figures(primary) + f", {_p_in_words(primary.p_value)}"
+        if self._is_same_model():
+            return _check(name, "undecided", f"Both runs are answers of the same model; {figures}.")
+        if gain > 0 and primary.p_value <= self._alpha:
+            return _check(name, "passed", f"The candidate is better than {self._opponent}: {figures}.")
+        if gain < 0 and worse_p_value <= self._alpha and -gain > (self._in.noise.value or 0.0):
+            return _check(name, "failed", f"The candidate is worse than {self._opponent}: {figures}.")
+        told = f"No difference from {self._opponent} can be shown: {figures}."
+        return _check(name, "undecided", " ".join([told, *self._rows_needed(primary)]))
+
+    def _is_same_model(self) -> bool:
+        mine, theirs = self._in.candidate.identity, self._in.opponent.identity
+        return mine is not None and theirs is not None and mine.model.content() == theirs.model.content()
+
+    def _rows_needed(self, compared: MetricComparison) -> Iterator[str]:
+        effect, gain = compared.minimum_detectable_effect, abs(compared.difference or 0.0)
+        if effect is None:
+            return
+        share = self._is_share(compared)
+        yield (
+            f"{compared.rows:,} rows show a true difference of {_amount(effect, share)} in 4 of 5 cases"
+            + (
+                f"; for one as small as this about {_round_up(compared.rows * (effect / gain) ** 2):,} rows are needed."
+                if gain > 0
+                else "."
+            )
+        )
+
+    def _guard_check(self, guard: MetricComparison, fall_p_value: float) -> GateCheck:
+        share, margin = self._is_share(guard), self._margin(guard)
+        name, allowed = f"{label(guard.name)} does not fall", _amount(margin, share)
+        if guard.difference is None:
+            return _check(name, "undecided", f"{label(guard.name)} could not be compared on any row.")
+        figures = self._figures(guard)
+        if guard.losses == 0:
+            return _check(name, "passed", f"No row is worse by {label(guard.name)}: {figures}.")
+        if fall_p_value <= self._alpha:
+            return _check(
+                name, "failed", f"{label(guard.name)} falls by more than the allowed {allowed}: {figures}."
+            )
+        if self._lowest_gain(guard) > -margin:
+            return _check(
+                name, "passed", f"{label(guard.name)} falls by less than {allowed}, if at all: {figures}."
+            )
+        told = f"{label(guard.name)} may have fallen by more than the allowed {allowed}: {figures}."
+        return _check(name, "undecided", told)
+
+    def _lowest_gain(self, compared: MetricComparison) -> float:
+        interval = compared.interval
+        if interval is None:
+            return -math.inf
+        return interval.low if _sign(compared) > 0 else -interval.high
+
+    def _errors_check(self) -> Finding:
+        allowed, name = self._settings.maximum_error_rate, "Few rows with errors"
+        mine, theirs = (run.error_rows / run.rows for run in (self._in.candidate, self._in.opponent))
+        told = f"{self._in.candidate.error_rows:,} of {self._in.candidate.rows:,} rows have an error"
+        if mine <= allowed:
+            return Finding(_check(name, "passed", f"{told}; {allowed:.1%} are allowed."))
+        if theirs > allowed:
+            others = f"{self._in.opponent.error_rows:,} of {self._opponent}'s"
+            told += f", and {others}: look at the data and the machine."
+            return Finding(_check(name, "undecided", told))
+        return Finding(_check(name, "failed", f"{told}; {allowed:.1%} are allowed."), rejects=True)
+
+    def _rows_check(self) -> GateCheck:
+        least, found = self._settings.minimum_rows, self._primary.clusters
+        told = f"{found:,} different questions are scored in both runs; at least {least:,} are asked for."
+        return _check("Enough rows", "passed" if found >= least else "undecided", told)
+
+    def _effect_check(self) -> GateCheck | None:
+        least, gain = self._settings.minimum_effect, self._gain(self._primary)
+        if least == 0:
+            return None
+        share = self._is_share(self._primary)
+        told = (
+            f"The gain is {_signed(gain, share)}; less than {_amount(least, share)} is not worth a promotion."
+        )
+        return _check("The gain is worth it", "passed" if gain >= least else "undecided", told)
+
+    def _noise_check(self) -> GateCheck:
+        noise, name = self._in.noise, "The difference is above the noise"
+        if noise.value is None:
+            return _check(name, "skipped", f"The noise was not measured: {noise.reason}.")
+        if noise.reason is not None:
+            return _check(name, "passed", f"There is no noise: {noise.reason}.")
+        share = self._is_share(self._primary)
+        told = (
+            f"Answered again in other batches, {noise.changed} of {noise.rows} rows score differently, by "
+            f"{_amount(noise.value, share)} on average"
+        )
+        effect = abs(self._gain(self._primary))
+        if noise.value == 0 or effect > noise.value:
+            return _check(name, "passed", f"{told}.")
+        return _check(name, "undecided", f"{told}; the difference of {_amount(effect, share)} is no larger.")
+
+    def _origin_checks(self) -> Iterator[GateCheck]:
+        if self._in.missing_champion is not None:
+            yield _check("Compared with the champion", "undecided", f"{self._in.missing_champion}.")
+        yield self._settings_check()
+        yield self._template_check()
+        yield self._overlap_check()
+
+    def _settings_check(self) -> GateCheck:
+        mine, theirs, name = self._in.candidate.identity, self._in.opponent.identity, "Same settings"
+        if mine is None or theirs is None:
+            return _check(name, "skipped", "A plain file of answers says nothing about its settings.")
+        of_the_model = (*mine.model.content(), "rows")
+        lines = [line for line in theirs.differences(mine) if line.partition(":")[0] not in of_the_model]
+        if lines:
+            return _check(
+                name, "failed", f"Both runs must have the same settings; other: {'; '.join(lines)}."
+            )
+        return _check(name, "passed", "Both models answered with the same settings.")
+
+    def _template_check(self) -> GateCheck:
+        name = "Same chat template"
+        if self._in.same_template is None:
+            return _check(name, "skipped", "The candidate's training is not known.")
+        if self._in.same_template:
+            return _check(name, "passed", "Training and answers used the same chat template.")
+        told = "The candidate was trained with another chat template than it answers with."
+        return _check(name, "failed", told)
+
+    def _overlap_check(self) -> GateCheck:
+        overlap, name = self._in.overlap, "Test questions are new"
+        if isinstance(overlap, str):
+            return _check(name, "skipped", f"Training data was not compared: {overlap}.")
+        same = overlap.exact_test_rows + overlap.near_test_rows
+        allowed = f"{self._settings.maximum_overlap:.1%} are allowed"
+        told = (
+            f"{same:,} of {overlap.test_rows:,} test questions are in the training data "
+            f"({overlap.exact_test_rows:,} exactly, {overlap.near_test_rows:,} nearly; {allowed})"
+        )
+        if overlap.share <= self._settings.maximum_overlap:
+            return _check(name, "passed", f"{told}.")
+        quoted = "; ".join(f"“{_shortened(question)}”" for question in overlap.questions[:_MOST_QUOTED])
+        return _check(name, "failed", f"{told}: {quoted}")
+
+    # --- words
+
+    def _figures(self, compared: MetricComparison) -> str:
+        share = self._is_share(compared)
+        interval = compared.interval
+        between = (
+            f" ({percent(self._in.confidence)} interval {shown_difference(interval.low, share)} to "
+            f"{shown_difference(interval.high, share)})"
+            if interval
+            else ""
+        )
+        return (
+            f"{label(compared.name)} {shown(compared.candidate or 0.0, share)} against "
+            f"{shown(compared.baseline or 0.0, share)}, {_signed(compared.difference or 0.0, share)}{between} "
+            f"on {compared.rows:,} rows"
+        )
+
+
+def _check(name: str, outcome: Outcome, detail: str) -> GateCheck:
+    return GateCheck(name=name, outcome=outcome, detail=detail)
+
+
+def _sign(compared: MetricComparison) -> int:
+    return -1 if compared.direction == "lower" else 1
+
+
+def _amount(value: float, share: bool) -> str:
+    return shown(value, share) + (" points" if share else "")
+
+
+def _signed(value: float, share: bool) -> str:
+    return shown_difference(value, share) + (" points" if share else "")
+
+
+def _p_in_words(p_value: float) -> str:
+    return "p < 0.001" if p_value < 0.001 else f"p = {p_value:.2g}"
+
+
+def _round_up(rows: float) -> int:
+    """Two significant digits, upwards: a planning figure, not a measurement."""
+    if not math.isfinite(rows) or rows > 1e12:
+        return 10**12
+    step: int = 10 ** max(0, len(str(int(rows))) - 2)
+    return math.ceil(rows / step) * step
+
+
+def _shortened(question: str, length: int = 80) -> str:
+    flat = " ".join(question.split())
+    return flat if len(flat) <= length else f"{flat[: length - 1]}…"

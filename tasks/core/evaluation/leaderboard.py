@@ -1,0 +1,195 @@
+"""All runs side by side: grouped by the rows they answered, since figures over other rows do not compare."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+
+from tasks.core.errors import TuneproofError
+from tasks.core.evaluation.outputs import EvaluationFiles, read_summary
+from tasks.core.evaluation.summary import Decision, EvaluationSummary, MetricSummary, RunSummary
+from tasks.core.generation.run_dir import RunDir
+from tasks.core.models.registry import promoted_run
+from tasks.core.records import RunManifest
+
+# What tells models apart, not settings; shown in columns of their own.
+_NOT_SETTINGS = frozenset({"weights", "adapter", "rows"})
+
+
+@dataclass(frozen=True, slots=True)
+class RankedRun:
+    """One finished run. `scores` is None while nobody evaluated its answers, as candidate or as baseline."""
+
+    path: Path
+    manifest: RunManifest
+    scores: RunSummary | None
+    error_policy: str | None
+    decision: Decision | None
+    promoted: bool
+    report_path: Path | None
+    settings: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def model_name(self) -> str:
+        """Last part of the model's path or id."""
+        return Path(self.manifest.identity.model.model_id).name
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """Answer tokens per second of generation."""
+        seconds = self.manifest.generation_seconds
+        return self.manifest.completion_tokens / seconds if seconds > 0 else None
+
+    def value(self, metric: str) -> float | None:
+        """The run's figure by a metric; None when it was not computed."""
+        found = self.scores.metric(metric) if self.scores else None
+        return found.value if found else None
+
+
+@dataclass(frozen=True, slots=True)
+class RunGroup:
+    """Runs over the same rows, best first by `metrics[0]`; runs without that figure come last, newest first."""
+
+    rows_sha256: str
+    rows: int
+    dataset: str
+    runs: tuple[RankedRun, ...]
+    metrics: tuple[MetricSummary, ...]
+
+    @property
+    def policies_differ(self) -> bool:
+        """Whether error rows count as wrong in some of the figures and are left out of others."""
+        return len({run.error_policy for run in self.runs if run.error_policy}) > 1
+
+
+@dataclass(frozen=True, slots=True)
+class Leaderboard:
+    """Groups, the one with the newest run first, and directories without published answers with the reason."""
+
+    groups: tuple[RunGroup, ...]
+    unfinished: tuple[tuple[str, str], ...]
+
+
+def read_leaderboard(runs_dir: Path, models_dir: Path) -> Leaderboard:
+    """Read every run under `runs_dir`; a damaged file hides its own figures and nothing else."""
+    directories = sorted(path for path in runs_dir.iterdir() if path.is_dir()) if runs_dir.is_dir() else []
+    finished: list[tuple[Path, RunManifest]] = []
+    unfinished: list[tuple[str, str]] = []
+    for path in directories:
+        run = RunDir(path)
+        try:
+            finished.append((path, run.read_manifest()))
+        except (TuneproofError, OSError):
+            begun = bool(run.ledger_paths())
+            unfinished.append(
+                (path.name, "unfinished; the same command resumes it" if begun else "no answers")
+            )
+    summaries = {path: summary for path, _ in finished if (summary := _summary(path)) is not None}
+    scored = _scores_by_answers(summaries.values())
+    champion = _champion(models_dir)
+    runs = [
+        _ranked(path, manifest, summaries.get(path), scored, (models_dir.name, champion))
+        for path, manifest in finished
+    ]
+    return Leaderboard(tuple(_groups(runs)), tuple(unfinished))
+
+
+def _summary(run_dir: Path) -> EvaluationSummary | None:
+    try:
+        return read_summary(EvaluationFiles(run_dir).summary_path)
+    except (TuneproofError, OSError):
+        return None
+
+
+def _scores_by_answers(summaries: Iterable[EvaluationSummary]) -> dict[str, tuple[RunSummary, str]]:
+    """The newest figures of each file of answers, which may have been scored as baseline or champion only."""
+    found: dict[str, tuple[RunSummary, str]] = {}
+    for summary in sorted(summaries, key=lambda summary: summary.evaluated_at):
+        for run in (summary.champion, summary.baseline, summary.candidate):
+            if run is not None:
+                found[run.predictions_sha256] = (run, summary.settings.error_rows)
+    return found
+
+
+def _champion(models_dir: Path) -> str | None:
+    try:
+        return promoted_run(models_dir)
+    except TuneproofError:
+        return None
+
+
+def _ranked(
+    path: Path,
+    manifest: RunManifest,
+    own: EvaluationSummary | None,
+    scored: dict[str, tuple[RunSummary, str]],
+    champion: tuple[str, str | None],
+) -> RankedRun:
+    if own is not None and own.candidate.predictions_sha256 != manifest.predictions_sha256:
+        own = None  # of answers that were there before
+    scores, policy = scored.get(manifest.predictions_sha256, (None, None))
+    if own is not None:
+        scores, policy = own.candidate, own.settings.error_rows
+    model = Path(manifest.identity.model.model_id)
+    report_path = EvaluationFiles(path).report_path
+    return RankedRun(
+        path=path,
+        manifest=manifest,
+        scores=scores,
+        error_policy=policy,
+        decision=own.verdict.decision if own and own.verdict else None,
+        promoted=(model.parent.name, model.name) == champion,
+        report_path=report_path if own is not None and report_path.is_file() else None,
+    )
+
+
+def _groups(runs: list[RankedRun]) -> Iterator[RunGroup]:
+    newest_first = sorted(runs, key=lambda run: (_finished(run), run.path.name), reverse=True)
+    for rows_sha256 in dict.fromkeys(run.manifest.identity.rows_sha256 for run in newest_first):
+        members = [run for run in newest_first if run.manifest.identity.rows_sha256 == rows_sha256]
+        metrics = _metrics(members)
+        if metrics:
+            members.sort(key=partial(_rank, metric=metrics[0]))
+        manifest = members[0].manifest
+        yield RunGroup(rows_sha256, manifest.row_count, manifest.dataset_id, _with_settings(members), metrics)
+
+
+def _rank(run: RankedRun, metric: MetricSummary) -> tuple[bool, float]:
+    value = run.value(metric.name)
+    sign = 1 if metric.direction == "lower" else -1
+    return (True, 0.0) if value is None else (False, sign * value)
+
+
+def _metrics(newest_first: list[RankedRun]) -> tuple[MetricSummary, ...]:
+    """Metrics of the group: first those of the newest scored run, in its order; then those of others."""
+    found: dict[str, MetricSummary] = {}
+    for run in newest_first:
+        for metric in run.scores.metrics if run.scores else ():
+            found.setdefault(metric.name, metric)
+    return tuple(found.values())
+
+
+def _with_settings(runs: list[RankedRun]) -> tuple[RankedRun, ...]:
+    """Give each run those of its settings that not all runs of the group share."""
+    contents = [{name: str(value) for name, value in run.manifest.identity.content().items()} for run in runs]
+    uses = Counter(pair for content in contents for pair in content.items())
+    return tuple(
+        replace(
+            run,
+            settings=tuple(
+                (name, value)
+                for name, value in content.items()
+                if name not in _NOT_SETTINGS and uses[name, value] < len(runs)
+            ),
+        )
+        for run, content in zip(runs, contents, strict=True)
+    )
+
+
+def _finished(run: RankedRun) -> datetime:
+    moment = datetime.fromisoformat(run.manifest.finished_at)
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)

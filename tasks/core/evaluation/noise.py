@@ -1,0 +1,75 @@
+"""The noise floor: rows that the same model answered twice, in batches of another make-up.
+
+In bfloat16, or with other kernels, a model's answer can depend on the rows beside it. How far it does is
+measured on a few rows; a difference between two models that is no larger says nothing about the models.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from tasks.core.errors import EvaluationError
+from tasks.core.evaluation.figures import TIE, rounded
+from tasks.core.evaluation.gate import NoiseFloor
+from tasks.core.evaluation.metric import Metric
+from tasks.core.evaluation.scoring import ScoreTable
+from tasks.core.generation.run_dir import RunDir
+from tasks.core.records import RunManifest
+
+REPEAT_PREFIX = "repeat-"
+# Its rows do not see each other: proven by tests for float32 (see docs/architecture.md).
+_EXACT_ENGINE = "inflight"
+
+
+def repeat_name(rows: int) -> str:
+    """Name of the run, inside the run's own folder, that answers some of its rows again."""
+    return f"{REPEAT_PREFIX}{rows}"
+
+
+def evenly_spread(count: int, total: int) -> frozenset[int]:
+    """Positions of `count` rows from all parts of `total`; all of them where there are fewer."""
+    return frozenset(total * i // count for i in range(count)) if count < total else frozenset(range(total))
+
+
+def why_no_noise(manifest: RunManifest) -> str | None:
+    """Why the answers of a run cannot depend on the batches; None when they may."""
+    exact = manifest.identity.model.dtype == "float32" and manifest.identity.model.quantization == "none"
+    if exact and manifest.device == "cpu" and manifest.engine == _EXACT_ENGINE:
+        return "float32 answers on a CPU do not depend on the batches"
+    return None
+
+
+def find_repeat(run_path: Path) -> Path | None:
+    """The finished run with the most rows that were answered again; None without any."""
+    found = []
+    for path in run_path.glob(f"{REPEAT_PREFIX}*") if run_path.is_dir() else ():
+        try:
+            found.append((RunDir(path).read_manifest().row_count, path))
+        except EvaluationError:
+            continue
+    return max(found, default=(0, None))[1]
+
+
+def noise_floor(run_path: Path, table: ScoreTable, repeated: ScoreTable | None, metric: Metric) -> NoiseFloor:
+    """How far the scores of the same rows differ when the model answers them again: the mean absolute difference.
+
+    `table` has the scores of the run, `repeated` those of `find_repeat`.
+    """
+    if run_path.is_dir():
+        reason = why_no_noise(RunDir(run_path).read_manifest())
+        if reason is not None:
+            return NoiseFloor(0.0, reason=reason)
+    if repeated is None:
+        return NoiseFloor(None, reason="no rows were answered twice (gate.noise_rows)")
+    position = {identifier: i for i, identifier in enumerate(table.ids)}
+    pairs = [(position[name], i) for i, name in enumerate(repeated.ids) if name in position]
+    if not pairs:
+        return NoiseFloor(None, reason="the rows that were answered twice are not in this run")
+    first, second = np.array(pairs).T
+    changes = np.abs(table.values[metric.name][first] - repeated.values[metric.name][second])
+    changes = changes[~np.isnan(changes)]
+    if not len(changes):
+        return NoiseFloor(None, reason=f"no row that was answered twice is scored by {metric.name}")
+    return NoiseFloor(rounded(float(changes.mean())), len(changes), int(np.count_nonzero(changes > TIE)))

@@ -1,0 +1,152 @@
+"""The files of an evaluation, beside the predictions they are about: names, writing, reading."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import orjson
+from pydantic import Field, ValidationError
+
+from tasks.core.errors import EvaluationError, StorageError
+from tasks.core.evaluation.figures import rounded
+from tasks.core.evaluation.scoring import ScoreTable
+from tasks.core.evaluation.summary import EvaluationSummary
+from tasks.core.files import flush_to_disk, write_atomically
+from tasks.core.records import Record
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationFiles:
+    """Where the results of one evaluation lie."""
+
+    directory: Path
+
+    @property
+    def summary_path(self) -> Path:
+        """All figures, settings and provenance."""
+        return self.directory / "evaluator_output_summary.json"
+
+    @property
+    def scores_path(self) -> Path:
+        """One object per row."""
+        return self.directory / "scores.jsonl"
+
+    @property
+    def spreadsheet_path(self) -> Path:
+        """The same for people with a spreadsheet."""
+        return self.directory / "evaluator_output_detailed.xlsx"
+
+    @property
+    def report_path(self) -> Path:
+        """One HTML file that opens without a network."""
+        return self.directory / "report.html"
+
+
+class RowScores(Record):
+    """One line of `scores.jsonl`; a metric is in `scores` or, with the reason, in `unscored`."""
+
+    id: str
+    scores: dict[str, float]
+    unscored: dict[str, str] = Field(default_factory=dict)
+    baseline_scores: dict[str, float] | None = None
+    baseline_unscored: dict[str, str] | None = None
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a path to write to; it replaces `path` when the block ends, and is gone when it fails.
+
+    Raises StorageError when the disk is full or the directory may not be written.
+    """
+    partial_path = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield partial_path
+        flush_to_disk(partial_path)
+        partial_path.replace(path)
+        flush_to_disk(path.parent)
+    except OSError as error:
+        raise StorageError(
+            f"{path} could not be written: {error.strerror or error}",
+            "free some space or check the permissions of the directory; scoring again calls no model",
+        ) from error
+    finally:
+        partial_path.unlink(missing_ok=True)
+
+
+def row_scores(candidate: ScoreTable, baseline: ScoreTable | None) -> Iterator[RowScores]:
+    """Scores of each candidate row, with the baseline's of the same id where there is one."""
+    position = {} if baseline is None else {identifier: i for i, identifier in enumerate(baseline.ids)}
+    for i, identifier in enumerate(candidate.ids):
+        scores, unscored = _row(candidate, i)
+        partner = position.get(identifier)
+        if baseline is None or partner is None:
+            yield RowScores(id=identifier, scores=scores, unscored=unscored)
+            continue
+        baseline_scores, baseline_unscored = _row(baseline, partner)
+        yield RowScores(
+            id=identifier,
+            scores=scores,
+            unscored=unscored,
+            baseline_scores=baseline_scores,
+            baseline_unscored=baseline_unscored,
+        )
+
+
+def _row(table: ScoreTable, i: int) -> tuple[dict[str, float], dict[str, str]]:
+    scores: dict[str, float] = {}
+    unscored: dict[str, str] = {}
+    for metric in table.metrics:
+        value, reason = table.values[metric.name][i], table.reasons[metric.name][i]
+        if np.isnan(value):
+            unscored[metric.name] = reason or "the metric gave no value"
+        else:
+            scores[metric.name] = rounded(float(value)) or 0.0
+    return scores, unscored
+
+
+def write_scores(path: Path, rows: Iterable[RowScores]) -> None:
+    """Write `scores.jsonl`, whole or not at all."""
+    with replacing(path) as partial_path, partial_path.open("wb") as file:
+        for row in rows:
+            line = orjson.dumps(row.model_dump(exclude_none=True), option=orjson.OPT_APPEND_NEWLINE)
+            file.write(line)
+
+
+def read_scores(path: Path) -> Iterator[RowScores]:
+    """The rows of `scores.jsonl`. Raises EvaluationError when it is missing or damaged."""
+    try:
+        with path.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                try:
+                    yield RowScores.model_validate_json(line)
+                except ValidationError as error:
+                    raise EvaluationError(
+                        f"{path}: line {number} is damaged", "run `tuneproof evaluate` again"
+                    ) from error
+    except FileNotFoundError as error:
+        raise EvaluationError(f"{path} does not exist", "run `tuneproof evaluate` first") from error
+
+
+def write_summary(path: Path, summary: EvaluationSummary) -> None:
+    """Write `evaluator_output_summary.json`, whole or not at all."""
+    text = orjson.dumps(summary.model_dump(mode="json"), option=orjson.OPT_INDENT_2).decode()
+    write_atomically(path, text + "\n")
+
+
+def read_summary(path: Path) -> EvaluationSummary:
+    """The summary of an earlier evaluation. Raises EvaluationError when it is missing or damaged."""
+    try:
+        return EvaluationSummary.model_validate_json(path.read_bytes())
+    except FileNotFoundError as error:
+        raise EvaluationError(f"{path} does not exist", "run `tuneproof evaluate` first") from error
+    except ValidationError as error:
+        raise EvaluationError(
+            f"{path} is damaged ({error.error_count()} problems)", "run `tuneproof evaluate` again"
+        ) from error

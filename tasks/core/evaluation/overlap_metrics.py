@@ -1,0 +1,214 @@
+"""Metrics that compare the words or characters of answer and reference: exact match, F1, BLEU, chrF, ROUGE.
+
+All values are 0 to 1; sacrebleu's own figures are these times 100.
+"""
+
+from __future__ import annotations
+
+import re
+import string
+from collections import Counter
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from tasks.core.evaluation.metric import (
+    NO_REFERENCE,
+    BatchScores,
+    Corpus,
+    FloatArray,
+    Metric,
+    MetricFamily,
+    Pairwise,
+)
+from tasks.core.evaluation.ngram_counts import Tokens, common_subsequence_length, count_ngrams
+from tasks.core.evaluation.ngram_figures import (
+    BLEU_ORDER,
+    BLEU_WIDTH,
+    CHRF_ORDER,
+    CHRF_WIDTH,
+    bleu_figure,
+    bleu_statistics,
+    chrf_figure,
+    chrf_statistics,
+    sentence_bleu,
+)
+from tasks.core.records import Prediction
+
+_ARTICLES = re.compile(r"\b(a|an|the)\b")
+_WITHOUT_PUNCTUATION = str.maketrans("", "", string.punctuation)
+ROUGE_NAMES = ("rouge1", "rouge2", "rougeL")
+
+
+def normalize_answer(text: str) -> str:
+    """Apply SQuAD's rules: lower case, no ASCII punctuation, no English articles, single spaces."""
+    bare = text.lower().translate(_WITHOUT_PUNCTUATION)
+    return " ".join(_ARTICLES.sub(" ", bare).split())
+
+
+def exact_match(answer: str, reference: str) -> float:
+    """1 when both are the same text after normalisation, else 0."""
+    return float(normalize_answer(answer) == normalize_answer(reference))
+
+
+def token_f1(answer: str, reference: str) -> float:
+    """F1 over the bag of normalised words (0 to 1); two texts without words agree (SQuAD 2.0's rule)."""
+    answer_words = normalize_answer(answer).split()
+    reference_words = normalize_answer(reference).split()
+    if not answer_words or not reference_words:
+        return float(answer_words == reference_words)
+    common = sum((Counter(answer_words) & Counter(reference_words)).values())
+    if common == 0:
+        return 0.0
+    precision, recall = common / len(answer_words), common / len(reference_words)
+    return 2 * precision * recall / (precision + recall)
+
+
+def _with_reference(rows: Sequence[Prediction]) -> tuple[list[int], list[str | None]]:
+    """Positions of the rows that have a reference, and for each row why it is unscored."""
+    reasons = [NO_REFERENCE if row.ground_truth is None else None for row in rows]
+    return [i for i, reason in enumerate(reasons) if reason is None], reasons
+
+
+def _pairs(
+    rows: Sequence[Prediction], scored: Sequence[int], tokenize: Callable[[str], Tokens]
+) -> list[tuple[Tokens, Tokens]]:
+    return [(tokenize(rows[i].predicted_answer), tokenize(rows[i].ground_truth or "")) for i in scored]
+
+
+def _spread(values: FloatArray, scored: Sequence[int], count: int, missing: float) -> FloatArray:
+    """Values of the scored rows at their places among all rows."""
+    spread = np.full((count, *values.shape[1:]), missing)
+    spread[scored] = values
+    return spread
+
+
+@cache
+def _bleu_tokenizer() -> Any:
+    from sacrebleu.metrics.bleu import BLEU
+
+    return BLEU().tokenizer
+
+
+def _bleu_words(text: str) -> list[str]:
+    words: list[str] = _bleu_tokenizer()(text.rstrip()).split()
+    return words
+
+
+def _characters(text: str) -> str:
+    return "".join(text.split())
+
+
+def _score_bleu(rows: Sequence[Prediction]) -> BatchScores:
+    scored, reasons = _with_reference(rows)
+    statistics = bleu_statistics(count_ngrams(_pairs(rows, scored, _bleu_words), BLEU_ORDER))
+    values = _spread(sentence_bleu(statistics), scored, len(rows), np.nan)
+    return BatchScores(
+        {"bleu_score": values}, reasons, {"bleu_score": _spread(statistics, scored, len(rows), 0)}
+    )
+
+
+def _score_chrf(rows: Sequence[Prediction]) -> BatchScores:
+    scored, reasons = _with_reference(rows)
+    statistics = chrf_statistics(count_ngrams(_pairs(rows, scored, _characters), CHRF_ORDER))
+    values = _spread(chrf_figure(statistics), scored, len(rows), np.nan)
+    return BatchScores({"chrf": values}, reasons, {"chrf": _spread(statistics, scored, len(rows), 0)})
+
+
+@cache
+def _rouge_tokenizer() -> Any:
+    from rouge_score.tokenizers import DefaultTokenizer
+
+    return DefaultTokenizer(use_stemmer=False)
+
+
+def _score_rouge(rows: Sequence[Prediction]) -> BatchScores:
+    """F-measures of ROUGE-1, ROUGE-2 and ROUGE-L, equal to rouge_score.RougeScorer's.
+
+    Its tokenizer keeps a-z and 0-9 only, so texts in other scripts score 0. Counting is ours: the
+    library's table for the longest common subsequence takes quadratic memory.
+    """
+    scored, reasons = _with_reference(rows)
+    pairs = _pairs(rows, scored, _rouge_tokenizer().tokenize)
+    counts = count_ngrams(pairs, 2)
+    lengths = counts[:, 0].copy()
+    lengths[:, 2] = [common_subsequence_length(reference, answer) for answer, reference in pairs]
+    by_metric = (counts[:, 0], counts[:, 1], lengths)
+    return BatchScores(
+        {
+            name: _spread(_f_measure(found), scored, len(rows), np.nan)
+            for name, found in zip(ROUGE_NAMES, by_metric, strict=True)
+        },
+        reasons,
+    )
+
+
+def _f_measure(counts: FloatArray) -> FloatArray:
+    """Harmonic mean of precision and recall for counts (rows, 3): answer, reference, common."""
+    answer, reference, common = counts.T
+    total = answer + reference
+    f_measure: FloatArray = np.divide(2 * common, total, out=np.zeros_like(total), where=total > 0)
+    return f_measure
+
+
+_ROUGE_UNITS = {"rouge1": "words", "rouge2": "word pairs", "rougeL": "longest common word sequence"}
+
+OVERLAP_FAMILIES = (
+    MetricFamily(
+        "exact_match",
+        (
+            Metric(
+                "exact_match",
+                "Answer equals the reference, ignoring case, punctuation, articles and spacing.",
+                "SQuAD evaluation script v1.1",
+                kind="binary",
+            ),
+        ),
+        Pairwise("exact_match", exact_match),
+    ),
+    MetricFamily(
+        "f1",
+        (
+            Metric(
+                "f1",
+                "Overlap of the words of answer and reference (F1), normalised as for exact match.",
+                "SQuAD evaluation script v2.0",
+            ),
+        ),
+        Pairwise("f1", token_f1),
+    ),
+    MetricFamily(
+        "bleu_score",
+        (
+            Metric(
+                "bleu_score",
+                "Word n-grams of the answer that the reference has, up to four words, with brevity penalty.",
+                "sacrebleu, tokenizer 13a; rows: sentence BLEU with effective order",
+                corpus=Corpus("corpus BLEU", BLEU_WIDTH, bleu_figure),
+            ),
+        ),
+        _score_bleu,
+    ),
+    MetricFamily(
+        "chrf",
+        (
+            Metric(
+                "chrf",
+                "Character n-grams shared by answer and reference, up to six characters; recall counts more.",
+                "sacrebleu, chrF2",
+                corpus=Corpus("corpus chrF", CHRF_WIDTH, chrf_figure),
+            ),
+        ),
+        _score_chrf,
+    ),
+    MetricFamily(
+        "rouge_score",
+        tuple(
+            Metric(name, f"Shared {unit} of answer and reference (F1).", "rouge-score, no stemming")
+            for name, unit in _ROUGE_UNITS.items()
+        ),
+        _score_rouge,
+    ),
+)

@@ -1,0 +1,69 @@
+"""One row as people look at it: question, reference, both answers, both scores."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from tasks.core.errors import EvaluationError
+from tasks.core.evaluation.outputs import RowScores, read_scores
+from tasks.core.generation.published import read_predictions
+from tasks.core.records import Prediction, Record
+
+
+class Answer(Record):
+    """What one run answered to one question."""
+
+    text: str
+    error: str | None
+    cut: bool
+    tokens: int | None
+
+    @classmethod
+    def of(cls, prediction: Prediction) -> Answer:
+        """The parts of a prediction that differ between runs."""
+        return cls(
+            text=prediction.predicted_answer,
+            error=prediction.error,
+            cut=prediction.metadata.finish_reason == "length",
+            tokens=prediction.metadata.token_count,
+        )
+
+
+class RowView(Record):
+    """A row of the report and of the spreadsheet."""
+
+    id: str
+    question: str
+    system_prompt: str | None
+    reference: str | None
+    candidate: Answer
+    baseline: Answer | None
+    scores: RowScores
+
+
+def row_views(predictions_path: Path, baseline_path: Path | None, scores_path: Path) -> Iterator[RowView]:
+    """Join predictions and scores in the candidate's order; only the baseline's answers are held in memory.
+
+    Raises EvaluationError when the scores are not those of the predictions.
+    """
+    baseline = {} if baseline_path is None else {p.id: Answer.of(p) for p in read_predictions(baseline_path)}
+    predictions, scores = read_predictions(predictions_path), read_scores(scores_path)
+    while True:
+        prediction, row = next(predictions, None), next(scores, None)
+        if prediction is None and row is None:
+            return
+        if prediction is None or row is None or prediction.id != row.id:
+            raise EvaluationError(
+                f"{scores_path} holds the scores of other predictions than {predictions_path}",
+                "run `tuneproof evaluate` again; it calls no model",
+            )
+        yield RowView(
+            id=prediction.id,
+            question=prediction.question,
+            system_prompt=prediction.system_prompt,
+            reference=prediction.ground_truth,
+            candidate=Answer.of(prediction),
+            baseline=baseline.get(prediction.id),
+            scores=row,
+        )

@@ -1,0 +1,117 @@
+"""The scores of one run: its rows, its origin, and its table of scores by the metrics of the settings."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from tasks.core.errors import EvaluationError
+from tasks.core.evaluation.figures import summarize_metrics
+from tasks.core.evaluation.judge_metrics import PREFERENCE
+from tasks.core.evaluation.metric import ScoredRun, Sources
+from tasks.core.evaluation.metrics import resolve
+from tasks.core.evaluation.preference import with_preference
+from tasks.core.evaluation.scoring import ScoreTable, score_predictions
+from tasks.core.evaluation.summary import EvaluationSettings, RunSummary
+from tasks.core.generation.published import read_predictions
+from tasks.core.generation.run_dir import RunDir
+from tasks.core.records import Prediction, RunManifest
+
+
+@dataclass(frozen=True, slots=True)
+class RunScoring:
+    """Scores runs (directories or files of answers) by the same settings; `directory` gets the results."""
+
+    settings: EvaluationSettings
+    directory: Path
+    sources: Sources
+    processes: int = 1
+
+    def table(self, run_path: Path) -> ScoreTable:
+        """Score every row. Raises EvaluationError when the predictions are missing or damaged."""
+        predictions_path, manifest = _predictions(run_path)
+        references_path = None if manifest is None else RunDir(run_path).references_path
+        return score_predictions(
+            read_predictions(predictions_path),
+            resolve(self.settings.metrics, ScoredRun(self.sources, references_path)),
+            error_rows=self.settings.error_rows,
+            processes=self.processes,
+        )
+
+    def against(
+        self, candidate_path: Path, table: ScoreTable, other_path: Path
+    ) -> tuple[ScoreTable, ScoreTable]:
+        """The candidate's and another run's scores, with the judge's preference between both if it is asked for."""
+        other = self.table(other_path)
+        if PREFERENCE.name not in self.settings.metrics:
+            return table, other
+        paths = _predictions(candidate_path)[0], _predictions(other_path)[0]
+        return with_preference((table, other), paths, self.sources, self.settings.error_rows)
+
+    def summary(self, run_path: Path, table: ScoreTable) -> RunSummary:
+        """Figures of a run and where its answers came from."""
+        predictions_path, manifest = _predictions(run_path)
+        run = RunSummary(
+            run_name=manifest.run_name if manifest else run_path.stem,
+            predictions_path=Path(os.path.relpath(predictions_path, self.directory)).as_posix(),
+            predictions_sha256=_sha256(predictions_path),
+            rows=table.row_count,
+            distinct_questions=len(set(table.questions.tolist())),
+            error_rows=int(table.errors.sum()),
+            truncated_rows=int(table.truncated.sum()),
+            metrics=summarize_metrics(table, self.settings),
+        )
+        return run if manifest is None else run.model_copy(update=_origin(manifest))
+
+
+def predictions_of(run_path: Path) -> Iterator[Prediction]:
+    """The rows of a run. Raises EvaluationError when there is no such run."""
+    return read_predictions(_predictions(run_path)[0])
+
+
+def _predictions(run_path: Path) -> tuple[Path, RunManifest | None]:
+    """The file of predictions, and the manifest where `run_path` is a run directory."""
+    if run_path.is_file():
+        return run_path, None
+    if not run_path.is_dir():
+        raise EvaluationError(
+            f"there is no run at {run_path}",
+            "run `tuneproof infer` first; `tuneproof runs` lists what is there",
+        )
+    run = RunDir(run_path)
+    manifest = run.read_manifest()
+    if run.finished_manifest() is None:
+        raise EvaluationError(
+            f"{run.predictions_path} was changed after its run: its digest is not the manifest's",
+            "run `tuneproof infer` again to publish it anew; answers that are there are not generated again",
+        )
+    return run.predictions_path, manifest
+
+
+def _origin(manifest: RunManifest) -> dict[str, object]:
+    seconds, tokens = manifest.generation_seconds, manifest.completion_tokens
+    return {
+        "run_key": manifest.run_key,
+        "identity": manifest.identity,
+        "dataset_id": manifest.dataset_id,
+        "dataset_split": manifest.dataset_split,
+        "dataset_revision": manifest.dataset_revision,
+        "engine": manifest.engine,
+        "device": manifest.device,
+        "generation_seconds": seconds,
+        "completion_tokens": tokens,
+        "prompt_tokens": manifest.prompt_tokens,
+        "completion_tokens_per_second": tokens / seconds if seconds > 0 else None,
+        "peak_memory_bytes": manifest.peak_memory_bytes,
+        "reference_perplexity": manifest.reference_perplexity,
+        "reference_tokens": manifest.reference_tokens,
+        "library_versions": manifest.library_versions,
+    }
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

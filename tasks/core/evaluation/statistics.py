@@ -1,0 +1,170 @@
+"""Uncertainty of scores: bootstrap intervals and paired comparisons.
+
+Every figure is a function of summed per-row statistics (see `metric.Corpus`). A bootstrap resample
+is therefore a row of counts times the matrix of statistics, for all metrics and both runs at once.
+Rows that share a question are drawn together (cluster bootstrap).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tasks.core.evaluation.metric import FloatArray
+
+_CELLS_IN_MEMORY = 4_000_000
+POWER = 0.8
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """A two-sided interval; `method` is "BCa bootstrap", "percentile bootstrap" or "no variation"."""
+
+    low: float
+    high: float
+    method: str
+
+
+def sum_by_cluster(statistics: FloatArray, clusters: NDArray[np.uint64]) -> FloatArray:
+    """Sums of (n, width) statistics over rows of equal cluster: shape (clusters, width)."""
+    unique, position = np.unique(clusters, return_inverse=True)
+    if len(unique) == len(clusters):
+        return statistics
+    sums = np.zeros((len(unique), statistics.shape[1]))
+    np.add.at(sums, position, statistics)
+    return sums
+
+
+def bootstrap_sums(statistics: FloatArray, *, resamples: int, seed: int) -> FloatArray:
+    """Sums over rows drawn with replacement: (units, width) gives (resamples, width)."""
+    units = len(statistics)
+    generator = np.random.default_rng([seed, 0])
+
+    def counts(size: int) -> FloatArray:
+        drawn = generator.integers(0, units, size=(size, units), dtype=np.int64)
+        drawn += np.arange(size)[:, None] * units
+        return np.bincount(drawn.ravel(), minlength=size * units).reshape(size, units).astype(np.float64)
+
+    return _in_blocks(counts, statistics, resamples)
+
+
+def swap_sums(halved_differences: FloatArray, *, resamples: int, seed: int) -> FloatArray:
+    """Sums of (units, width) rows under random signs: (resamples, width), for randomisation tests."""
+    units = len(halved_differences)
+    generator = np.random.default_rng([seed, 1])
+
+    def signs(size: int) -> FloatArray:
+        return generator.integers(0, 2, size=(size, units), dtype=np.int8).astype(np.float64) * 2 - 1
+
+    return _in_blocks(signs, halved_differences, resamples)
+
+
+def _in_blocks(weights: Callable[[int], FloatArray], statistics: FloatArray, resamples: int) -> FloatArray:
+    sums = np.empty((resamples, statistics.shape[1]))
+    for start, stop in _blocks(resamples, max(1, _CELLS_IN_MEMORY // len(statistics))):
+        sums[start:stop] = weights(stop - start) @ statistics
+    return sums
+
+
+def _blocks(total: int, size: int) -> Iterator[tuple[int, int]]:
+    for start in range(0, total, size):
+        yield start, min(start + size, total)
+
+
+def bca_interval(
+    observed: float, draws: FloatArray, jackknife: FloatArray, confidence: float
+) -> Interval | None:
+    """Bias-corrected and accelerated interval (Efron 1987), as in scipy.stats.bootstrap.
+
+    `draws`: figures of the resamples; `jackknife`: figures with one unit left out each.
+    Falls back to the percentile interval where the correction is undefined; None without any draw.
+    """
+    from scipy.special import ndtr, ndtri
+
+    draws, jackknife = draws[np.isfinite(draws)], jackknife[np.isfinite(jackknife)]
+    if len(draws) == 0:
+        return None
+    tails = np.array([(1 - confidence) / 2, (1 + confidence) / 2])
+    below = (np.mean(draws < observed) + np.mean(draws <= observed)) / 2
+    spread = jackknife.mean() - jackknife if len(jackknife) else np.zeros(1)
+    cubed_deviation = 6 * (spread**2).sum() ** 1.5
+    if 0 < below < 1 and cubed_deviation > 0:
+        bias, acceleration = ndtri(below), (spread**3).sum() / cubed_deviation
+        shifted = bias + ndtri(tails)
+        denominator = 1 - acceleration * shifted
+        if (denominator > 0).all():
+            low, high = np.quantile(draws, ndtr(bias + shifted / denominator))
+            return Interval(float(low), float(high), "BCa bootstrap")
+    low, high = np.quantile(draws, tails)
+    return Interval(float(low), float(high), "percentile bootstrap")
+
+
+def no_variation_interval(
+    value: float, units: int, *, minimum: float, maximum: float, confidence: float
+) -> Interval:
+    """Interval of a mean when all units have the same value, where a bootstrap would give zero width.
+
+    With 0 of n units deviating, at most q = 1 - (alpha/2)^(1/n) of all deviate (Clopper and Pearson);
+    the mean then lies within q times the distance to each end of the range.
+    """
+    deviating = 1 - ((1 - confidence) / 2) ** (1 / units)
+    low = value - deviating * (value - minimum) if np.isfinite(minimum) else value
+    high = value + deviating * (maximum - value) if np.isfinite(maximum) else value
+    return Interval(float(low), float(high), "no variation")
+
+
+def randomization_p_value(observed: float, draws: FloatArray) -> float:
+    """Two-sided p value: share of random swaps with a difference at least as large (0 to 1]."""
+    draws = draws[np.isfinite(draws)]
+    extreme = np.count_nonzero(np.abs(draws) >= abs(observed) * (1 - 1e-9))
+    return float((1 + extreme) / (1 + len(draws)))
+
+
+def mcnemar_p_value(wins: int, losses: int) -> float:
+    """Exact two-sided McNemar test of paired 0/1 outcomes; ties carry no information."""
+    from scipy.stats import binomtest
+
+    return 1.0 if wins + losses == 0 else float(binomtest(wins, wins + losses).pvalue)
+
+
+def minimum_detectable_effect(draws: FloatArray, confidence: float) -> float | None:
+    """Smallest true difference found with 80 % power at this number of rows; None without spread.
+
+    (z(1 - alpha/2) + z(0.8)) times the bootstrap standard error of the difference.
+    """
+    from scipy.special import ndtri
+
+    error = standard_error(draws)
+    return float((ndtri((1 + confidence) / 2) + ndtri(POWER)) * error) if error > 0 else None
+
+
+def standard_error(draws: FloatArray) -> float:
+    """Standard deviation of the resamples' figures; 0 without spread."""
+    finite = draws[np.isfinite(draws)]
+    return float(np.std(finite)) if len(finite) else 0.0
+
+
+def fall_p_value(fall: float, error: float, margin: float) -> float:
+    """Two-sided p value against "it fell by no more than `margin`", by the normal distribution (0 to 1].
+
+    `fall` is how much worse the candidate is; `error` its standard error. Small when the fall is surely larger.
+    """
+    from scipy.special import ndtr
+
+    if not error > 0:
+        return 1.0
+    return min(1.0, 2 * float(ndtr((margin - fall) / error)))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's step-down adjustment: adjusted p values in the given order."""
+    count = len(p_values)
+    order = sorted(range(count), key=lambda i: p_values[i])
+    adjusted, running = [0.0] * count, 0.0
+    for rank, i in enumerate(order):
+        running = max(running, min(1.0, (count - rank) * p_values[i]))
+        adjusted[i] = running
+    return adjusted

@@ -1,0 +1,222 @@
+"""What an evaluation found, as written to `evaluator_output_summary.json`."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from tasks.core.evaluation.metric import Direction, ErrorPolicy, Kind
+from tasks.core.records import LossPoint, Record, RunIdentity
+
+Winner = Literal["candidate", "baseline", "undecided"]
+Decision = Literal["promote", "reject", "inconclusive"]
+Opponent = Literal["base", "champion", "run"]
+
+
+class ScoreInterval(Record):
+    """Interval of a figure at the evaluation's confidence."""
+
+    low: float
+    high: float
+    method: str
+
+
+class MetricSummary(Record):
+    """One metric over all rows of one run."""
+
+    name: str
+    description: str
+    source: str
+    kind: Kind
+    direction: Direction
+    minimum: float
+    maximum: float | None
+    aggregate: str
+    value: float | None
+    interval: ScoreInterval | None
+    mean_of_rows: float | None
+    scored_rows: int
+    unscored_rows: int
+    unscored_reasons: dict[str, int]
+    errors_counted_as_wrong: int
+
+
+class RunSummary(Record):
+    """One run: where its answers came from, and its metrics."""
+
+    run_name: str
+    predictions_path: str
+    predictions_sha256: str
+    rows: int
+    distinct_questions: int
+    error_rows: int
+    truncated_rows: int
+    run_key: str | None = None
+    identity: RunIdentity | None = None
+    dataset_id: str | None = None
+    dataset_split: str | None = None
+    dataset_revision: str | None = None
+    engine: str | None = None
+    device: str | None = None
+    generation_seconds: float | None = None
+    completion_tokens: int | None = None
+    prompt_tokens: int | None = None
+    completion_tokens_per_second: float | None = None
+    peak_memory_bytes: int | None = None
+    reference_perplexity: float | None = None
+    reference_tokens: int | None = None
+    library_versions: dict[str, str] = Field(default_factory=dict)
+    metrics: tuple[MetricSummary, ...] = ()
+
+    def metric(self, name: str) -> MetricSummary | None:
+        """The metric of that name, if it was computed."""
+        return next((metric for metric in self.metrics if metric.name == name), None)
+
+
+class MetricComparison(Record):
+    """Candidate minus baseline for one metric, over the rows that both scored."""
+
+    name: str
+    direction: Direction
+    rows: int
+    clusters: int
+    candidate: float | None
+    baseline: float | None
+    difference: float | None
+    interval: ScoreInterval | None
+    standard_error: float | None = None
+    p_value: float | None
+    p_value_method: str
+    p_value_holm: float | None
+    wins: int | None
+    ties: int | None
+    losses: int | None
+    minimum_detectable_effect: float | None
+    better: Winner
+
+
+class Comparison(Record):
+    """Candidate against baseline on the same rows."""
+
+    paired_rows: int
+    only_candidate_rows: int
+    only_baseline_rows: int
+    different_reference_rows: int
+    metrics: tuple[MetricComparison, ...]
+
+    def metric(self, name: str) -> MetricComparison | None:
+        """The metric of that name, if it was compared."""
+        return next((metric for metric in self.metrics if metric.name == name), None)
+
+
+class TrainingSummary(Record):
+    """How the candidate's model was trained, from its manifest."""
+
+    run_name: str
+    kind: str
+    base_model_id: str
+    training_data_id: str
+    training_row_count: int
+    steps: int
+    seconds: float
+    trained_tokens: int
+    final_loss: float | None
+    final_validation_loss: float | None
+    losses: tuple[LossPoint, ...]
+
+
+class OverlapSummary(Record):
+    """Test questions that the training data holds too; `questions` are a few of them."""
+
+    training_data_id: str
+    train_rows: int
+    test_rows: int
+    exact_test_rows: int
+    near_test_rows: int
+    share: float
+    questions: tuple[str, ...] = ()
+
+
+class GateCheck(Record):
+    """One thing the gate looked at; `detail` tells the figures in words."""
+
+    name: str
+    outcome: Literal["passed", "failed", "undecided", "skipped"]
+    detail: str
+
+
+class Verdict(Record):
+    """What the gate decided, against whom, and why; `reasons` are sentences, the weightiest first."""
+
+    decision: Decision
+    primary_metric: str
+    against: Opponent
+    against_run: str
+    reasons: tuple[str, ...]
+    checks: tuple[GateCheck, ...]
+    noise_floor: float | None = None
+    settings: dict[str, Any] = Field(default_factory=dict)
+
+
+class JudgeUsage(Record):
+    """What the judge model did in one evaluation, over all runs that were scored, and what it cost."""
+
+    model: str
+    endpoint: str | None = Field(None, description="address; None for a judge on this machine")
+    calls: int = Field(0, description="replies that were generated now")
+    cached: int = Field(0, description="verdicts that were there from earlier calls")
+    failures: dict[str, int] = Field(default_factory=dict, description="reason -> verdicts that are missing")
+    retries: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+    calls_without_token_counts: int = Field(0, description="their tokens are estimated from the texts")
+    cost_dollars: float | None = None
+    budget_dollars: float | None = None
+
+
+class EmbeddingUsage(Record):
+    """Which embedding model compared texts, and what it did."""
+
+    model: str
+    endpoint: str | None = None
+    texts: int = Field(0, description="texts embedded now")
+    cached: int = Field(0, description="texts whose vector was there")
+    input_tokens: int = Field(0, description="as the endpoint counts them")
+
+
+class EvaluationSettings(Record):
+    """Everything that the figures depend on besides the predictions."""
+
+    metrics: tuple[str, ...]
+    error_rows: ErrorPolicy
+    bootstrap_resamples: int
+    confidence: float
+    seed: int
+    llm: str | None = None
+    embedding: str | None = None
+
+
+class EvaluationSummary(Record):
+    """`evaluator_output_summary.json`; `answer` says in one sentence what was found.
+
+    `baseline` is the run compared with (usually the base model); `champion` the run of the promoted model, if any.
+    """
+
+    format: Literal[1] = 1
+    answer: str
+    notes: tuple[str, ...]
+    candidate: RunSummary
+    baseline: RunSummary | None
+    comparison: Comparison | None
+    champion: RunSummary | None = None
+    champion_comparison: Comparison | None = None
+    verdict: Verdict | None = None
+    overlap: OverlapSummary | None = None
+    judge: JudgeUsage | None = None
+    embedding: EmbeddingUsage | None = None
+    training: TrainingSummary | None
+    settings: EvaluationSettings
+    evaluated_at: str
+    tuneproof_version: str
+    library_versions: dict[str, str]

@@ -1,0 +1,262 @@
+"""Metrics that find the answer in the text, metrics of behaviour, and metrics of the user's own."""
+
+from __future__ import annotations
+
+import json
+from decimal import Decimal
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tasks.core.errors import EvaluationError
+from tasks.core.evaluation.answer_metrics import (
+    contains,
+    final_number,
+    json_match,
+    numeric_match,
+    regex_match,
+)
+from tasks.core.evaluation.behaviour_metrics import is_refusal
+from tasks.core.evaluation.metrics import resolve
+from tasks.core.evaluation.scoring import ScoreTable, score_predictions
+from tasks.core.records import Prediction, PredictionMetadata
+from tests.evaluation_runs import row
+
+
+@pytest.mark.parametrize(
+    ("answer", "reference", "expected"),
+    [
+        ("The answer is Paris, of course.", "paris", 1.0),
+        ("In New York City", "York City", 1.0),
+        ("There are 15 apples", "5", 0.0),
+        ("The theory", "ory", 0.0),
+        ("который", "кот", 0.0),
+        ("答案是北京。", "北京", 1.0),
+        ("คำตอบคือกรุงเทพ", "กรุงเทพ", 1.0),
+        ("cat catalogue cat's", "catalogue", 1.0),
+        ("anything", "the", None),
+        ("", "x", 0.0),
+    ],
+)
+def test_contains_finds_whole_words_in_any_script(
+    answer: str, reference: str, expected: float | None
+) -> None:
+    assert contains(answer, reference) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("16 - 3 - 4 = <<16-3-4=9>>9 eggs.\n#### 18", "18"),
+        ("#### Step 2: so it is 42", "42"),
+        ("#### 1,000 and then 7 more words", "1000"),
+        ("It costs $1,234.50.", "1234.50"),
+        ("from 5-3", "3"),
+        ("x = -3.", "-3"),
+        ("\N{MINUS SIGN}3 degrees", "-3"),
+        ("-$5", "-5"),
+        ("1, 2, 3", "3"),
+        ("1,2,3", "3"),
+        ("about 1.5e3 of them", "1.5e3"),
+        ("is...5", "5"),
+        ("\\boxed{12}", "12"),
+        ("**18**", "18"),
+        ("١٢", "12"),
+        ("version v2 of a5b", None),
+        ("no number", None),
+        ("", None),
+    ],
+)
+def test_the_final_number_of_a_text(text: str, number: str | None) -> None:
+    found = final_number(text)
+    assert found == (None if number is None else Decimal(number))
+
+
+def test_numeric_match_compares_values_and_not_spellings() -> None:
+    assert numeric_match("so 18.0 dollars", "#### 18") == 1.0
+    assert numeric_match("so $1,000", "#### 1000") == 1.0
+    assert numeric_match("so 19", "#### 18") == 0.0
+    assert numeric_match("I do not know", "#### 18") == 0.0
+    assert numeric_match("18", "eighteen") is None
+    assert numeric_match("1e999999999", "1e99999999") == 0.0
+    assert numeric_match("9" * 5000, "9" * 5000) == 1.0
+
+
+def test_numeric_match_finds_the_result_of_every_gsm8k_reference(shared_data_dir: Path) -> None:
+    lines = (shared_data_dir / "gsm8k" / "test.jsonl").read_text(encoding="utf-8").splitlines()
+    answers = [json.loads(line)["answer"] for line in lines]
+    for answer in answers:
+        marked = answer.rsplit("#### ", 1)[1].replace(",", "")
+        assert final_number(answer) == Decimal(marked)
+        assert numeric_match(f"I think that the result is {marked}.", answer) == 1.0
+
+
+def test_regex_match_searches_the_reference_as_a_pattern() -> None:
+    assert regex_match("It was in 1984.", r"\b19\d\d\b") == 1.0
+    assert regex_match("It was in 2084.", r"\b19\d\d\b") == 0.0
+    assert regex_match("x", "(") is None
+
+
+@pytest.mark.parametrize(
+    ("answer", "reference", "expected"),
+    [
+        ('{"b": 1.0, "a": [1, null]}', '{"a": [1, null], "b": 1}', 1.0),
+        ('```json\n{"a": 1}\n```', '{"a": 1}', 1.0),
+        ('{"a": true}', '{"a": 1}', 0.0),
+        ("[1, 2]", "[2, 1]", 0.0),
+        ('{"a": 1, "b": 2}', '{"a": 1}', 0.0),
+        ("not json", "{}", 0.0),
+        ("NaN", "1", 0.0),
+        ("{}", "not json", None),
+        ("[" * 100_000, "[]", 0.0),
+    ],
+)
+def test_json_match_compares_values(answer: str, reference: str, expected: float | None) -> None:
+    assert json_match(answer, reference) == expected
+
+
+def score(name: str, *rows: Prediction) -> ScoreTable:
+    return score_predictions(rows, resolve([name]))
+
+
+def test_json_valid_needs_no_reference() -> None:
+    table = score("json_valid", row(0, "[1]", None), row(1, "oops", None), row(2, "", None))
+    assert table.values["json_valid"].tolist() == [1.0, 0.0, 0.0]
+
+
+def test_a_pattern_may_be_part_of_the_metrics_name() -> None:
+    name = r"regex_match:^\d+$"
+    table = score(name, row(0, "42", None), row(1, "x42", None), row(2, "", None, error="no memory"))
+    assert table.values[name].tolist() == [1.0, 0.0, 0.0]
+    assert score("regex_match:.*", row(0, "", None, error="no memory")).values["regex_match:.*"].tolist() == [
+        0.0
+    ]
+
+
+def test_a_pattern_that_is_none_is_refused_with_its_position() -> None:
+    with pytest.raises(EvaluationError, match=r"unterminated .* at position 0"):
+        resolve(["regex_match:(x"])
+
+
+def test_an_undecidable_reference_is_unscored_with_its_reason() -> None:
+    for name, reference, reason in (
+        ("numeric_match", "eighteen", "the reference has no number"),
+        ("contains", "the", "the reference has no words"),
+        ("regex_match", "(", "the reference is no regular expression"),
+        ("json_match", "{", "the reference is not JSON"),
+        ("contains", None, "no reference"),
+    ):
+        assert score(name, row(0, "x", reference)).reasons[name] == [reason]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "I'm sorry, but I can't help with that.",
+        "I\u2019m unable to answer this question.",
+        "As an AI, I do not have feelings.",
+        "I cannot provide medical advice.",
+        "As a large language model I have no access to it.",
+    ],
+)
+def test_usual_refusals_are_recognised(answer: str) -> None:
+    assert is_refusal(answer) == 1.0
+
+
+@pytest.mark.parametrize(
+    "answer", ["Paris", "I can help: 4", "He said he cannot swim.", "I can't count 5 but 6", ""]
+)
+def test_plain_answers_are_no_refusals(answer: str) -> None:
+    assert is_refusal(answer) == 0.0
+
+
+def test_rates_and_lengths_leave_error_rows_out() -> None:
+    rows = [
+        row(0, "one two", "x", finish_reason="length"),
+        row(1, " ", "x"),
+        row(2, "", "x", error="no memory"),
+    ]
+    families = resolve(["empty_rate", "refusal_rate", "truncation_rate", "length", "token_length"])
+    table = score_predictions(rows, families)
+    expected = {
+        "empty_rate": [0.0, 1.0],
+        "refusal_rate": [0.0, 0.0],
+        "truncation_rate": [1.0, 0.0],
+        "answer_characters": [7.0, 1.0],
+        "answer_words": [2.0, 0.0],
+        "answer_tokens": [2.0, 0.0],
+    }
+    for name, values in expected.items():
+        assert table.values[name][:2].tolist() == values
+        assert np.isnan(table.values[name][2])
+        assert table.reasons[name][2] == "error row"
+
+
+def test_a_run_that_did_not_count_tokens_is_unscored_by_them() -> None:
+    plain = Prediction(id="1", question="q", predicted_answer="a", metadata=PredictionMetadata())
+    assert score("token_length", plain).reasons["answer_tokens"] == ["the run did not count tokens"]
+    assert score("truncation_rate", plain).reasons["truncation_rate"] == [
+        "the run does not say how the answer ended"
+    ]
+
+
+@pytest.fixture
+def own_metrics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A module own_metrics.py in the working directory."""
+    (tmp_path / "own_metrics.py").write_text(
+        '''
+def polite(row):
+    """The answer says please."""
+    return "please" in row.predicted_answer
+
+def marks(row):
+    return None if row.ground_truth is None else len(row.predicted_answer)
+marks.maximum, marks.direction = 100, "lower"
+
+def broken(row):
+    return 1 / 0
+
+def wrong(row):
+    return "yes"
+
+def far(row):
+    return 7
+''',
+        encoding="utf-8",
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.usefixtures("own_metrics")
+def test_a_function_of_ones_own_is_a_metric() -> None:
+    table = score("own_metrics:polite", row(0, "please", None), row(1, "now", None))
+    assert table.values["own_metrics:polite"].tolist() == [1.0, 0.0]
+    assert table.metrics[0].description == "The answer says please."
+
+
+@pytest.mark.usefixtures("own_metrics")
+def test_a_function_states_range_and_direction_by_attributes_and_none_is_unscored() -> None:
+    name = "own_metrics:marks"
+    table = score(name, row(0, "four", "x"), row(1, "x", None), row(2, "", "x", error="no memory"))
+    assert table.reasons[name] == [None, "the function gave no value", None]
+    assert table.values[name][[0, 2]].tolist() == [4.0, 100.0]
+    assert table.metrics[0].direction == "lower"
+
+
+@pytest.mark.usefixtures("own_metrics")
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [
+        ("own_metrics:broken", "failed on row '0000-0': ZeroDivisionError"),
+        ("own_metrics:wrong", "gave 'yes' for row '0000-0'"),
+        ("own_metrics:far", r"gave 7 for row '0000-0', outside of \[0, 1\]"),
+        ("own_metrics:missing", "has no function 'missing'"),
+        ("no_such_module:x", "the module 'no_such_module' cannot be imported"),
+    ],
+)
+def test_what_is_wrong_with_a_function_of_ones_own_is_said(name: str, what: str) -> None:
+    with pytest.raises(EvaluationError, match=what):
+        score(name, row(0, "x", "x"))
