@@ -1,0 +1,73 @@
+"""Generation and reference scores in this process, for a whole run or one shard of it."""
+
+from __future__ import annotations
+
+import multiprocessing
+from typing import TYPE_CHECKING
+
+from tasks.core.generation import likelihood
+from tasks.core.generation.engine import choose_engine
+from tasks.core.generation.ledger import LedgerIndex
+from tasks.core.generation.runs import answer_missing, missing_mask, remember_budget
+from tasks.core.generation.shards import Shard, all_shards
+
+if TYPE_CHECKING:
+    from tasks.inferencer import Inferencer, PreparedRows
+
+
+def answer_here(inferencer: Inferencer, prepared: PreparedRows, shard: Shard | None = None) -> LedgerIndex:
+    """Answer what is missing with the model in this process; the caller holds the lock."""
+    model, settings = inferencer.load_model_and_tokenizer(), inferencer.generation_settings()
+    budget = inferencer.token_budget()
+    with prepared.sync.sending(prepared.run if shard is None else prepared.run.shard(shard)):
+        index = answer_missing(
+            prepared.run,
+            prepared.rows,
+            prompts=inferencer.prompt_builder(),
+            choice=choose_engine(inferencer.settings.engine, model, settings),
+            budget=budget,
+            settings=settings,
+            device=model.device,
+            report=inferencer.on_progress,
+            shard=shard,
+        )
+    remember_budget(model, budget, inferencer.budget_store)
+    return index
+
+
+def answer_shard(inferencer: Inferencer, prepared: PreparedRows, shard: Shard) -> None:
+    """Answer one shard and score its references, under its lock; in a child when `generates_in_child`."""
+    # A worker of a cluster may be one that Python lets have no children.
+    if inferencer.generates_in_child and not multiprocessing.current_process().daemon:
+        from tasks.isolated_inference import generate_in_child
+
+        generate_in_child(inferencer, prepared, shard)
+        return
+    with prepared.run.shard(shard).locked():
+        if missing_mask(prepared.run, prepared.rows, shard).any():
+            answer_here(inferencer, prepared, shard)
+        inferencer.score_references(prepared, shard)
+        prepared.sync.push_part(prepared.run.shard(shard))
+
+
+def score_references(
+    inferencer: Inferencer, prepared: PreparedRows, shard: Shard | None = None
+) -> likelihood.ReferenceScore | None:
+    """Measure, read, or join from all shards, the perplexity of the references; None when it is not asked for."""
+    if not inferencer.settings.score_references:
+        return None
+    run = prepared.run
+    path = run.references_path if shard is None else run.shard_references_path(shard)
+    if path.exists():  # whole or absent, and of this run's key
+        return likelihood.read_reference_score(path)
+    measured = [run.shard_references_path(one) for one in all_shards(inferencer.settings.num_shards)]
+    if shard is None and all(file.exists() for file in measured):
+        return likelihood.merge_references(path, measured, prepared.rows)
+    return likelihood.score_references(
+        path,
+        prepared.rows,
+        model=inferencer.load_model_and_tokenizer(),
+        prompts=inferencer.prompt_builder(),
+        budget=inferencer.token_budget(),
+        shard=shard,
+    )

@@ -1,0 +1,208 @@
+"""What the Prefect UI shows of a run: tables, a summary, links and progress. A run never fails because of it."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import re
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from uuid import UUID
+
+import httpx
+from prefect.artifacts import (
+    create_image_artifact,
+    create_link_artifact,
+    create_markdown_artifact,
+    create_progress_artifact,
+    create_table_artifact,
+    update_progress_artifact,
+)
+from prefect.exceptions import PrefectException
+
+from tasks.core.evaluation.lineage import lineage_markdown
+from tasks.core.evaluation.summary import Comparison, EvaluationSummary, MetricSummary, Verdict
+from tasks.core.models.promotion import Promotion
+from tasks.core.plots import data_uri, loss_plot
+from tasks.core.records import LossPoint, Prediction
+
+logger = logging.getLogger(__name__)
+
+SAMPLE_ROWS = 10
+_CELL_LENGTH = 300
+_KEY_LENGTH = 90
+_OPPONENTS = {"base": "its base model's run", "champion": "the champion's run", "run": "the run"}
+_UPDATE_INTERVAL_SECONDS = 1.0
+
+
+class ProgressArtifact:
+    """A bar in the Prefect UI, updated at most once a second and only when it moves by a percent."""
+
+    def __init__(self, key: str, description: str) -> None:
+        self._key, self._description = artifact_key(key), description
+        self._artifact_id: UUID | None = None
+        self._percent = -1.0
+        self._updated = 0.0
+
+    def show(self, done: float, total: float, text: str) -> None:
+        """Show how far the work is; the end is always shown."""
+        percent = 100.0 * min(1.0, done / total) if total else 100.0
+        recent = time.monotonic() - self._updated < _UPDATE_INTERVAL_SECONDS
+        if percent < 100 and (recent or percent - self._percent < 1):
+            return
+        if percent == self._percent:
+            return
+        description = f"{self._description}: {text}"
+        if self._artifact_id is None:
+            self._artifact_id = _tolerant(
+                lambda: create_progress_artifact(percent, key=self._key, description=description)
+            )
+        else:
+            artifact_id = self._artifact_id
+            _tolerant(lambda: update_progress_artifact(artifact_id, percent, description=description))
+        self._percent, self._updated = percent, time.monotonic()
+
+
+def show_sample_predictions(run_name: str, predictions: Iterable[Prediction]) -> None:
+    """Show the first answers as a table."""
+    rows = [
+        {
+            "question": _cell(prediction.question),
+            "answer": _cell(prediction.predicted_answer),
+            "reference": _cell(prediction.ground_truth),
+            "error": _cell(prediction.error),
+        }
+        for prediction in itertools.islice(predictions, SAMPLE_ROWS)
+    ]
+    description = f"First {len(rows)} answers of the run {run_name}"
+    key = artifact_key(f"sample-{run_name}")
+    _tolerant(lambda: create_table_artifact(table=rows, key=key, description=description))
+
+
+def show_losses(run_name: str, losses: Sequence[LossPoint]) -> None:
+    """Show the course of the training loss as a picture and as a table."""
+    if not losses:
+        return
+    rows = [point.model_dump() for point in losses]
+    key, description = artifact_key(f"loss-{run_name}"), f"Training losses of {run_name}"
+    _tolerant(lambda: create_table_artifact(table=rows, key=key, description=description))
+    plot, plot_key = data_uri(loss_plot(losses)), artifact_key(f"loss-plot-{run_name}")
+    _tolerant(lambda: create_image_artifact(image_url=plot, key=plot_key, description=description))
+
+
+def show_scores(run_name: str, summary: EvaluationSummary) -> None:
+    """Show the scores before and after with their intervals, and the verdict if there is one."""
+    key, text = artifact_key(f"scores-{run_name}"), scores_markdown(summary)
+    _tolerant(lambda: create_markdown_artifact(text, key=key, description=summary.answer))
+    verdict = summary.verdict
+    if verdict is not None:
+        key, verdict_text = artifact_key(f"verdict-{run_name}"), verdict_markdown(summary, verdict)
+        told = f"{verdict.decision}: {verdict.reasons[0]}" if verdict.reasons else verdict.decision
+        _tolerant(lambda: create_markdown_artifact(verdict_text, key=key, description=told))
+
+
+def show_lineage(summary: EvaluationSummary, directory: Path) -> None:
+    """Show where the scores come from: data, model, answers, scores, verdict."""
+    run_name = summary.candidate.run_name
+    key, text = artifact_key(f"lineage-{run_name}"), lineage_markdown(summary, directory)
+    description = f"Where the scores of {run_name} come from"
+    _tolerant(lambda: create_markdown_artifact(text, key=key, description=description))
+
+
+def show_file(kind: str, run_name: str, path: Path) -> None:
+    """Link to a file on the machine that ran the flow."""
+    key, link, text = artifact_key(f"{kind}-{run_name}"), path.resolve().as_uri(), f"{run_name}/{path.name}"
+    _tolerant(lambda: create_link_artifact(link, link_text=text, key=key, description=f"{kind}: {path}"))
+
+
+def show_promotion(promotion: Promotion) -> None:
+    """Show which model is promoted, since when, by whom and why."""
+    evidence = promotion.evidence
+    verdict = None if evidence is None else evidence.verdict
+    lines = [
+        f"# {promotion.run_name} is promoted",
+        "",
+        f"{promotion.promoted_at}, by {promotion.promoted_by}",
+        "",
+    ]
+    lines += [f"Reason given: {promotion.reason}", ""] if promotion.reason else []
+    lines += [f"- {reason}" for reason in (verdict.reasons if verdict else ())]
+    key, text = artifact_key("promoted"), "\n".join(lines)
+    _tolerant(lambda: create_markdown_artifact(text, key=key, description=f"promoted: {promotion.run_name}"))
+
+
+def verdict_markdown(summary: EvaluationSummary, verdict: Verdict) -> str:
+    """Give the verdict as markdown: the decision, its reasons, every check, the finding."""
+    lines = [f"# {verdict.decision.capitalize()}: {summary.candidate.run_name}", ""]
+    lines += [f"Against {_OPPONENTS[verdict.against]} `{verdict.against_run}`.", ""]
+    lines += [*(f"- {reason}" for reason in verdict.reasons), "", summary.answer, ""]
+    # A list: the UI does not wrap long cells of a table.
+    lines += [
+        "## Checks",
+        "",
+        *(f"- **{check.outcome}**: {check.name}. {check.detail}" for check in verdict.checks),
+    ]
+    return "\n".join(lines)
+
+
+def scores_markdown(summary: EvaluationSummary) -> str:
+    """Give the summary as markdown: the finding, one row a metric with what it was compared with, the notes."""
+    lines = [f"# {summary.candidate.run_name}", "", summary.answer, ""]
+    compared = [
+        (title, run, comparison)
+        for title, run, comparison in (
+            ("before", summary.baseline, summary.comparison),
+            ("champion", summary.champion, summary.champion_comparison),
+        )
+        if run is not None
+    ]
+    lines += [f"{title.capitalize()}: `{run.run_name}`  " for title, run, _ in compared]
+    changes = ["change" if title == "before" else f"change from {title}" for title, _, _ in compared]
+    columns = ["metric", *(title for title, _, _ in compared), "after" if compared else "score", *changes]
+    lines += ["", f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    for metric in summary.candidate.metrics:
+        cells = [metric.name, *(_figure(run.metric(metric.name)) for _, run, _ in compared), _figure(metric)]
+        cells += [_change(comparison, metric.name) for _, _, comparison in compared]
+        lines.append(f"| {' | '.join(cells)} |")
+    percent = f"{summary.settings.confidence:.0%}"
+    lines += ["", f"{summary.candidate.rows} rows; in brackets the {percent} interval."]
+    lines += ["", *(f"- {note}" for note in summary.notes)] if summary.notes else []
+    return "\n".join(lines)
+
+
+def artifact_key(text: str) -> str:
+    """Make a key of lowercase letters, digits and dashes, as Prefect asks for."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:_KEY_LENGTH].strip("-")
+
+
+def _figure(metric: MetricSummary | None) -> str:
+    if metric is None or metric.value is None:
+        return "not scored"
+    interval = metric.interval
+    return f"{metric.value:.3f}" + (f" [{interval.low:.3f}, {interval.high:.3f}]" if interval else "")
+
+
+def _change(comparison: Comparison | None, name: str) -> str:
+    change = comparison.metric(name) if comparison else None
+    if change is None or change.difference is None:
+        return ""
+    interval = change.interval
+    told = f"{change.difference:+.3f}"
+    told += f" [{interval.low:+.3f}, {interval.high:+.3f}]" if interval else ""
+    return told if change.better == "undecided" else f"**{told}**"
+
+
+def _cell(text: str | None) -> str:
+    text = text or ""
+    return text if len(text) <= _CELL_LENGTH else f"{text[:_CELL_LENGTH]}…"
+
+
+def _tolerant(create: Callable[[], object]) -> UUID | None:
+    """Create an artifact; when the Prefect API does not take it, say so and let the run go on."""
+    try:
+        created = create()
+    except (PrefectException, httpx.HTTPError) as error:
+        logger.warning("an artifact could not be shown: %s", str(error).partition("\n")[0])
+        return None
+    return created if isinstance(created, UUID) else None

@@ -1,0 +1,178 @@
+"""Evaluator: from predictions to scores, comparison and report, as a plain class that the Prefect tasks use too."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import SecretStr
+
+from tasks.core.config import Config, EvaluatorConfig, as_config
+from tasks.core.evaluation.evaluate import evaluation_files, report_run, score_run
+from tasks.core.evaluation.gate import Gating
+from tasks.core.evaluation.judge import Progress
+from tasks.core.evaluation.outputs import EvaluationFiles, read_summary
+from tasks.core.evaluation.remote_runs import (
+    bring_manifests,
+    bring_run,
+    name_within,
+    send_results,
+    store_of,
+)
+from tasks.core.evaluation.run_lookup import find_opponents, locate_run, newest_run, training_manifest
+from tasks.core.evaluation.scoring_models import ScoringModels
+from tasks.core.evaluation.summary import EvaluationSummary, Opponent
+from tasks.core.generation.run_dir import RunDir
+from tasks.core.models.model_store import bring_promoted
+from tasks.core.records import ModelManifest
+from tasks.core.storage import Store
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class ComparedRuns:
+    """What is evaluated: run directories (or files of predictions), and the candidate's training if known."""
+
+    candidate_path: Path
+    baseline_path: Path | None
+    trained: ModelManifest | None
+    no_baseline_reason: str | None = None
+    baseline_kind: Opponent = "base"
+    champion_path: Path | None = None
+    missing_champion: str | None = None
+
+
+class Evaluator:
+    """Scores a run and compares it with another. Every method may be called on its own.
+
+    A model is used only by metrics that need one: a judge, an embedding model.
+
+    `config_manager` is a Config, the path of a TOML file, or None for ./config.toml and defaults. `run` and
+    `baseline` are run names or paths and override the config's. `judge_api_key` is for a key that is kept
+    elsewhere than in the environment. `run()` does all steps in order:
+
+        find_runs -> score -> report
+    """
+
+    def __init__(
+        self,
+        config_manager: Config | Path | str | None = None,
+        *,
+        run: str | Path | None = None,
+        baseline: str | Path | None = None,
+        judge_api_key: SecretStr | None = None,
+    ) -> None:
+        self.config = as_config(config_manager)
+        self.judge_api_key = judge_api_key
+        self.on_progress: Progress | None = None
+        """Told how many verdicts of the judge are there, of how many."""
+        self._run = run
+        self._baseline = baseline
+        self._found: ComparedRuns | None = None
+
+    @property
+    def settings(self) -> EvaluatorConfig:
+        """The section [evaluator]."""
+        return self.config.evaluator
+
+    @property
+    def runs(self) -> Store:
+        """Where the candidate is kept: beside a run that is given by its URL, else where the settings say."""
+        return store_of(self._run, self.config.pipeline.runs_dir)
+
+    def find_runs(self) -> ComparedRuns:
+        """Find candidate and baseline, once. Raises EvaluationError when a named run does not exist."""
+        if self._found is None:
+            runs_dir, models = self.runs.local, Store(self.config.pipeline.models_dir)
+            bring_manifests(self.runs)
+            candidate = self._candidate_path(runs_dir)
+            bring_run(self.runs, candidate)
+            trained = training_manifest(candidate)
+            models_dir = models.local
+            if models.is_remote:
+                bring_promoted(models)
+            baseline = str(self._baseline or self.settings.baseline)
+            found = find_opponents(baseline, candidate, trained, models_dir, runs_dir)
+            for reason in filter(None, (found.baseline.reason, found.missing_champion)):
+                logger.warning("not compared: %s", reason)
+            for path in (found.baseline.path, found.champion):
+                bring_run(self.runs, path)
+            self._found = ComparedRuns(
+                candidate,
+                found.baseline.path,
+                trained,
+                found.baseline.reason,
+                found.kind,
+                found.champion,
+                found.missing_champion,
+            )
+        return self._found
+
+    def _candidate_path(self, runs_dir: Path) -> Path:
+        """The named run, else the evaluator's, else the inferencer's, else the newest one."""
+        if self._run is not None:
+            return locate_run(name_within(self._run), runs_dir)
+        for section in (self.config.evaluator, self.config.inferencer):
+            if section.run_name is not None:
+                return locate_run(section.full_run_name(section.run_name), runs_dir)
+        return newest_run(runs_dir, self.config.inferencer.testing_data_id)
+
+    def earlier_summary(self) -> EvaluationSummary | None:
+        """Return what was found before about these very answers; None when they or an opponent are new."""
+        runs = self.find_runs()
+        files = evaluation_files(runs.candidate_path)
+        if not (files.summary_path.is_file() and files.report_path.is_file()):
+            return None
+        summary = read_summary(files.summary_path)
+        manifest = RunDir(files.directory).finished_manifest()
+        known = (runs.baseline_path is None or summary.baseline is not None) and (
+            runs.champion_path is None or summary.champion is not None
+        )
+        same = manifest is not None and summary.candidate.predictions_sha256 == manifest.predictions_sha256
+        return summary if same and known else None
+
+    def models(self) -> ScoringModels:
+        """Return the models that metrics may ask for; each is made when it is asked for."""
+        return ScoringModels(self.settings, api_key=self.judge_api_key, on_progress=self.on_progress)
+
+    def check_models(self) -> None:
+        """Raise EvaluationError when a metric lacks its key or package; calls no model."""
+        self.models().check()
+
+    def score(self) -> EvaluationSummary:
+        """Score and compare; write `scores.jsonl` and the summary."""
+        runs = self.find_runs()
+        summary = score_run(
+            runs.candidate_path,
+            runs.baseline_path,
+            self.settings,
+            runs.trained,
+            no_baseline_reason=runs.no_baseline_reason,
+            gating=Gating(self.config.gate, runs.baseline_kind, runs.champion_path, runs.missing_champion),
+            models=self.models(),
+        )
+        send_results(self.runs, runs.candidate_path)
+        return summary
+
+    def report(self) -> EvaluationFiles:
+        """Write report and spreadsheet from the scores that are there; calls no model and scores nothing."""
+        files = report_run(self.find_runs().candidate_path)
+        send_results(self.runs, files.directory)
+        return files
+
+    def run(
+        self, candidate_run: str | Path | None = None, baseline_run: str | Path | None = None
+    ) -> EvaluationSummary:
+        """Do all steps for the given runs, or for those of the constructor and the config."""
+        if candidate_run is not None or baseline_run is not None:
+            self._run, self._baseline = candidate_run or self._run, baseline_run or self._baseline
+            self._found = None
+        summary = self.score()
+        files = self.report()
+        logger.info("%s Report: %s", summary.answer, files.report_path)
+        return summary
+
+
+__all__ = ["ComparedRuns", "Evaluator"]

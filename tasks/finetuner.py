@@ -1,0 +1,127 @@
+"""FineTune: from training rows to a model directory, as a plain class that the Prefect task uses too."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tasks.core.config import Config, FineTunerConfig, as_config
+from tasks.core.models.model_store import bring_model, send_model
+from tasks.core.storage import Store
+
+if TYPE_CHECKING:
+    from tasks.core.models.training import TrainedModel, TrainingProgress
+
+logger = logging.getLogger(__name__)
+
+OnProgress = Callable[["TrainingProgress"], None]
+
+
+class FineTune:
+    """Fine-tunes the section [fine_tuner] of a configuration.
+
+    `config_manager` is a Config, the path of a TOML file, or None for ./config.toml and defaults. `run_name`
+    overrides the config's; without either, base model and time make the name (`started_at`, or now). Progress goes
+    to `on_progress`, or to a bar on the terminal where there is one.
+    """
+
+    def __init__(
+        self,
+        config_manager: Config | Path | str | None = None,
+        *,
+        run_name: str | None = None,
+        on_progress: OnProgress | None = None,
+        started_at: datetime | None = None,
+    ) -> None:
+        self.config = as_config(config_manager)
+        self._run_name = run_name
+        self.on_progress = on_progress
+        self._started_at = started_at
+
+    @property
+    def settings(self) -> FineTunerConfig:
+        """The section [fine_tuner]."""
+        return self.config.fine_tuner
+
+    def run(self) -> TrainedModel:
+        """Train, or finish an interrupted training, or return the model if this very training was done before.
+
+        Raises ConfigError, DataError, ModelNotFoundError, ModelLoadError, RunKeyMismatchError, RunLockedError,
+        OutOfMemoryError, TrainingError, StorageError.
+        """
+        from tasks.core.models.training import train
+
+        models = Store(self.config.pipeline.models_dir)
+        if name := self._run_name or (self.settings.run_name and self.settings.full_run_name("")):
+            bring_model(models, name)
+        with self._shown_progress() as on_progress:
+            trained = train(
+                self.settings,
+                models_dir=models.local,
+                run_name=self._run_name,
+                on_progress=on_progress,
+                started_at=self._started_at,
+            )
+        send_model(models, trained.model_dir)
+        return trained
+
+    @contextmanager
+    def _shown_progress(self) -> Iterator[OnProgress | None]:
+        if self.on_progress is not None or not sys.stderr.isatty():
+            yield self.on_progress
+        else:
+            with _terminal_bar() as show:
+                yield show
+
+
+@contextmanager
+def _terminal_bar() -> Iterator[OnProgress]:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (
+        TextColumn("training"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[losses]}"),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[left]}"),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task("training", total=None, losses="", left="")
+
+        def show(progress: TrainingProgress) -> None:
+            bar.update(
+                task,
+                completed=progress.step,
+                total=progress.total_steps,
+                losses=losses_text(progress),
+                left=left_text(progress.eta_seconds),
+            )
+
+        yield show
+
+
+def losses_text(progress: TrainingProgress) -> str:
+    """Give `loss 0.312, validation 0.401`, as far as they are known."""
+    parts = []
+    if progress.loss is not None:
+        parts.append(f"loss {progress.loss:.3f}")
+    if progress.validation_loss is not None:
+        parts.append(f"validation {progress.validation_loss:.3f}")
+    return ", ".join(parts)
+
+
+def left_text(eta_seconds: float | None) -> str:
+    """Give `1:20 left`; nothing where there is nothing to say."""
+    if eta_seconds is None or eta_seconds < 1:
+        return ""
+    minutes, seconds = divmod(round(eta_seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    clock = f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
+    return f"{clock} left"

@@ -1,0 +1,66 @@
+"""Questions to answers."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from tasks.artifacts import show_file, show_sample_predictions
+from tasks.assets import record_predictions
+from tasks.core.generation.ledger import LedgerIndex
+from tasks.core.generation.progress import GenerationProgress
+from tasks.core.generation.published import read_predictions
+from tasks.core.generation.run_dir import RunDir
+from tasks.core.records import RunManifest
+from tasks.finetuner import left_text
+from tasks.inferencer import Inferencer, PreparedRows
+from tasks.progress import shown_progress
+from tasks.sharding import answer_in_tasks
+
+logger = logging.getLogger(__name__)
+
+
+@task(cache_policy=NO_CACHE, persist_result=False)
+def generate_responses(inferencer: Inferencer, prepared: PreparedRows) -> LedgerIndex:
+    """Answer every row that is not answered yet. Out of memory is handled further down; rows are never lost."""
+    with _shown(inferencer, prepared):
+        return inferencer.generate_responses(prepared)
+
+
+def generate_in_shards(inferencer: Inferencer, prepared: PreparedRows) -> LedgerIndex:
+    """Do the same in shards, each a task of its own under the task runner of the settings."""
+    with _shown(inferencer, prepared):
+        return answer_in_tasks(inferencer, prepared)
+
+
+@contextmanager
+def _shown(inferencer: Inferencer, prepared: PreparedRows) -> Iterator[None]:
+    with shown_progress("generation", prepared.run_name) as show:
+
+        def report(progress: GenerationProgress) -> None:
+            counts = f"{progress.rows_done} rows, {progress.tokens_per_second:.0f} tokens/s"
+            parts = (counts, left_text(progress.eta_seconds))
+            show(progress.rows_done, progress.rows_total, ", ".join(filter(None, parts)))
+
+        inferencer.on_progress = report
+        yield
+
+
+@task(cache_policy=NO_CACHE, persist_result=False)
+def publish_predictions(inferencer: Inferencer, prepared: PreparedRows, index: LedgerIndex) -> RunManifest:
+    """Write all answers in dataset order, then the manifest; show a sample."""
+    manifest = inferencer.publish(prepared, index)
+    logger.info("answers: %s (%d rows)", prepared.run.predictions_path, manifest.row_count)
+    show_predictions(prepared.run, manifest)
+    record_predictions(prepared.run.path, manifest)
+    return manifest
+
+
+def show_predictions(run: RunDir, manifest: RunManifest) -> None:
+    """Show a sample of the answers and a link to all of them."""
+    show_sample_predictions(manifest.run_name, read_predictions(run.predictions_path))
+    show_file("predictions", manifest.run_name, run.predictions_path)

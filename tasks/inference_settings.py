@@ -1,0 +1,72 @@
+"""From the section [inferencer] to what the core takes: model to load, columns, generation settings, run name."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tasks.core.config import InferencerConfig
+from tasks.core.records import GenerationSettings, ModelIdentity
+
+if TYPE_CHECKING:
+    from tasks.core.data.columns import ColumnMapping
+    from tasks.core.models.discovery import Candidate
+    from tasks.core.models.loading import ModelSpec
+
+
+def model_spec(settings: InferencerConfig, chosen: Candidate) -> ModelSpec:
+    """Return what to load: the chosen model with the section's dtype, quantisation and device."""
+    from tasks.core.models.loading import ModelSpec
+
+    return ModelSpec(
+        chosen.model_id,
+        revision=settings.model_revision or chosen.revision,
+        dtype=settings.dtype,
+        load_in_4bit=settings.load_in_4bit,
+        load_in_8bit=settings.load_in_8bit,
+        device=settings.device,
+        trust_remote_code=settings.trust_remote_code,
+    )
+
+
+def column_mapping(settings: InferencerConfig) -> ColumnMapping:
+    """Return which columns are read; the reference column is required only when a person named it."""
+    from tasks.core.data.columns import ColumnMapping
+
+    return ColumnMapping(
+        question=settings.question_column,
+        reference=settings.ground_truth_column,
+        system=settings.system_prompt_column,
+        system_override=settings.system_prompt_override_text,
+        require_reference="ground_truth_column" in settings.model_fields_set,
+    )
+
+
+def generation_settings(settings: InferencerConfig) -> GenerationSettings:
+    """Return what shapes an answer; settings of the other decoding mode are left out."""
+    sampled = settings.samples
+    beams = settings.num_beams > 1
+    return GenerationSettings(
+        max_new_tokens=settings.max_new_tokens,
+        min_new_tokens=settings.min_new_tokens,
+        do_sample=sampled,
+        temperature=settings.temperature if sampled else 1.0,
+        top_k=settings.top_k if sampled else None,
+        top_p=settings.top_p if sampled else None,
+        min_p=settings.min_p if sampled else None,
+        repetition_penalty=settings.repetition_penalty,
+        num_beams=settings.num_beams,
+        length_penalty=settings.length_penalty if beams else None,
+        early_stopping=settings.early_stopping and beams,
+        stop_strings=settings.stop_strings,
+        seed=settings.seed if sampled else 0,
+    )
+
+
+def run_name(settings: InferencerConfig, given: str | None, model: ModelIdentity) -> str:
+    """Return the run's directory name: given, configured, or `<model>-<dataset>`, with prefix and suffix."""
+    from tasks.core.models.registry import check_run_name, slug
+
+    name = given or settings.run_name
+    if name is None:
+        name = f"{slug(model.model_id)}-{slug(settings.required_testing_data_id)}"
+    return check_run_name(f"{settings.run_name_prefix}{name}{settings.run_name_suffix}")

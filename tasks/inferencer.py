@@ -1,0 +1,361 @@
+"""Inferencer: from test rows to published predictions, as a plain class that the Prefect tasks use too."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tasks import inference_settings
+from tasks.core.config import Config, InferencerConfig, as_config
+from tasks.core.generation.budget import BudgetStore, FileBudgetStore, TokenBudget
+from tasks.core.generation.ledger import LedgerIndex
+from tasks.core.generation.progress import GenerationProgress
+from tasks.core.generation.published import publish, read_predictions
+from tasks.core.generation.rows import RunRows, index_rows
+from tasks.core.generation.run_dir import RunDir
+from tasks.core.generation.run_sync import RunSync
+from tasks.core.generation.shards import Shard
+from tasks.core.models.model_store import bring_wanted
+from tasks.core.records import (
+    Example,
+    GenerationSettings,
+    Message,
+    ModelIdentity,
+    Prediction,
+    RunIdentity,
+    RunManifest,
+)
+from tasks.core.storage import Store, is_url, local_copy
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from tasks.core.data.prompts import PromptBuilder
+    from tasks.core.generation.likelihood import ReferenceScore
+    from tasks.core.models.discovery import Discovery
+    from tasks.core.models.loading import LoadedModel, ModelSpec
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class PreparedRows:
+    """Rows bound to a run: what is asked, of which model, with which settings, and where it is kept."""
+
+    rows: RunRows
+    identity: RunIdentity
+    run: RunDir
+    run_name: str
+    sync: RunSync
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the run for writing, against processes here and machines elsewhere. Raises RunLockedError."""
+        with self.run.locked(), self.sync.leased():
+            yield
+
+
+class Inferencer:
+    """Answers a dataset with a model; every method may be called or overridden on its own.
+
+    `config_manager` is a Config, the path of a TOML file, or None for ./config.toml and defaults. `model` and
+    `run_name` override the config's. `run()` does all steps in order:
+
+        discover -> load_dataset -> process_dataset -> load_model_and_tokenizer -> generate_responses -> publish
+    """
+
+    def __init__(
+        self,
+        config_manager: Config | Path | str | None = None,
+        *,
+        model: str | None = None,
+        run_name: str | None = None,
+        on_progress: Callable[[GenerationProgress], None] | None = None,
+        budget_store: BudgetStore | None = None,
+    ) -> None:
+        self.config = as_config(config_manager)
+        self._model_id = model
+        self._run_name = run_name
+        self.on_progress = on_progress
+        self.budget_store = budget_store or FileBudgetStore()
+        self.on_admit: Callable[[int, int, str | None], None] | None = None
+        """Told rows, tokens and the only row's id before each batch."""
+        self.processes = 1
+        """How many processes share the device's memory."""
+        self._discovery: Discovery | None = None
+        self._loaded: LoadedModel | None = None
+        self._identity: ModelIdentity | None = None
+        self._model_url: str | None = None
+        self._prompts: PromptBuilder | None = None
+
+    @property
+    def settings(self) -> InferencerConfig:
+        """The section [inferencer]."""
+        return self.config.inferencer
+
+    @property
+    def generates_in_child(self) -> bool:
+        """Whether a child process generates a run without shards: as set, and for `auto` on a CUDA device."""
+        from tasks.core.generation.isolation import is_isolated
+
+        return is_isolated(self.settings.isolation, self.settings.device)
+
+    def discover(self) -> Discovery:
+        """Find the model that answers, once. Raises ModelNotFoundError naming what was searched."""
+        from tasks.core.models.discovery import discover_model
+
+        if self._discovery is None:
+            wanted = self._model_id or self.settings.model
+            if wanted is not None and is_url(wanted):
+                self._model_url, wanted = wanted, str(local_copy(wanted))
+            else:
+                bring_wanted(self.models, wanted, self.settings.run_name)
+            self._discovery = discover_model(
+                model=wanted,
+                run_name=self.settings.run_name,
+                hf_user_id=self.settings.hf_user_id,
+                models_dir=self.models.local,
+            )
+            chosen = Path(self._discovery.chosen.model_id)
+            if self.models.is_remote and chosen.is_relative_to(self.models.local):
+                self._model_url = self.models.url_of(chosen)
+        return self._discovery
+
+    @property
+    def portable_model_id(self) -> str:
+        """The model as other machines find it: its URL where it was brought from one."""
+        chosen = self.discover().chosen.model_id
+        return self._model_url or chosen
+
+    def model_spec(self) -> ModelSpec:
+        """Return what to load: the discovered model with the section's dtype, quantisation and device."""
+        return inference_settings.model_spec(self.settings, self.discover().chosen)
+
+    def identify(self) -> ModelIdentity:
+        """Return which weights answer, without loading them."""
+        from tasks.core.models.loading import identify
+
+        if self._identity is None:
+            self._identity = self._named(identify(self.model_spec()))
+        return self._identity
+
+    def _named(self, identity: ModelIdentity) -> ModelIdentity:
+        """Give the model its lasting name: the URL that it was brought from, not where it lies in the cache."""
+        if self._model_url is None:
+            return identity
+        names = {"model_id": self._model_url}
+        if identity.adapter_id is not None:
+            names["adapter_id"] = self._model_url
+        return identity.model_copy(update=names)
+
+    def load_model_and_tokenizer(self) -> LoadedModel:
+        """Load the discovered model, once. Raises ModelLoadError or ModelNotFoundError."""
+        from tasks.core.models.loading import load_model_and_tokenizer
+
+        if self._loaded is None:
+            self._loaded = load_model_and_tokenizer(self.model_spec())
+            self._identity = self._named(self._loaded.identity)
+        return self._loaded
+
+    def release_model(self) -> None:
+        """Let go of the model and give its memory back."""
+        from tasks.core.generation.memory import release
+
+        device = self._loaded.device if self._loaded else "cpu"
+        self._loaded = self._prompts = None
+        release(device)
+
+    def load_dataset(self) -> Dataset:
+        """Open the test data. Raises DataError."""
+        from tasks.core.data.sources import load_rows
+
+        settings = self.settings
+        return load_rows(
+            settings.required_testing_data_id,
+            split=settings.testing_data_split,
+            revision=settings.testing_data_revision,
+            max_rows=settings.max_rows,
+        )
+
+    def process_dataset(self, dataset: Dataset) -> PreparedRows:
+        """Map the columns, find each row's id and bind the rows to their run directory.
+
+        Raises DataError for a missing column, RunKeyMismatchError when the directory holds other answers.
+        """
+        rows = index_rows(lambda: self.examples(dataset))
+        identity = self.run_identity(rows)
+        name = self.run_name(identity)
+        run = RunDir(self.runs.local / name)
+        sync = RunSync(self.runs, run, self.config.pipeline.sync_seconds)
+        sync.pull()
+        run.claim(identity)
+        sync.push_identity()
+        return PreparedRows(rows, identity, run, name, sync)
+
+    def run_identity(self, rows: RunRows) -> RunIdentity:
+        """Return all that can change an answer to these rows; its hash is the run key."""
+        return RunIdentity(
+            model=self.identify(),
+            rows_sha256=rows.rows_sha256,
+            row_count=len(rows),
+            generation=self.generation_settings(),
+            max_sequence_length=self.settings.max_sequence_length,
+            long_prompts=self.settings.long_prompts,
+        )
+
+    def examples(self, dataset: Dataset) -> Iterator[Example]:
+        """Map dataset rows to examples; override it to read other shapes of data."""
+        from tasks.core.data.columns import examples
+
+        return examples(dataset, inference_settings.column_mapping(self.settings))
+
+    def generation_settings(self) -> GenerationSettings:
+        """Return what shapes an answer, from the section; settings of the other decoding mode are left out."""
+        return inference_settings.generation_settings(self.settings)
+
+    def run_name(self, identity: RunIdentity) -> str:
+        """Return the run's directory name: given, configured, or `<model>-<dataset>`, with prefix and suffix."""
+        return inference_settings.run_name(self.settings, self._run_name, identity.model)
+
+    def prompt_builder(self) -> PromptBuilder:
+        """Return the builder of token prompts for the loaded model's tokenizer."""
+        from tasks.core.data.prompts import PromptBuilder
+
+        if self._prompts is None:
+            self._prompts = PromptBuilder(
+                self.load_model_and_tokenizer().tokenizer,
+                max_sequence_length=self.settings.max_sequence_length,
+                reserve_tokens=self.settings.max_new_tokens,
+                long_prompts=self.settings.long_prompts,
+            )
+        return self._prompts
+
+    def generate_responses(self, prepared: PreparedRows) -> LedgerIndex:
+        """Answer every row that no ledger of the run has; rows that are there are kept. Holds the run's lock.
+
+        The model may live and die in a child process, see `generates_in_child`; with num_shards above 1 the rows
+        are answered in shards. Raises RunLockedError when another process writes the same run,
+        StorageError when the disk is full.
+        """
+        if self.settings.num_shards > 1:
+            from tasks.shard_work import answer_in_shards
+
+            return answer_in_shards(self, prepared)
+        if self.generates_in_child:
+            from tasks.isolated_inference import generate_in_child
+
+            return generate_in_child(self, prepared)
+        from tasks.answering import answer_here
+
+        with prepared.locked():
+            return answer_here(self, prepared)
+
+    def answer_shard(self, prepared: PreparedRows, shard: Shard) -> None:
+        """Answer the rows of one shard and score its references, in the shard's own directory.
+
+        Loads no model when nothing is missing. Raises RunLockedError when the shard is being answered.
+        """
+        from tasks import answering
+
+        answering.answer_shard(self, prepared, shard)
+
+    def token_budget(self) -> TokenBudget:
+        """Return the budget that generation starts with."""
+        from tasks.core.generation.runs import starting_budget
+
+        budget = starting_budget(
+            self.load_model_and_tokenizer(),
+            batch_size=self.settings.batch_size,
+            max_batch_tokens=self.settings.max_batch_tokens,
+            store=self.budget_store,
+            processes=self.processes,
+        )
+        budget.on_admit = self.on_admit
+        return budget
+
+    def score_references(self, prepared: PreparedRows, shard: Shard | None = None) -> ReferenceScore | None:
+        """Return the perplexity that the model gives the references; None when it is not asked for.
+
+        With `shard` only that of its rows. Without, what all shards measured is joined, and no model is needed.
+        """
+        from tasks import answering
+
+        return answering.score_references(self, prepared, shard)
+
+    def publish(self, prepared: PreparedRows, index: LedgerIndex) -> RunManifest:
+        """Write the predictions in dataset order, then the manifest. Raises StorageError."""
+        from tasks.core.generation.manifest import write_manifest
+
+        with prepared.locked():
+            published = publish(
+                prepared.run,
+                prepared.rows,
+                index,
+                model=prepared.identity.model,
+                settings=prepared.identity.generation,
+            )
+            references = self.score_references(prepared)
+            manifest = write_manifest(
+                prepared.run,
+                prepared.identity,
+                published,
+                run_name=prepared.run_name,
+                dataset_id=self.settings.required_testing_data_id,
+                dataset_split=self.settings.testing_data_split,
+                dataset_revision=self.settings.testing_data_revision,
+                reference_perplexity=references.perplexity if references else None,
+                reference_tokens=references.tokens if references else None,
+            )
+            prepared.sync.push_published()
+            return manifest
+
+    def finished(self, prepared: PreparedRows) -> RunManifest | None:
+        """Return the manifest when all of this was answered before and the file is untouched, else None."""
+        return prepared.run.finished_manifest()
+
+    def infer(self) -> RunManifest:
+        """Do all steps, or none of the expensive ones when the run is already there; return its manifest."""
+        prepared = self.process_dataset(self.load_dataset())
+        manifest = self.finished(prepared)
+        if manifest is not None:
+            logger.info(
+                "%s is complete (%d rows): nothing to generate", prepared.run.path, manifest.row_count
+            )
+            return manifest
+        return self.publish(prepared, self.generate_responses(prepared))
+
+    def run(self) -> list[Prediction]:
+        """Do all steps and return the predictions in dataset order."""
+        manifest = self.infer()
+        return list(read_predictions(self.runs.local / manifest.run_name / manifest.predictions_path))
+
+    def stream_inference(
+        self, prompt: str | Iterable[Message], *, system: str | None = None
+    ) -> Iterator[str]:
+        """Yield the answer to one question (or conversation) piece by piece, as it is generated."""
+        from tasks.core.generation.streaming import stream_answer
+
+        if isinstance(prompt, str):
+            example = Example("stream-0", prompt, system or self.settings.system_prompt_override_text)
+        else:
+            messages = tuple(prompt)
+            example = Example("stream-0", messages[-1].content if messages else "", messages=messages)
+        model = self.load_model_and_tokenizer()
+        yield from stream_answer(model, self.prompt_builder().build(example), self.generation_settings())
+
+    @property
+    def models(self) -> Store:
+        """Where the fine-tuned models are kept."""
+        return Store(self.config.pipeline.models_dir)
+
+    @property
+    def runs(self) -> Store:
+        """Where the runs are kept."""
+        return Store(self.config.pipeline.runs_dir)
+
+
+__all__ = ["Inferencer", "PreparedRows"]

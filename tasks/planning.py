@@ -1,0 +1,274 @@
+"""A dry run: what a command would do, and what stands in its way, without training or generating anything."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from tasks.core.config import Config
+from tasks.core.data.columns import ColumnMapping, examples
+from tasks.core.data.preflight import check_disk_space, find_overlap
+from tasks.core.data.sources import load_rows
+from tasks.core.errors import TuneproofError
+from tasks.core.evaluation.metrics import resolve
+from tasks.core.evaluation.scoring_models import ScoringModels
+from tasks.core.generation.ledger import index_ledgers
+from tasks.core.generation.rows import RunRows, index_rows
+from tasks.core.generation.run_dir import RunDir
+from tasks.core.generation.run_sync import RunSync
+from tasks.core.models.loading import ModelSpec, identify
+from tasks.core.models.locating import locate
+from tasks.core.models.registry import model_dir, slug
+from tasks.core.records import Example, ModelIdentity, RunIdentity
+from tasks.core.storage import Store
+from tasks.evaluator import Evaluator
+from tasks.inferencer import Inferencer
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+FINE_TUNING, INFERENCE, EVALUATION = "fine-tuning", "inference", "evaluation"
+# Rough sizes for the disk check only: bytes of one published row, ledger line and spreadsheet row together.
+_BYTES_PER_ANSWER = 20_000
+# An adapter of usual rank stays below this share of its base's weights; optimizer states are two more copies.
+_ADAPTER_SHARE = 0.1
+_COPIES_PER_CHECKPOINT = 3
+
+
+@dataclass(slots=True)
+class PlannedPhase:
+    """One phase: facts (label, text), and the problems that would end it."""
+
+    name: str
+    facts: list[tuple[str, str]] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+    def tell(self, label: str, text: object) -> None:
+        """Add a fact."""
+        self.facts.append((label, str(text)))
+
+    @contextmanager
+    def finding(self) -> Iterator[None]:
+        """Note an error as a problem and go on with the next check."""
+        try:
+            yield
+        except TuneproofError as error:
+            self.problems.append(str(error))
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a command would do, phase by phase."""
+
+    phases: tuple[PlannedPhase, ...]
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """Everything that has to be put right first."""
+        return tuple(problem for phase in self.phases for problem in phase.problems)
+
+
+def make_plan(config: Config, phases: Sequence[str]) -> Plan:
+    """Check settings, models, data and disk of these phases; [pipeline] is not looked at."""
+    planned = []
+    if FINE_TUNING in phases:
+        planned.append(_plan_fine_tuning(config))
+    if INFERENCE in phases:
+        planned.append(_plan_inference(config, after_training=FINE_TUNING in phases))
+    if EVALUATION in phases:
+        planned.append(_plan_evaluation(config, after_inference=INFERENCE in phases))
+    return Plan(tuple(planned))
+
+
+def pipeline_phases(config: Config) -> tuple[str, ...]:
+    """The phases that [pipeline] lets run, in order."""
+    pipeline = config.pipeline
+    stopped = pipeline.stop_after_finetuning
+    wanted = {
+        FINE_TUNING: pipeline.enable_finetuning,
+        INFERENCE: pipeline.enable_inference and not stopped,
+        EVALUATION: pipeline.enable_evaluation and not stopped and not pipeline.stop_after_inference,
+    }
+    return tuple(name for name, runs in wanted.items() if runs)
+
+
+# --- fine-tuning
+
+
+def _plan_fine_tuning(config: Config) -> PlannedPhase:
+    phase, settings = PlannedPhase(FINE_TUNING), config.fine_tuner
+    spec = ModelSpec(
+        settings.base_model_id,
+        revision=settings.base_model_revision,
+        dtype=settings.dtype,
+        load_in_4bit=settings.load_in_4bit,
+        load_in_8bit=settings.load_in_8bit,
+        device=settings.device,
+        trust_remote_code=settings.trust_remote_code,
+    )
+    models_dir = Store(config.pipeline.models_dir).local
+    with phase.finding():
+        identity = identify(spec)
+        phase.tell("base model", _described(identity))
+        check_disk_space(models_dir, _training_bytes(config, spec))
+    with phase.finding():
+        rows = load_rows(
+            settings.required_training_data_id,
+            split=settings.training_data_split,
+            revision=settings.training_data_revision,
+            max_rows=settings.max_rows,
+        )
+        usable = _told_rows(phase, "training rows", settings.required_training_data_id, _mapped(config, rows))
+        per_update = settings.device_train_batch_size * settings.grad_accumulation
+        updates = math.ceil(usable / per_update * settings.epochs)
+        phase.tell("updates", f"{updates} ({per_update} rows each, {settings.epochs:g} epochs)")
+    if settings.validation_data_id is not None:
+        with phase.finding():
+            validation = load_rows(
+                settings.validation_data_id,
+                split=settings.validation_data_split,
+                revision=settings.validation_data_revision,
+            )
+            _told_rows(phase, "validation rows", settings.validation_data_id, _mapped(config, validation))
+    with phase.finding():
+        unnamed = f"{slug(settings.base_model_id)}-<time>"
+        name = settings.full_run_name(unnamed)
+        directory = models_dir / name if settings.run_name is None else model_dir(models_dir, name)
+        phase.tell("model directory", directory)
+    method = "all weights" if settings.full_finetuning else f"LoRA adapter of rank {settings.rank}"
+    phase.tell("method", method)
+    return phase
+
+
+def _mapped(config: Config, rows: Dataset) -> Iterator[Example]:
+    settings = config.fine_tuner
+    mapping = ColumnMapping(
+        question=settings.question_column,
+        reference=settings.ground_truth_column,
+        system=settings.system_prompt_column,
+        system_override=settings.system_prompt_override_text,
+    )
+    return examples(rows, mapping)
+
+
+def _training_bytes(config: Config, spec: ModelSpec) -> int:
+    files = locate(spec.model_id, spec.revision, with_weights=False)
+    weights = sum(path.stat().st_size for path in files.directory.rglob("*.safetensors"))
+    model = weights if config.fine_tuner.full_finetuning else int(weights * _ADAPTER_SHARE)
+    return model * (1 + _COPIES_PER_CHECKPOINT * (config.fine_tuner.save_total_limit + 1))
+
+
+# --- inference
+
+
+def _plan_inference(config: Config, *, after_training: bool) -> PlannedPhase:
+    phase, inferencer = PlannedPhase(INFERENCE), Inferencer(config)
+    settings = config.inferencer
+    identity: ModelIdentity | None = None
+    if after_training:
+        phase.tell("model", "the one that fine-tuning gives")
+    else:
+        with phase.finding():
+            found = inferencer.discover().chosen
+            identity = inferencer.identify()
+            phase.tell("model", f"{_described(identity)}: {found.reason}")
+    rows: RunRows | None = None
+    with phase.finding():
+        dataset = inferencer.load_dataset()
+        rows = index_rows(lambda: inferencer.examples(dataset))
+        problems = sum(example.problem is not None for example in rows.examples())
+        described = f"{len(rows)} of {settings.required_testing_data_id}"
+        phase.tell("test rows", described + _unusable(problems, "become error rows"))
+        check_disk_space(inferencer.runs.local, len(rows) * _BYTES_PER_ANSWER)
+    generation = inferencer.generation_settings()
+    how = f"sampled at temperature {generation.temperature:g}" if generation.do_sample else "greedy"
+    phase.tell("answers", f"{how}, up to {generation.max_new_tokens} tokens")
+    if rows is not None and identity is not None:
+        with phase.finding():
+            _tell_run(phase, inferencer, inferencer.run_identity(rows), rows)
+    if rows is not None and config.fine_tuner.training_data_id is not None:
+        _tell_overlap(phase, config, rows)
+    return phase
+
+
+def _tell_run(phase: PlannedPhase, inferencer: Inferencer, identity: RunIdentity, rows: RunRows) -> None:
+    """Where the answers go, under which key, and how many are there already."""
+    run = RunDir(inferencer.runs.local / inferencer.run_name(identity))
+    RunSync(inferencer.runs, run).pull()
+    phase.tell("run directory", inferencer.runs.url_of(run.path) if inferencer.runs.is_remote else run.path)
+    phase.tell("run key", identity.run_key[:12])
+    if not run.identity_path.exists():
+        return
+    run.claim(identity)  # writes nothing where a claim is; refuses other settings
+    finished = index_ledgers(run.ledger_paths(), rows.ids).finished
+    phase.tell("answered already", f"{finished} of {len(rows)} rows")
+
+
+def _tell_overlap(phase: PlannedPhase, config: Config, rows: RunRows) -> None:
+    settings = config.fine_tuner
+    try:
+        training = load_rows(
+            settings.required_training_data_id,
+            split=settings.training_data_split,
+            revision=settings.training_data_revision,
+            max_rows=settings.max_rows,
+        )
+        overlap = find_overlap(_mapped(config, training), rows.examples())
+    except TuneproofError:  # the fine-tuning phase tells what is wrong with its data
+        return
+    same = overlap.exact_test_rows + overlap.near_test_rows
+    if same:
+        phase.tell(
+            "warning",
+            f"{same} of {overlap.test_rows} test questions are training questions too "
+            f"({overlap.exact_test_rows} exactly, {overlap.near_test_rows} nearly)",
+        )
+
+
+# --- evaluation
+
+
+def _plan_evaluation(config: Config, *, after_inference: bool) -> PlannedPhase:
+    phase, settings = PlannedPhase(EVALUATION), config.evaluator
+    with phase.finding():
+        phase.tell("metrics", ", ".join(family.name for family in resolve(settings.metrics)))
+        for label, model in ScoringModels(settings).described().items():
+            phase.tell(label, model)
+    if not settings.judge_api_key.startswith("secret:"):
+        with phase.finding():
+            ScoringModels(settings).check()
+    if after_inference:
+        phase.tell("answers", "those of the inference phase")
+        return phase
+    with phase.finding():
+        runs = Evaluator(config).find_runs()
+        phase.tell("answers", runs.candidate_path)
+        phase.tell(
+            "compared with", runs.baseline_path or f"nothing: {runs.no_baseline_reason or 'not asked for'}"
+        )
+    return phase
+
+
+# --- words
+
+
+def _described(identity: ModelIdentity) -> str:
+    quantised = "" if identity.quantization == "none" else f", {identity.quantization}"
+    return f"{identity.model_id} ({identity.dtype}{quantised})"
+
+
+def _told_rows(phase: PlannedPhase, label: str, data_id: str, rows: Iterator[Example]) -> int:
+    """Tell how many rows there are; give how many can be used."""
+    total = unusable = 0
+    for example in rows:
+        total += 1
+        unusable += example.problem is not None or example.reference is None
+    phase.tell(label, f"{total} of {data_id}{_unusable(unusable, 'are skipped')}")
+    return total - unusable
+
+
+def _unusable(count: int, what_becomes_of_them: str) -> str:
+    return f"; {count} cannot be used and {what_becomes_of_them}" if count else ""

@@ -1,0 +1,68 @@
+"""Progress of a long step, shown where it is looked for: the Prefect UI, and a terminal or the log."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+from tasks.artifacts import ProgressArtifact
+
+logger = logging.getLogger(__name__)
+
+_LOG_EVERY_PERCENT = 10
+
+
+class Show(Protocol):
+    """Takes how much is done, of how much, and a word on it."""
+
+    def __call__(self, done: float, total: float, text: str) -> None: ...
+
+
+@contextmanager
+def shown_progress(what: str, run_name: str) -> Iterator[Show]:
+    """Give a function that shows progress in the UI and on the terminal; call it within a task."""
+    artifact = ProgressArtifact(f"{what}-{run_name}", f"{what} of {run_name}")
+    with _terminal_bar(what) if sys.stderr.isatty() else _log_lines(what) as on_terminal:
+
+        def show(done: float, total: float, text: str) -> None:
+            artifact.show(done, total, text)
+            on_terminal(done, total, text)
+
+        yield show
+
+
+@contextmanager
+def _terminal_bar(what: str) -> Iterator[Show]:
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TextColumn("{task.fields[text]}"),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        bar = progress.add_task(what, total=None, text="")
+
+        def show(done: float, total: float, text: str) -> None:
+            progress.update(bar, completed=done, total=total, text=text)
+
+        yield show
+
+
+@contextmanager
+def _log_lines(what: str) -> Iterator[Show]:
+    next_percent = float(_LOG_EVERY_PERCENT)
+
+    def show(done: float, total: float, text: str) -> None:
+        nonlocal next_percent
+        percent = 100 * done / total if total else 100.0
+        if percent >= next_percent:
+            logger.info("%s: %d %%, %s", what, percent, text)
+            next_percent = (percent // _LOG_EVERY_PERCENT + 1) * _LOG_EVERY_PERCENT
+
+    yield show

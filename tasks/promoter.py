@@ -1,0 +1,91 @@
+"""Promoter: from a verdict to the promoted model and back, as a plain class that the Prefect task uses too."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from tasks.core.config import Config, as_config
+from tasks.core.errors import PromotionError, TuneproofError
+from tasks.core.evaluation.outputs import EvaluationFiles
+from tasks.core.evaluation.summary import EvaluationSummary
+from tasks.core.models.promotable import Evaluated, evidence_of, find_evaluated, model_run_name, this_user
+from tasks.core.models.promotion import Actor, Promotion, current_promotion, promote, roll_back
+from tasks.core.storage import Store
+
+logger = logging.getLogger(__name__)
+
+
+class Promoter:
+    """Moves the alias of the promoted model; loads no model and needs no Prefect.
+
+    `config_manager` is a Config, the path of a TOML file, or None for ./config.toml and defaults. `by` tells who
+    acts (default: user@host) and is kept in the history.
+    """
+
+    def __init__(self, config_manager: Config | Path | str | None = None, *, by: str | None = None) -> None:
+        self.config = as_config(config_manager)
+        self._by = by or this_user()
+
+    @property
+    def models_dir(self) -> Path:
+        """The folder of the models, which holds the alias too. PromotionError where it is a URL."""
+        models = Store(self.config.pipeline.models_dir)
+        if models.is_remote:
+            raise PromotionError(
+                f"models_dir is {models.place}: only models in a local folder can be promoted",
+                'copy the model to a local models_dir, or set pipeline.promote = "never"',
+            )
+        return models.local
+
+    def promote(self, run: str | None = None, *, reason: str | None = None, force: bool = False) -> Promotion:
+        """Promote a model by its name or that of its evaluated run; None = the newest evaluated one.
+
+        Raises PromotionError when its verdict is not promote, unless `force` with a reason.
+        """
+        found = find_evaluated(run, self.models_dir, Store(self.config.pipeline.runs_dir).local)
+        return self._promote(found, reason, force=force)
+
+    def promote_evaluated(self, summary: EvaluationSummary, *, reason: str | None = None) -> Promotion:
+        """Promote the model of an evaluation; with a person's `reason`, whatever the verdict."""
+        name = model_run_name(summary.candidate, self.models_dir)
+        if name is None:
+            raise PromotionError(
+                f"the model of the run {summary.candidate.run_name} is not in {self.models_dir}, so it cannot be "
+                "promoted",
+                'set pipeline.models_dir to its folder, or pipeline.promote = "never"',
+            )
+        run_dir = Store(self.config.pipeline.runs_dir).local / summary.candidate.run_name
+        evidence = evidence_of(summary, EvaluationFiles(run_dir).summary_path, self.models_dir)
+        return self._promote(Evaluated(name, evidence), reason, force=reason is not None)
+
+    def _promote(self, model: Evaluated, reason: str | None, *, force: bool) -> Promotion:
+        actor = Actor(self._by, reason)
+        promotion = promote(self.models_dir, model.model_run_name, actor, model.evidence, force=force)
+        if self.config.pipeline.push_promoted:
+            self.push(promotion)
+        return promotion
+
+    def roll_back(self, *, reason: str | None = None) -> tuple[Promotion, Promotion]:
+        """Go back to the model before; gives its promotion and the one it replaces. Raises PromotionError."""
+        return roll_back(self.models_dir, Actor(self._by, reason))
+
+    def is_promoted(self, summary: EvaluationSummary) -> bool:
+        """Tell whether the evaluated model is the promoted one already."""
+        present = current_promotion(self.models_dir)
+        return present is not None and present.run_name == model_run_name(summary.candidate, self.models_dir)
+
+    def push(self, promotion: Promotion) -> None:
+        """Push the promoted model with its scores in the card; a Hub that does not answer takes nothing back."""
+        from tasks.core.training.card import write_scored_card
+        from tasks.core.training.hub import push
+
+        model_dir, private = self.models_dir / promotion.run_name, self.config.pipeline.push_private
+        try:
+            write_scored_card(model_dir, promotion)
+            push(model_dir, hf_user_id=self.config.fine_tuner.hf_user_id, private=private)
+        except TuneproofError as error:
+            logger.error("%s is promoted, but not on the Hub: %s", promotion.run_name, error)
+
+
+__all__ = ["Promoter"]

@@ -1,0 +1,28 @@
+"""Scores to a report."""
+
+from __future__ import annotations
+
+import logging
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from tasks.artifacts import show_file, show_lineage
+from tasks.assets import record_scores
+from tasks.core.evaluation.outputs import EvaluationFiles
+from tasks.core.evaluation.summary import EvaluationSummary
+from tasks.evaluator import Evaluator
+
+logger = logging.getLogger(__name__)
+
+
+@task(cache_policy=NO_CACHE, persist_result=False)
+def write_report(evaluator: Evaluator, summary: EvaluationSummary) -> EvaluationFiles:
+    """Write the report and the spreadsheet from the scores that are there; link to both, show the lineage."""
+    files, run_name = evaluator.report(), summary.candidate.run_name
+    show_file("report", run_name, files.report_path)
+    show_file("spreadsheet", run_name, files.spreadsheet_path)
+    show_lineage(summary, files.directory)
+    record_scores(files.directory, summary)
+    logger.info("report: %s", files.report_path)
+    return files

@@ -1,0 +1,40 @@
+"""Answers to scores."""
+
+from __future__ import annotations
+
+import logging
+from contextlib import ExitStack
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from tasks.artifacts import show_scores
+from tasks.core.evaluation.summary import EvaluationSummary
+from tasks.evaluator import Evaluator
+from tasks.progress import shown_progress
+from tasks.secret_blocks import judge_key_of
+
+logger = logging.getLogger(__name__)
+
+
+def check_scoring_models(evaluator: Evaluator) -> None:
+    """Raise EvaluationError when a metric lacks its key or package; calls no model."""
+    evaluator.judge_api_key = evaluator.judge_api_key or judge_key_of(evaluator.settings)
+    evaluator.check_models()
+
+
+@task(cache_policy=NO_CACHE, persist_result=False)
+def score_predictions(evaluator: Evaluator) -> EvaluationSummary:
+    """Score the run, compare it with its baseline, write scores and summary; show both."""
+    evaluator.judge_api_key = evaluator.judge_api_key or judge_key_of(evaluator.settings)
+    with ExitStack() as stack:
+        if evaluator.settings.judged_metrics:
+            shown = shown_progress("judging", evaluator.find_runs().candidate_path.stem)
+            evaluator.on_progress = stack.enter_context(shown)
+        summary = evaluator.score()
+    candidate, verdict = summary.candidate, summary.verdict
+    names = ", ".join(metric.name for metric in candidate.metrics)
+    told = f": {verdict.decision}" if verdict else ""
+    logger.info("scored %d rows of %s by %s%s", candidate.rows, candidate.run_name, names, told)
+    show_scores(candidate.run_name, summary)
+    return summary

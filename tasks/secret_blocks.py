@@ -1,0 +1,29 @@
+"""Keys that are kept in Prefect Secret blocks."""
+
+from __future__ import annotations
+
+from prefect.blocks.system import Secret
+from pydantic import SecretStr
+
+from tasks.core.config import EvaluatorConfig
+from tasks.core.errors import EvaluationError
+
+_BLOCK = "secret:"
+
+
+def judge_key_of(settings: EvaluatorConfig) -> SecretStr | None:
+    """The key that judge_api_key names, when a metric needs a model and the key is in a Secret block.
+
+    Raises EvaluationError when there is no such block.
+    """
+    name = settings.judge_api_key.removeprefix(_BLOCK)
+    if name == settings.judge_api_key or not settings.uses_an_endpoint:
+        return None
+    try:
+        value = Secret.load(name, _sync=True).get()
+    except ValueError as error:
+        raise EvaluationError(
+            f"judge_api_key names the Prefect Secret block {name!r}, which does not exist",
+            f"create it: prefect block create secret, with the name {name}; or set another place of the key",
+        ) from error
+    return SecretStr(str(value))

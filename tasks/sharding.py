@@ -1,0 +1,195 @@
+"""A run in shards under Prefect: mapped tasks, under the task runner that the settings choose."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+from collections.abc import Iterator, Sequence
+from concurrent.futures import BrokenExecutor
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from prefect import task, unmapped
+from prefect.cache_policies import NO_CACHE
+from prefect.logging import get_run_logger
+from prefect.runtime import task_run
+from prefect.task_runners import ProcessPoolTaskRunner, TaskRunner, ThreadPoolTaskRunner
+
+from tasks.core.errors import ConfigError, RunLockedError, TuneproofError
+from tasks.core.generation.isolation import ChildDiedError
+from tasks.core.generation.ledger import LedgerIndex
+from tasks.core.generation.runs import index_run
+from tasks.core.generation.shards import Shard
+from tasks.inferencer import Inferencer, PreparedRows
+from tasks.part_work import PartWork, Seat, hand_over
+from tasks.retrying import is_passing
+from tasks.shard_process import begin, own_seat
+from tasks.shard_work import RETRIES, pending_shards, seats, supervised
+
+if TYPE_CHECKING:
+    from prefect.client.schemas.objects import State, TaskRun
+    from prefect.futures import PrefectFuture
+    from prefect.tasks import Task
+
+logger = logging.getLogger(__name__)
+
+
+def retry_shard(task: Task[Any, Any], task_run: TaskRun, state: State[Any]) -> bool:
+    """Retry condition of a shard: anything but a mistake that a person must correct."""
+    try:
+        state.result()
+    except (ChildDiedError, RunLockedError):
+        return True
+    except TuneproofError as error:
+        return is_passing(error)
+    except Exception:
+        return True
+    return False
+
+
+def _name_of_shard() -> str:
+    parameters = task_run.parameters
+    shard = parameters["shard"] if "shard" in parameters else parameters["work"].shard
+    return f"shard {shard.name}"
+
+
+_SHARD_TASK: dict[str, Any] = {
+    "cache_policy": NO_CACHE,
+    "persist_result": False,
+    "retries": RETRIES,
+    "retry_delay_seconds": [2, 15],
+    "retry_condition_fn": retry_shard,
+    "task_run_name": _name_of_shard,
+}
+
+
+@task(**_SHARD_TASK)
+def answer_shard(work: PartWork) -> None:
+    """Answer one shard in this process, which may be on another machine."""
+    seat = own_seat()
+    (work if seat is None else replace(work, seat=seat)).answer()
+    get_run_logger().info("shard %s is complete", work.shard.name if work.shard else "")
+
+
+@task(**_SHARD_TASK)
+def answer_shard_here(inferencer: Inferencer, prepared: PreparedRows, shard: Shard) -> None:
+    """Answer one shard with the model of this process."""
+    inferencer.answer_shard(prepared, shard)
+
+
+def answer_in_tasks(inferencer: Inferencer, prepared: PreparedRows) -> LedgerIndex:
+    """Answer all shards as mapped tasks and return where each row's line is. Holds the run directory's lock.
+
+    Call it within a flow. A shard that fails is retried alone; shards whose process died with the whole pool
+    are submitted again. Raises the first shard's error when no retry is left; what was answered is kept.
+    """
+    with supervised(inferencer, prepared) as pending:
+        for attempt in range(RETRIES + 1):
+            if not pending:
+                break
+            try:
+                _map(inferencer, prepared, pending)
+            except BrokenExecutor as exc:
+                if attempt == RETRIES:
+                    raise ChildDiedError(
+                        f"processes that answer shards keep dying ({exc})",
+                        'run it again to resume; isolation = "process" survives running out of memory',
+                    ) from exc
+                logger.warning("a process died with its shard (%s); unfinished shards are begun again", exc)
+            prepared.sync.pull()  # shards may have been answered on other machines
+            pending = pending_shards(inferencer, prepared, index_run(prepared.run, prepared.rows))
+    return index_run(prepared.run, prepared.rows)
+
+
+def _map(inferencer: Inferencer, prepared: PreparedRows, pending: Sequence[Shard]) -> None:
+    with _runner(inferencer, len(pending)) as runner:
+        if isinstance(runner, ThreadPoolTaskRunner):
+            shared = {"inferencer": unmapped(inferencer), "prepared": unmapped(prepared)}
+            futures = runner.map(answer_shard_here, {**shared, "shard": pending})
+        else:
+            inferencer.release_model()
+            works = [hand_over(inferencer, prepared, shard) for shard in pending]
+            futures = runner.map(answer_shard, {"work": works})
+        _raise_first_error(futures)
+
+
+def _raise_first_error(futures: Sequence[PrefectFuture[Any]]) -> None:
+    """Wait for all, so that no shard loses work to another's error; then raise the first error."""
+    errors: list[Exception] = []
+    for future in futures:
+        try:
+            future.result()
+        except Exception as exc:
+            errors.append(exc)
+    if errors:
+        raise errors[0]
+
+
+@contextmanager
+def _runner(inferencer: Inferencer, shards: int) -> Iterator[TaskRunner[Any]]:
+    """Start the task runner of the settings; raises ConfigError when it is not installed."""
+    settings = inferencer.settings
+    if settings.shard_runner == "threads":  # one device and one model: they take turns
+        with ThreadPoolTaskRunner(max_workers=1) as runner:
+            yield runner
+    elif settings.shard_runner == "processes":
+        with _process_pool(seats(inferencer, shards)) as runner:
+            yield runner
+    elif settings.shard_runner == "dask":
+        with _dask(
+            settings.shard_address, settings.shard_processes or len(seats(inferencer, shards))
+        ) as runner:
+            yield runner
+    else:
+        with _ray(settings.shard_address, wants_gpu=settings.device != "cpu") as runner:
+            yield runner
+
+
+@contextmanager
+def _process_pool(places: Sequence[Seat]) -> Iterator[TaskRunner[Any]]:
+    context = multiprocessing.get_context("spawn")
+    free, stop = context.Queue(), context.Event()
+    for place in places:
+        free.put(place)
+    pool = ProcessPoolTaskRunner(max_workers=len(places), initializer=begin, initargs=(free, stop))
+    with pool as runner:
+        try:
+            yield runner
+        except BaseException:  # leaving the pool would wait for shards that nobody needs any more
+            stop.set()
+            raise
+
+
+@contextmanager
+def _dask(address: str | None, processes: int) -> Iterator[TaskRunner[Any]]:
+    try:
+        from prefect_dask import DaskTaskRunner
+    except ImportError as exc:
+        raise _not_installed("dask") from exc
+    local = {"n_workers": processes, "threads_per_worker": 1, "dashboard_address": None}
+    with DaskTaskRunner(address=address) if address else DaskTaskRunner(cluster_kwargs=local) as runner:
+        yield runner
+
+
+@contextmanager
+def _ray(address: str | None, *, wants_gpu: bool) -> Iterator[TaskRunner[Any]]:
+    try:
+        import ray
+        from prefect_ray import RayTaskRunner
+        from prefect_ray.context import remote_options
+    except ImportError as exc:
+        raise _not_installed("ray") from exc
+    with RayTaskRunner(address=address) as runner:
+        gpus = ray.cluster_resources().get("GPU", 0) if wants_gpu else 0
+        # Ray hides the GPUs from a task that asks for none.
+        with remote_options(num_gpus=1 if gpus else 0):
+            yield runner
+
+
+def _not_installed(runner: str) -> ConfigError:
+    return ConfigError(
+        f'shard_runner = "{runner}", but prefect-{runner} is not installed',
+        f"pip install -c constraints.txt 'tuneproof[{runner}]' here and on every worker, "
+        'or set shard_runner to "processes"',
+    )

@@ -1,0 +1,40 @@
+"""Training rows to a model directory."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from tasks.artifacts import show_losses
+from tasks.assets import record_model
+from tasks.core.config import Config
+from tasks.finetuner import FineTune, left_text, losses_text
+from tasks.progress import shown_progress
+from tasks.retrying import RETRIES, RETRY_DELAYS_SECONDS, retry_if_passing
+
+if TYPE_CHECKING:
+    from tasks.core.models.training import TrainedModel, TrainingProgress
+
+
+@task(
+    cache_policy=NO_CACHE,
+    persist_result=False,
+    retries=RETRIES,
+    retry_delay_seconds=RETRY_DELAYS_SECONDS,
+    retry_condition_fn=retry_if_passing,
+)
+def train_model(config: Config, started_at: datetime | None = None) -> TrainedModel:
+    """Fine-tune, or finish what was interrupted; a retry goes on from the newest checkpoint."""
+    with shown_progress("training", config.fine_tuner.full_run_name("model")) as show:
+
+        def report(progress: TrainingProgress) -> None:
+            parts = (f"step {progress.step}", losses_text(progress), left_text(progress.eta_seconds))
+            show(progress.step, progress.total_steps, ", ".join(filter(None, parts)))
+
+        trained = FineTune(config, on_progress=report, started_at=started_at).run()
+    show_losses(trained.manifest.run_name, trained.manifest.losses)
+    record_model(trained.model_dir, trained.manifest)
+    return trained
