@@ -1,0 +1,121 @@
+"""What a person at the terminal sees: our own messages, plain; Prefect's only where something is wrong."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Iterable, Sequence
+from typing import TextIO
+
+from tasks.core.errors import TuneproofError
+
+_UNWATCHED_WIDTH = 160
+# Columns that are not folded on a narrow terminal.
+_KEPT_WHOLE = frozenset({"metric", "before", "after", "score", "rows", "last loss", "finished"})
+_OWN_LOGGERS = ("tasks", "flows")
+_RUN_LOGGERS = ("prefect.flow_runs", "prefect.task_runs")
+# Read by these libraries when they are imported, which is later.
+_QUIET_LIBRARIES = {
+    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+_ENGINE_FOLDER = f"{os.sep}prefect{os.sep}"
+
+
+class ConsoleHandler(logging.StreamHandler[TextIO]):
+    """Writes to whatever sys.stderr is at the moment, so that progress bars can step aside."""
+
+    def __init__(self) -> None:
+        super().__init__(sys.stderr)
+        self.addFilter(is_worth_showing)
+        self.setFormatter(_PlainFormatter())
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one record."""
+        self.stream = sys.stderr
+        super().emit(record)
+
+
+class _PlainFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        level = "" if record.levelno < logging.WARNING else f"{record.levelname.lower()}: "
+        return f"{level}{record.getMessage()}"
+
+
+def is_worth_showing(record: logging.LogRecord) -> bool:
+    """Show our messages, and warnings of others; not Prefect's running commentary on its runs.
+
+    An exception that ends a run reaches the command line anyway and is reported there once.
+    """
+    if record.name.startswith(_RUN_LOGGERS):
+        from_engine = _ENGINE_FOLDER in record.pathname
+        return not from_engine or "Retry" in record.getMessage()
+    if record.name.split(".")[0] in _OWN_LOGGERS:
+        return True
+    if record.name.startswith("huggingface_hub"):
+        return False  # has a handler of its own
+    return record.levelno >= logging.WARNING
+
+
+def prepare_console() -> None:
+    """Send log messages to the terminal; call before Prefect is imported, which then leaves the root alone."""
+    # A local server of a few minutes has nothing to report to anybody.
+    os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+    # Its first start creates a database, which takes long on a busy machine.
+    os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "180")
+    for variable, value in _QUIET_LIBRARIES.items():
+        os.environ.setdefault(variable, value)
+    warnings.filterwarnings("ignore", category=FutureWarning)  # for the libraries' own makers
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # warns of kernels that nobody asked for
+    root = logging.getLogger()
+    root.handlers = [ConsoleHandler()]
+    root.setLevel(logging.WARNING)
+    for name in _OWN_LOGGERS:
+        logging.getLogger(name).setLevel(logging.INFO)
+
+
+def unreachable_prefect(error: RuntimeError) -> TuneproofError | None:
+    """Explain an error that says Prefect has no server to talk to; None for any other error."""
+    text = str(error).partition("\n")[0]
+    if "ephemeral Prefect API server" in text:
+        return TuneproofError(
+            f"Prefect's local server did not start: {text}",
+            "try again when the machine is less busy, or start `prefect server start` and set "
+            "PREFECT_API_URL=http://127.0.0.1:4200/api",
+        )
+    if text.startswith("Failed to reach API"):
+        return TuneproofError(
+            f"{text}", "start that server, or unset PREFECT_API_URL to run without one (prefect config view)"
+        )
+    return None
+
+
+def say(text: str = "") -> None:
+    """Print a result line to stdout."""
+    print(text, flush=True)
+
+
+def complain(error: TuneproofError) -> int:
+    """Print what happened and what to do next to stderr; return the exit code."""
+    print(f"error: {error}", file=sys.stderr, flush=True)
+    return error.exit_code
+
+
+def show_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Print a table to stdout."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+    for column in columns:
+        keep = column in _KEPT_WHOLE
+        table.add_column(column, overflow="fold", no_wrap=keep, min_width=None if keep else 8)
+    for row in rows:
+        table.add_row(*("" if cell is None else str(cell) for cell in row))
+    # Where nobody watches there is no width to fit into.
+    Console(width=None if sys.stdout.isatty() else _UNWATCHED_WIDTH).print(table)

@@ -1,0 +1,74 @@
+"""evaluate: answers -> scores, a comparison with the baseline, a report."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from prefect import flow
+from prefect.runtime import flow_run
+from pydantic import WithJsonSchema
+
+from flows.naming import name_of_run, rename_run, told_rows
+from flows.outcomes import already_done
+from flows.parameters import Confidence, ConfigSource, Settings, Text, load_settings
+from flows.promotion import promote_if_decided
+from flows.run_logs import send_core_logs_to_prefect
+from tasks.core.evaluation.metrics import available
+from tasks.core.evaluation.summary import EvaluationSummary
+from tasks.evaluator import Evaluator
+from tasks.events import emit_evaluation_finished
+from tasks.reporting import write_report
+from tasks.scoring import score_predictions
+
+Metrics = Annotated[
+    tuple[str, ...],
+    WithJsonSchema(
+        {
+            "type": "array",
+            "items": {"type": "string", "enum": [family.name for family in available()]},
+            "uniqueItems": True,
+        }
+    ),
+]
+
+
+@flow(name="evaluate", flow_run_name=name_of_run)
+def evaluate(
+    config: ConfigSource = "",
+    run: Text = "",
+    baseline: Text = "",
+    metrics: Metrics = (),
+    confidence: Confidence = 0,
+    only_new: bool = False,
+    promote: bool = False,
+    settings: Settings = (),
+) -> EvaluationSummary:
+    """Score the answers of a run, compare them on the same rows, reach a verdict, write the report.
+
+    Args:
+        config: TOML file with settings; empty = ./config.toml if there is one.
+        run: Name or folder of the run to score; empty = as configured, else the newest.
+        baseline: What to compare with: base (the base model's run), champion, none, a run's name or its folder.
+        metrics: What is measured, the first decides; none = as configured. Metrics of your own go into settings.
+        confidence: Confidence of the intervals, e.g. 0.95; 0 = as configured.
+        only_new: End at once when these very answers were evaluated before.
+        promote: Then promote the model as pipeline.promote says; a pipeline does that itself.
+        settings: Any other setting as section.key=value, e.g. evaluator.metrics=exact_match,f1; beats the file.
+    """
+    send_core_logs_to_prefect()
+    loaded = load_settings(
+        config, settings, evaluator__confidence=confidence, evaluator__metrics=metrics or None
+    )
+    evaluator = Evaluator(loaded, run=run, baseline=baseline)
+    # A retry goes on: the run may have ended after the scores and before what follows them.
+    earlier = evaluator.earlier_summary() if only_new and flow_run.run_count < 2 else None
+    if earlier is not None:
+        return already_done(f"{earlier.candidate.run_name} was evaluated before: nothing to do", earlier)
+    summary = score_predictions(evaluator)
+    files = write_report(evaluator, summary)
+    verdict = summary.verdict
+    rename_run(summary.candidate.run_name, verdict.decision if verdict else told_rows(summary.candidate.rows))
+    emit_evaluation_finished(evaluator.runs.url_of(files.directory), summary)
+    if promote:
+        promote_if_decided(loaded, summary)
+    return summary

@@ -1,0 +1,135 @@
+"""infer: test rows -> answers in a run directory."""
+
+from __future__ import annotations
+
+from prefect import flow
+
+from flows.naming import name_of_run, rename_run, told_rows
+from flows.outcomes import already_done
+from flows.parameters import (
+    ConfigSource,
+    Count,
+    Quantization,
+    Settings,
+    Temperature,
+    Text,
+    chosen_quantization,
+    load_settings,
+)
+from flows.run_logs import send_core_logs_to_prefect
+from tasks.core.config import Config
+from tasks.core.models.registry import slug
+from tasks.core.records import RunManifest
+from tasks.devices import held_device
+from tasks.discovery import discover_baseline, discover_champion, discover_model
+from tasks.events import emit_predictions_ready
+from tasks.generation import generate_in_shards, generate_responses, publish_predictions, show_predictions
+from tasks.inferencer import Inferencer, PreparedRows
+from tasks.loading import load_model_and_tokenizer
+from tasks.memory_budgets import PrefectBudgetStore
+from tasks.processing import process_dataset
+from tasks.repeating import repeat_some_rows
+
+# The noise is measured on the candidate only.
+_ANSWERED_ONCE = "gate.noise_rows=0"
+
+
+@flow(name="infer", flow_run_name=name_of_run)
+def infer(
+    config: ConfigSource = "",
+    model: Text = "",
+    dataset: Text = "",
+    run_name: Text = "",
+    max_rows: Count = 0,
+    max_new_tokens: Count = 0,
+    temperature: Temperature = None,
+    quantization: Quantization = "as configured",
+    compare_with_base: bool = False,
+    settings: Settings = (),
+) -> RunManifest:
+    """Let a model answer the test questions. A run that was interrupted goes on; a finished one is reused.
+
+    Args:
+        config: TOML file with settings; empty = ./config.toml if there is one.
+        model: Folder, Hub id or package: name of the model; empty = the newest fine-tuned one.
+        dataset: Hub id, JSONL, JSON, CSV or Parquet file, or a folder with the test questions; empty = as configured.
+        run_name: Name of the run and its folder; empty = made of model and dataset.
+        max_rows: Use only the first rows of the dataset; 0 = as configured.
+        max_new_tokens: Longest answer, in tokens; 0 = as configured (512 unless the file says otherwise).
+        temperature: Randomness of the answers, 0 to 10; 0 = always the likeliest token; none = as configured.
+        quantization: Bits of the weights in memory; fewer need less memory and answer a little worse.
+        compare_with_base: Then also let the model that this one was fine-tuned from, and the champion, answer.
+        settings: Any other setting as section.key=value, e.g. inferencer.top_p=0.9; beats the file.
+    """
+    send_core_logs_to_prefect()
+    inferencer = Inferencer(
+        load_settings(
+            config,
+            settings,
+            inferencer__model=model,
+            inferencer__testing_data_id=dataset,
+            inferencer__run_name=run_name,
+            inferencer__max_rows=max_rows,
+            inferencer__max_new_tokens=max_new_tokens,
+            inferencer__temperature=temperature,
+            **chosen_quantization(quantization),
+        ),
+        budget_store=PrefectBudgetStore(),
+    )
+    discover_model(inferencer)
+    prepared = process_dataset(inferencer)
+    rename_run(*_telling(prepared, inferencer.settings.testing_data_id))
+    manifest = inferencer.finished(prepared)
+    found_done = manifest is not None
+    if manifest is not None:
+        show_predictions(prepared.run, manifest)
+    else:
+        manifest = _generate(inferencer, prepared)
+    if compare_with_base:
+        infer_with_base_model(inferencer.config, manifest)
+        infer_with_champion(inferencer.config, manifest)
+    emit_predictions_ready(inferencer.runs.url_of(prepared.run.path), manifest)
+    if found_done:
+        what = f"{prepared.run.path} is complete ({manifest.row_count} rows): nothing to generate"
+        return already_done(what, manifest)
+    return manifest
+
+
+def _telling(prepared: PreparedRows, dataset: str | None) -> tuple[str, ...]:
+    """Model, dataset and number of rows."""
+    identity = prepared.identity
+    return slug(identity.model.model_id), slug(dataset or "rows"), told_rows(identity.row_count)
+
+
+def _generate(inferencer: Inferencer, prepared: PreparedRows) -> RunManifest:
+    """Answer what is missing and publish, alone on the GPU."""
+    settings, limit = inferencer.settings, inferencer.config.pipeline.gpu_concurrency_limit
+    with held_device(settings.device, limit, all_of_them=settings.num_shards > 1):
+        if settings.num_shards > 1:
+            answers = generate_in_shards(inferencer, prepared)
+        else:
+            if not inferencer.generates_in_child:
+                load_model_and_tokenizer(inferencer)
+            answers = generate_responses(inferencer, prepared)
+        manifest = publish_predictions(inferencer, prepared, answers)
+        repeat_some_rows(inferencer, prepared, manifest)
+        inferencer.release_model()
+    return manifest
+
+
+def infer_with_base_model(config: Config, candidate: RunManifest) -> RunManifest | None:
+    """Let the candidate's base model answer the same rows; None when the candidate has no base."""
+    baseline = discover_baseline(candidate, config.inferencer)
+    if baseline is None:
+        return None
+    chosen = (f"inferencer.model_revision={baseline.revision or 'null'}", _ANSWERED_ONCE)
+    return infer(config, model=baseline.model_id, run_name=baseline.run_name, settings=chosen)
+
+
+def infer_with_champion(config: Config, candidate: RunManifest) -> RunManifest | None:
+    """Let the promoted model answer the same rows, unless it has; None when there is none."""
+    champion = discover_champion(candidate, config) if config.pipeline.compare_with_champion else None
+    if champion is None or champion.finished is not None:
+        return None if champion is None else champion.finished
+    chosen = ("inferencer.model_revision=null", _ANSWERED_ONCE)
+    return infer(config, model=champion.model_id, run_name=champion.run_name, settings=chosen)

@@ -1,0 +1,56 @@
+"""Names of flow runs that tell, in a list of runs, which is which."""
+
+from __future__ import annotations
+
+import logging
+from datetime import datetime
+from pathlib import PurePath
+from uuid import UUID
+
+import httpx
+from prefect.client.orchestration import get_client
+from prefect.exceptions import PrefectException
+from prefect.runtime import deployment, flow_run
+
+logger = logging.getLogger("tasks.naming")
+
+_TELLING_PARAMETERS = ("run_name", "run", "model", "dataset", "test_dataset")
+
+
+def began_at() -> datetime | None:
+    """When the run of the deployment was created: a retry has the same time, so it finds what it made before.
+
+    None outside of deployments, where nothing is retried and one script may train several times.
+    """
+    if deployment.id is None or flow_run.root_flow_run_id is None:
+        return None
+    with get_client(sync_client=True) as client:
+        return client.read_flow_run(UUID(flow_run.root_flow_run_id)).created
+
+
+def rename_run(*told: str) -> None:
+    """Name the running flow run after what it found out, e.g. `infer · smollm2-a1b2 · gsm8k · 1,319 rows`.
+
+    A run never fails because of its name.
+    """
+    if flow_run.id is None:
+        return
+    name = " · ".join([flow_run.flow_name or "run", *told])
+    try:
+        with get_client(sync_client=True) as client:
+            client.update_flow_run(UUID(flow_run.id), name=name)
+    except (PrefectException, httpx.HTTPError) as error:
+        logger.warning("the run could not be renamed to %s: %s", name, str(error).partition("\n")[0])
+
+
+def told_rows(count: int) -> str:
+    """`1,319 rows`, or `1 row`."""
+    return f"{count:,} row{'' if count == 1 else 's'}"
+
+
+def name_of_run() -> str:
+    """Name the flow run after its flow and the parameters that tell most, e.g. `infer · smollm2 · gsm8k`."""
+    parameters = flow_run.parameters
+    given = (parameters.get(name) for name in _TELLING_PARAMETERS)
+    told = [PurePath(value).name for value in given if isinstance(value, str) and value]
+    return " · ".join([flow_run.flow_name or "run", *(told or [str(flow_run.id)[:8]])])

@@ -1,0 +1,116 @@
+"""finetune-infer-evaluate: the whole job, each phase a flow of its own."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from prefect import flow
+
+from flows.evaluation import evaluate
+from flows.finetuning import finetune
+from flows.inference import infer, infer_with_base_model, infer_with_champion
+from flows.naming import name_of_run, rename_run
+from flows.parameters import ConfigSource, Count, Phases, Settings, Text, chosen_phases, load_settings
+from flows.promotion import promote_if_decided
+from flows.run_logs import send_core_logs_to_prefect
+from tasks.core.config import Config
+from tasks.core.evaluation.summary import EvaluationSummary
+from tasks.core.models.promotion import Promotion
+from tasks.core.records import RunManifest
+from tasks.core.storage import Store
+from tasks.evaluator import Evaluator
+from tasks.scoring import check_scoring_models
+
+if TYPE_CHECKING:
+    from tasks.core.models.training import TrainedModel
+
+logger = logging.getLogger("tasks.pipeline")
+
+
+@dataclass(frozen=True, slots=True)
+class PipelineResult:
+    """What the phases gave; None for a phase that was left out."""
+
+    trained: TrainedModel | None = None
+    candidate: RunManifest | None = None
+    baseline: RunManifest | None = None
+    champion: RunManifest | None = None
+    evaluation: EvaluationSummary | None = None
+    promotion: Promotion | None = None
+
+
+@flow(name="finetune-infer-evaluate", flow_run_name=name_of_run)
+def finetune_infer_evaluate(
+    config: ConfigSource = "",
+    phases: Phases = "as configured",
+    model: Text = "",
+    dataset: Text = "",
+    test_dataset: Text = "",
+    run_name: Text = "",
+    max_rows: Count = 0,
+    settings: Settings = (),
+) -> PipelineResult:
+    """Fine-tune a model, let it, its base and the champion answer the same questions, promote it if it is better.
+
+    Args:
+        config: TOML file with settings; empty = ./config.toml if there is one.
+        phases: Which parts of the job run.
+        model: Folder, Hub id or package: name of the base model; empty = as configured.
+        dataset: Hub id, JSONL, JSON, CSV or Parquet file, or a folder with the training rows; empty = as configured.
+        test_dataset: The same for the test questions.
+        run_name: Name of the fine-tuned model and its folder; empty = made of base model and time.
+        max_rows: Use only the first test questions; 0 = as configured.
+        settings: Any other setting as section.key=value, e.g. fine_tuner.epochs=2; beats the file.
+    """
+    send_core_logs_to_prefect()
+    loaded = load_settings(
+        config,
+        settings,
+        fine_tuner__base_model_id=model,
+        fine_tuner__training_data_id=dataset,
+        fine_tuner__run_name=run_name,
+        inferencer__testing_data_id=test_dataset,
+        inferencer__max_rows=max_rows,
+        **chosen_phases(phases),
+    )
+    chosen = loaded.pipeline
+    if chosen.enable_evaluation and not (chosen.stop_after_finetuning or chosen.stop_after_inference):
+        check_scoring_models(Evaluator(loaded))  # before hours of training, not after
+    trained = candidate = baseline = champion = evaluation = promotion = None
+    if chosen.enable_finetuning:
+        trained = finetune(loaded)
+    if chosen.enable_inference and not chosen.stop_after_finetuning:
+        candidate = infer(loaded, model=None if trained is None else str(trained.model_dir))
+        baseline = infer_with_base_model(loaded, candidate) if chosen.compare_with_base else None
+        champion = infer_with_champion(loaded, candidate)
+    if chosen.enable_evaluation and not (chosen.stop_after_finetuning or chosen.stop_after_inference):
+        evaluation = evaluate(loaded, run=_folder(loaded, candidate))
+        promotion = promote_if_decided(loaded, evaluation)
+    _log_what_was_left_out(trained, candidate, evaluation)
+    _name_after_result(trained, candidate, evaluation)
+    return PipelineResult(trained, candidate, baseline, champion, evaluation, promotion)
+
+
+def _folder(config: Config, run: RunManifest | None) -> str | None:
+    return None if run is None else Store(config.pipeline.runs_dir).address_of(run.run_name)
+
+
+def _name_after_result(
+    trained: TrainedModel | None, candidate: RunManifest | None, evaluation: EvaluationSummary | None
+) -> None:
+    told = [] if trained is None else [trained.manifest.run_name]
+    if evaluation is not None:
+        told += [] if told else [evaluation.candidate.run_name]
+        told += [evaluation.verdict.decision] if evaluation.verdict else []
+    elif candidate is not None:
+        told.append(candidate.run_name)
+    if told:
+        rename_run(*told)
+
+
+def _log_what_was_left_out(*results: object) -> None:
+    for phase, result in zip(("fine-tuning", "inference", "evaluation"), results, strict=True):
+        if result is None:
+            logger.info("%s was left out, as configured", phase)

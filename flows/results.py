@@ -1,0 +1,327 @@
+"""What the commands print when they are done: where the files are, the scores, what there is."""
+
+from __future__ import annotations
+
+import sys
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from flows.console import say, show_table
+from tasks.core.errors import ConfigError
+from tasks.core.storage import Store
+
+if TYPE_CHECKING:
+    from flows.pipeline import PipelineResult
+    from tasks.core.config import Config
+    from tasks.core.evaluation.leaderboard import RunGroup
+    from tasks.core.evaluation.summary import EvaluationSummary, MetricSummary, RunSummary
+    from tasks.core.models.promotion import Promotion
+    from tasks.core.models.registry import ModelEntry
+    from tasks.core.models.training import TrainedModel
+    from tasks.core.records import RunManifest
+    from tasks.planning import Plan
+
+_LISTED_METRICS = 3
+
+
+def show_model(trained: TrainedModel) -> None:
+    """Tell where the model is and how its training went."""
+    manifest = trained.manifest
+    loss = "" if manifest.final_loss is None else f", last loss {manifest.final_loss:.3f}"
+    say(f"model: {trained.model_dir} ({manifest.steps} updates in {_duration(manifest.seconds)}{loss})")
+
+
+def show_run(manifest: RunManifest, config: Config) -> None:
+    """Tell where the answers are and how many rows have one."""
+    path = Store(config.pipeline.runs_dir).address_of(f"{manifest.run_name}/{manifest.predictions_path}")
+    errors = f", {manifest.error_count} of them with an error" if manifest.error_count else ""
+    say(f"answers: {path} ({manifest.row_count} rows{errors})")
+
+
+def show_scores(summary: EvaluationSummary, config: Config, *, run: str | None = None) -> None:
+    """Print the scores, before and after if there is a baseline, and where the report is.
+
+    `run` is the name or path that was evaluated, if one was given.
+    """
+    from tasks.core.evaluation.evaluate import evaluation_files
+    from tasks.core.evaluation.remote_runs import name_within, store_of
+
+    candidate, baseline, champion = summary.candidate, summary.baseline, summary.champion
+    percent = f"{summary.settings.confidence:.0%}"
+    compared = [
+        (name, run) for name, run in (("before", baseline), ("champion", champion)) if run is not None
+    ]
+    columns = ["metric", *(name for name, _ in compared), "after" if compared else "score"]
+    runs = [*(run for _, run in compared), candidate]
+    rows = [[metric.name, *(_figure(run, metric.name) for run in runs)] for metric in candidate.metrics]
+    show_verdict(summary)
+    show_table(f"{candidate.run_name}: {candidate.rows} rows, {percent} intervals", columns, rows)
+    runs = store_of(run, config.pipeline.runs_dir)
+    named = runs.local / (candidate.run_name if run is None else name_within(run))
+    files = evaluation_files(Path(run) if run is not None and Path(run).exists() else named)
+    _show_finding(summary, files.report_path)
+
+
+def _show_finding(summary: EvaluationSummary, report_path: Path) -> None:
+    if summary.verdict is None or summary.verdict.against == "champion":
+        say(summary.answer)  # else the verdict has told it
+    for note in summary.notes:
+        say(f"note: {note}")
+    say(f"report: {report_path.resolve()}")
+
+
+def show_verdict(summary: EvaluationSummary) -> None:
+    """Print what the gate decided, with its reasons; nothing where nothing was compared."""
+    verdict = summary.verdict
+    if verdict is None:
+        return
+    first, *others = verdict.reasons
+    say(f"verdict: {verdict.decision.upper()}. {first}")
+    for reason in others if verdict.decision != "promote" else ():
+        say(f"  {reason}")
+
+
+def end_with_verdict(summary: EvaluationSummary) -> None:
+    """End the command with 3 for reject, 4 for inconclusive, 5 where there is no verdict; go on after promote."""
+    codes = {"promote": 0, "reject": 3, "inconclusive": 4}
+    code = 5 if summary.verdict is None else codes[summary.verdict.decision]
+    if code:
+        sys.exit(code)
+
+
+def show_promotion(promotion: Promotion, config: Config) -> None:
+    """Tell which model is promoted and how to go back."""
+    from tasks.core.models.promotion import promotion_history
+
+    forced = ", against the verdict" if promotion.forced else ""
+    say(f'promoted: {promotion.run_name}{forced}; it answers wherever a model is called "promoted".')
+    replaced = promotion_history(Path(config.pipeline.models_dir))[-1].replaced
+    back = f"goes back to {replaced}" if replaced else "takes the next promotion back; this one is the first"
+    say(f"`tuneproof rollback` {back}.")
+
+
+def show_rollback(promotion: Promotion, replaced: Promotion) -> None:
+    """Tell which model is promoted again."""
+    say(f"promoted again: {promotion.run_name}, in place of {replaced.run_name}.")
+
+
+def _figure(run: RunSummary, name: str) -> str:
+    metric: MetricSummary | None = run.metric(name)
+    if metric is None or metric.value is None:
+        return "not scored"
+    interval = metric.interval
+    return f"{metric.value:.3f}" + (f" [{interval.low:.3f}, {interval.high:.3f}]" if interval else "")
+
+
+def show_pipeline(result: PipelineResult, config: Config) -> None:
+    """Print what each phase gave."""
+    if result.trained is not None:
+        show_model(result.trained)
+    if result.candidate is not None:
+        show_run(result.candidate, config)
+    if result.evaluation is not None:
+        show_scores(result.evaluation, config)
+    if result.promotion is not None:
+        show_promotion(result.promotion, config)
+
+
+def show_where_to_look() -> None:
+    """Tell how to see the runs in the Prefect UI."""
+    prefect = Path(sys.executable).with_name("prefect")
+    if prefect.is_relative_to(Path.cwd()):
+        prefect = prefect.relative_to(Path.cwd())
+    say(f"Prefect UI: run `{prefect} server start` and open http://127.0.0.1:4200; these runs are in it.")
+
+
+def show_plan(plan: Plan) -> None:
+    """Print the plan; ConfigError listing what stands in its way."""
+    for phase in plan.phases:
+        say(phase.name)
+        for label, text in phase.facts:
+            say(f"  {label}: {text}")
+    if len(plan.problems) == 1:
+        raise ConfigError(plan.problems[0])
+    if plan.problems:
+        listed = "".join("\n  - " + problem.replace("\n", "\n    ") for problem in plan.problems)
+        raise ConfigError(f"{len(plan.problems)} things stand in the way:{listed}")
+    say("Nothing was run: --dry-run.")
+
+
+def list_models(config: Config) -> None:
+    """Print the fine-tuned models, newest first."""
+    from tasks.core.models.model_store import list_models as models_in
+    from tasks.core.models.registry import promoted_run
+
+    entries = models_in(Store(config.pipeline.models_dir))
+    if not entries:
+        say(f"No fine-tuned models in {config.pipeline.models_dir}; `tuneproof finetune` makes one.")
+        return
+    promoted = promoted_run(Store(config.pipeline.models_dir).local)
+    rows = []
+    for entry in entries:
+        manifest = entry.manifest
+        facts = ("", "", "") if manifest is None else (
+            Path(manifest.base_model_id).name, manifest.training_row_count, _number(manifest.final_loss)
+        )  # fmt: skip
+        rows.append((entry.run_name, *facts, _when(entry.changed_at), _state(entry, promoted)))
+    columns = ("model", "base model", "rows", "last loss", "finished", "state")
+    show_table(f"Models in {config.pipeline.models_dir}", columns, rows)
+
+
+def _state(entry: ModelEntry, promoted: str | None) -> str:
+    state = entry.reason or "complete"
+    return f"{state}, promoted" if entry.run_name == promoted else state
+
+
+def list_promotions(config: Config) -> None:
+    """Print all promotions and rollbacks, newest first."""
+    from tasks.core.models.promotion import promotion_history
+
+    models_dir = Path(config.pipeline.models_dir)
+    entries = promotion_history(models_dir)
+    if not entries:
+        say(f"Nothing was promoted in {models_dir}; `tuneproof promote` does it.")
+        return
+    rows = [
+        (
+            "" if entry.at is None else _when(datetime.fromisoformat(entry.at)),
+            entry.action,
+            entry.promotion.run_name,
+            entry.replaced,
+            entry.by,
+            entry.reason or _verdict_in_short(entry.promotion),
+        )
+        for entry in reversed(entries)
+    ]
+    show_table(f"Promotions in {models_dir}", ("when", "what", "model", "in place of", "by", "why"), rows)
+
+
+def _verdict_in_short(promotion: Promotion) -> str:
+    verdict = promotion.evidence.verdict if promotion.evidence else None
+    return "" if verdict is None else verdict.reasons[0]
+
+
+def list_runs(config: Config) -> None:
+    """Print the runs: one table for each set of rows, best first by its first metric; then the unfinished."""
+    from tasks.core.evaluation.leaderboard import read_leaderboard
+    from tasks.core.evaluation.remote_runs import bring_overview
+
+    runs = Store(config.pipeline.runs_dir)
+    bring_overview(runs)
+    runs_dir, models_dir = runs.place, Store(config.pipeline.models_dir).local
+    board = read_leaderboard(runs.local, models_dir)
+    if not board.groups and not board.unfinished:
+        say(f"No runs in {runs_dir}; `tuneproof infer` makes one.")
+    for group in board.groups:
+        _show_group(group)
+    if board.unfinished:
+        show_table(f"Not finished in {runs_dir}", ("run", "state"), board.unfinished)
+
+
+def _show_group(group: RunGroup) -> None:
+    metrics = [metric.name for metric in group.metrics[:_LISTED_METRICS]]
+    columns = ("run", "model", *metrics, "verdict", "tokens/s", "finished")
+    rows = [
+        (
+            run.path.name,
+            run.model_name + (" (promoted)" if run.promoted else ""),
+            *("" if run.scores is None else _figure(run.scores, name) for name in metrics),
+            run.decision,
+            "" if run.tokens_per_second is None else f"{run.tokens_per_second:,.0f}",
+            _when(datetime.fromisoformat(run.manifest.finished_at)),
+        )
+        for run in group.runs
+    ]
+    errors = sum(run.manifest.error_count for run in group.runs)
+    told = f", {errors} rows with an error" if errors else ""
+    ranked = f"; best {metrics[0]} first" if metrics else "; not evaluated"
+    show_table(f"{group.dataset}: {group.rows:,} rows ({group.rows_sha256[:8]}){told}{ranked}", columns, rows)
+
+
+def write_leaderboard_page(config: Config, path: Path | None) -> None:
+    """Write the leaderboard as a page; a folder gets a file `leaderboard.html`."""
+    from tasks.core.evaluation.leaderboard import read_leaderboard
+    from tasks.core.evaluation.leaderboard_page import write_leaderboard
+    from tasks.core.evaluation.remote_runs import bring_overview
+
+    runs, models = Store(config.pipeline.runs_dir), Store(config.pipeline.models_dir)
+    bring_overview(runs)
+    runs_dir = runs.local
+    path = path or runs_dir
+    path = path / "leaderboard.html" if path.is_dir() or path == runs_dir else path
+    board = read_leaderboard(runs_dir, models.local)
+    write_leaderboard(path, board, runs_dir=runs_dir)
+    say(f"leaderboard: {path.resolve()}")
+
+
+def compare(run_a: str, run_b: str, config: Config, *, directory: Path | None, open_report: bool) -> None:
+    """Compare two runs, print the scores of both with the change, and where the report is."""
+    from tasks.core.evaluation.evaluate import compare_runs
+    from tasks.core.evaluation.remote_runs import find_and_bring
+    from tasks.core.evaluation.run_lookup import training_manifest
+
+    runs_dir = config.pipeline.runs_dir
+    before, after = find_and_bring(run_a, runs_dir), find_and_bring(run_b, runs_dir)
+    summary, files = compare_runs(
+        before, after, config.evaluator, directory=directory, model_manifest=training_manifest(after)
+    )
+    _show_comparison(summary)
+    _show_finding(summary, files.report_path)
+    if open_report:
+        _open(files.report_path)
+
+
+def _show_comparison(summary: EvaluationSummary) -> None:
+    comparison, baseline = summary.comparison, summary.baseline
+    if comparison is None or baseline is None:
+        return
+    rows = []
+    for metric in comparison.metrics:
+        better = {"candidate": "better", "baseline": "worse", "undecided": ""}[metric.better]
+        change = "not scored" if metric.difference is None else f"{metric.difference:+.3f}"
+        if metric.interval is not None:
+            change += f" [{metric.interval.low:+.3f}, {metric.interval.high:+.3f}]"
+        tally = "" if metric.wins is None else f"{metric.wins} / {metric.ties} / {metric.losses}"
+        before, after = _figure(baseline, metric.name), _figure(summary.candidate, metric.name)
+        rows.append((metric.name, before, after, change, better, tally))
+    percent = f"{summary.settings.confidence:.0%}"
+    title = (
+        f"{summary.candidate.run_name} against {baseline.run_name}: "
+        f"{comparison.paired_rows:,} shared rows, {percent} intervals"
+    )
+    columns = ("metric", "before", "after", "change", "", "better / equal / worse")
+    show_table(title, columns, rows)
+
+
+def rewrite_report(run: str, config: Config, *, open_report: bool) -> None:
+    """Write report and spreadsheet from the scores that are there, and tell where."""
+    from tasks.core.evaluation.evaluate import report_run
+    from tasks.core.evaluation.remote_runs import find_and_bring, send_results, store_of
+
+    files = report_run(find_and_bring(run, config.pipeline.runs_dir))
+    send_results(store_of(run, config.pipeline.runs_dir), files.directory)
+    say(f"report: {files.report_path.resolve()}")
+    say(f"spreadsheet: {files.spreadsheet_path.resolve()}")
+    if open_report:
+        _open(files.report_path)
+
+
+def _open(path: Path) -> None:
+    import webbrowser
+
+    if not webbrowser.open(path.resolve().as_uri()):
+        say("No browser could be started here; open the file yourself.")
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"
+
+
+def _when(moment: datetime) -> str:
+    return f"{moment.astimezone():%Y-%m-%d %H:%M}"
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"

@@ -1,0 +1,220 @@
+"""A real Prefect server and process worker, started by `tuneproof up` on a port of their own with an empty database.
+
+Test processes that run side by side share them: the first one starts them, the last one ends them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from filelock import FileLock
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+PATIENCE_SECONDS = 240
+# As soon as Prefect's shortest interval of heartbeats, 30 s, allows.
+SETUP = ("--crashed-after-seconds", "40")
+
+
+@dataclass(frozen=True)
+class Server:
+    """A running server and worker: the API, the environment of processes that use it, the deployments' files."""
+
+    api_url: str
+    environment: dict[str, str]
+    home: Path
+    config_path: Path
+
+    @property
+    def runs_dir(self) -> Path:
+        return self.home / "runs"
+
+    def command(self, *arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+        """Run `python -m …` against this server, as a person would in the checkout."""
+        return subprocess.run(
+            [sys.executable, "-m", *arguments],
+            cwd=cwd,
+            env={**self.environment, "PWD": str(cwd)},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    def prefect(self, *arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+        return self.command("prefect", *arguments, cwd=cwd)
+
+    def tuneproof(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return self.command("flows.cli", *arguments)
+
+    def post(self, path: str, body: Any = None, **fields: Any) -> Any:
+        """Ask the API and give its answer; a busy database is asked again, as Prefect's own client does."""
+
+        def ask() -> httpx.Response | None:
+            sent = fields if body is None else body
+            answer = httpx.post(f"{self.api_url}{path}", json=sent, timeout=PATIENCE_SECONDS)
+            return None if answer.status_code == httpx.codes.SERVICE_UNAVAILABLE else answer
+
+        response = wait_until(ask)
+        response.raise_for_status()
+        return response.json() if response.content else None
+
+    def deployments(self) -> dict[str, dict[str, Any]]:
+        return {found["name"]: found for found in self.post("/deployments/filter")}
+
+    def start(self, deployment: str, **parameters: Any) -> str:
+        """Start a run of a deployment, as the form in the UI does; gives its id."""
+        path = f"/deployments/{self.deployments()[deployment]['id']}/create_flow_run"
+        return str(self.post(path, parameters=parameters, state={"type": "SCHEDULED"})["id"])
+
+    def run(self, run_id: str) -> dict[str, Any]:
+        found: dict[str, Any] = httpx.get(
+            f"{self.api_url}/flow_runs/{run_id}", timeout=PATIENCE_SECONDS
+        ).json()
+        return found
+
+    def runs_of(self, deployment: str) -> list[dict[str, Any]]:
+        """All runs of a deployment, newest first."""
+        chosen = {"deployment_id": {"any_": [self.deployments()[deployment]["id"]]}}
+        found: list[dict[str, Any]] = self.post(
+            "/flow_runs/filter", flow_runs=chosen, sort="EXPECTED_START_TIME_DESC"
+        )
+        return found
+
+    def set_state(self, run_id: str, **state: str) -> None:
+        """What the buttons Cancel and Retry in the UI do."""
+        self.post(f"/flow_runs/{run_id}/set_state", state=state)
+
+    def retry(self, run_id: str) -> None:
+        self.set_state(run_id, type="SCHEDULED", name="AwaitingRetry")
+
+    def wait_for_end(self, run_id: str) -> dict[str, Any]:
+        """The run when it is in a final state."""
+        ends = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
+        wait_until(lambda: self.run(run_id)["state_type"] in ends, lambda: self.logs(run_id))
+        return self.run(run_id)
+
+    def logs(self, run_id: str) -> str:
+        found = self.post("/logs/filter", logs={"flow_run_id": {"any_": [run_id]}}, sort="TIMESTAMP_ASC")
+        return "\n".join(log["message"] for log in found)
+
+
+def wait_until(condition: Callable[[], Any], explain: Callable[[], str] = lambda: "") -> Any:
+    """What the condition gives as soon as it gives something."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while time.monotonic() < deadline:
+        if found := condition():
+            return found
+        time.sleep(0.2)
+    pytest.fail(f"waited {PATIENCE_SECONDS} s in vain. {explain()}")
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def clean_environment(home: Path) -> dict[str, str]:
+    """The environment without a person's own servers and settings."""
+    kept = {
+        name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "TUNEPROOF_"))
+    }
+    return {
+        **kept,
+        "PREFECT_HOME": str(home),
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "NO_COLOR": "1",
+        "COLUMNS": "200",
+    }
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> Iterator[Server]:
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
+    home = shared / "prefect"
+    lock, users_path = FileLock(shared / "server.lock"), shared / "server-users.json"
+    with lock:
+        users = json.loads(users_path.read_text()) if users_path.exists() else {"count": 0}
+        if users["count"] == 0:
+            users["api_url"] = _start(home, tiny_model_dir)
+        _write(users_path, users, by=1)
+    api_url = users["api_url"]
+    try:
+        environment = {**clean_environment(home), "PREFECT_API_URL": api_url}
+        yield Server(api_url, environment, home, home / "settings.toml")
+    finally:
+        with lock:
+            users = json.loads(users_path.read_text())
+            _write(users_path, users, by=-1)
+            if users["count"] == 0:
+                down = _tuneproof(home, "down")
+                assert down.stdout.startswith("stopped"), down.stdout + down.stderr
+
+
+def _write(path: Path, users: dict[str, Any], *, by: int) -> None:
+    users["count"] += by
+    path.write_text(json.dumps(users))
+
+
+def _start(home: Path, tiny_model_dir: Path) -> str:
+    """Run `tuneproof up` with settings for the tiny model; gives the API's address."""
+    home.mkdir(exist_ok=True)
+    config_path = home / "settings.toml"
+    config_path.write_text(settings_of(tiny_model_dir, home))
+    port = free_port()
+    options = ("--port", str(port), "--config", str(config_path), "--runs-at-once", "4", *SETUP)
+    started = _tuneproof(home, "up", *options)
+    assert started.returncode == 0, started.stdout + started.stderr
+    return f"http://127.0.0.1:{port}/api"
+
+
+def _tuneproof(home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "flows.cli", *arguments],
+        cwd=ROOT, env=clean_environment(home), capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+
+def settings_of(model_dir: Path, home: Path) -> str:
+    """Settings of all deployments: the tiny model and a few questions, everything below `home`."""
+    questions = home / "questions.jsonl"
+    write_questions(questions, 6)
+    return f"""
+[fine_tuner]
+base_model_id = "{model_dir}"
+training_data_id = "{questions}"
+epochs = 1
+max_sequence_length = 128
+[inferencer]
+model = "{model_dir}"
+testing_data_id = "{questions}"
+max_sequence_length = 1024
+max_new_tokens = 4
+temperature = 0
+isolation = "none"
+[evaluator]
+metrics = ["exact_match", "f1"]
+bootstrap_resamples = 200
+[pipeline]
+runs_dir = "{home / "runs"}"
+models_dir = "{home / "models"}"
+"""
+
+
+def write_questions(path: Path, count: int, topic: str = "dogs") -> Path:
+    rows = [{"question": f"How many legs have {n} {topic}?", "answer": str(4 * n)} for n in range(count)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
