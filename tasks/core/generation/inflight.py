@@ -159,6 +159,10 @@ class _Flight:
     def _enter(self, in_stretches: bool) -> Row:
         request = self._queue.take()
         shared = self._shared
+        self._rows += 1
+        self._tokens += self._room(request)
+        # Before the slot is made: a failure there is one of all these rows.
+        self._budget.admit(self._rows, self._tokens, self._queue.only_taken_id)
         row = Row(
             request, self._chooser.stream(request.id), time.perf_counter(), cached=shared, shared=shared
         )
@@ -168,8 +172,6 @@ class _Flight:
             self._entrance.add(row, prompt_tokens)
         else:  # room for the first tokens of the answer too, so that a row rarely moves early
             self._cache.add(row, min(self._room(request), prompt_tokens + 32))
-        self._rows += 1
-        self._tokens += self._room(request)
         if self._prefix is not None:
             row.copy_from(self._prefix)
         return row

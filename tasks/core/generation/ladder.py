@@ -12,6 +12,7 @@ from tasks.core.generation.batching import RequestQueue
 from tasks.core.generation.budget import TokenBudget
 from tasks.core.generation.engine import Engine, GeneratedRow
 from tasks.core.generation.memory import forget_traceback, is_out_of_memory, release
+from tasks.core.generation.stepping import StepThread
 
 logger = logging.getLogger(__name__)
 
@@ -33,14 +34,14 @@ def generate_all(
             return
         message = str(exc).strip().split("\n")[0][:300] or type(exc).__name__
         forget_traceback(exc)
-        rows_in_flight = budget.rows_in_flight
+        thread.replace_after(message)
         returned = queue.restore()
         if not returned:
             raise OutOfMemoryError(
                 f"memory ran out before any row was started: {message}",
                 "free memory, or use a smaller model, load_in_8bit or load_in_4bit",
             )
-        if rows_in_flight <= 1:
+        if max(budget.rows_in_flight, len(returned)) == 1:
             request = queue.take()
             queue.finish(request.position)
             budget.fail_row(message)
@@ -72,11 +73,9 @@ def generate_all(
             raise
         return row
 
-    while True:
-        row = retrying(next_row)
-        if row is None:
-            return
-        yield row
+    with StepThread() as thread:
+        while (row := retrying(thread.call, next_row)) is not None:
+            yield row
 
 
 def _error_row(position: int, message: str) -> GeneratedRow:

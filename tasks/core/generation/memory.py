@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import os
 import resource
@@ -64,6 +65,9 @@ def forget_traceback(exc: BaseException) -> None:
 def release(device: str) -> None:
     """Collect garbage and hand cached blocks back to `device`. Call it outside of any except block."""
     gc.collect()
+    if device == "cpu":
+        _trim_heap()
+        return
     torch_module = sys.modules.get("torch")
     if torch_module is None:
         return
@@ -71,6 +75,13 @@ def release(device: str) -> None:
         torch_module.cuda.empty_cache()
     elif device.startswith("mps"):
         torch_module.mps.empty_cache()
+
+
+def _trim_heap() -> None:
+    """Give freed blocks that malloc keeps back to the system; see malloc_trim(3), which only glibc has."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def free_bytes(device: str) -> int:

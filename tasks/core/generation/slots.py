@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from tasks.core.generation.sampling import RowStream
 
 SMALLEST_WIDTH = 64
-FIRST_SLOTS = 8
 # Narrow steps waste little attention on empty positions, wide ones need fewer products a layer.
 WIDTH_GROWTH = 1.3
 
@@ -98,7 +97,7 @@ class Pool:
             self.rows.append(row)
         row.pool, row.slot = self, slot
         if len(self.rows) > self._slots:
-            self._grow(max(FIRST_SLOTS, 2 * self._slots))
+            self._grow(max(1, 2 * self._slots))
 
     def remove(self, row: Row) -> None:
         """Free the row's slot. An empty pool gives its memory back."""
