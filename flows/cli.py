@@ -15,6 +15,7 @@ from flows import results
 from flows.console import complain, prepare_console, unreachable_prefect
 from flows.options import split_settings
 from tasks.core.errors import ConfigError, TuneproofError
+from tasks.core.interruption import remembered_interrupts
 
 if TYPE_CHECKING:
     from tasks.core.config import Config
@@ -347,15 +348,8 @@ def down() -> None:
 def main(tokens: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; errors of a person's making are told without a traceback."""
     try:
-        settings, rest = split_settings(sys.argv[1:] if tokens is None else tokens)
-        command, bound, unparsed = app.parse_args(rest)
-        if "settings" in unparsed:
-            bound.arguments["settings"] = settings
-        elif settings:
-            raise ConfigError(
-                f"--{next(iter(settings))} belongs to a command.", "put a command first, see --help"
-            )
-        command(*bound.args, **bound.kwargs)
+        with remembered_interrupts():
+            _run_command(sys.argv[1:] if tokens is None else tokens)
     except TuneproofError as error:
         return complain(error)
     except RuntimeError as error:
@@ -367,6 +361,18 @@ def main(tokens: Sequence[str] | None = None) -> int:
         print("\ninterrupted: finished rows are kept; the same command resumes.", file=sys.stderr, flush=True)
         return INTERRUPTED
     return 0
+
+
+def _run_command(tokens: Sequence[str]) -> None:
+    settings, rest = split_settings(tokens)
+    command, bound, unparsed = app.parse_args(rest)
+    if "settings" in unparsed:
+        bound.arguments["settings"] = settings
+    elif settings:
+        raise ConfigError(
+            f"--{next(iter(settings))} belongs to a command.", "put a command first, see --help"
+        )
+    command(*bound.args, **bound.kwargs)
 
 
 def _version() -> str:

@@ -354,7 +354,7 @@ def test_ctrl_c_keeps_the_finished_rows_and_the_same_command_resumes(
         time.sleep(0.1)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130
+    assert process.returncode == 130, errors[-3000:]
     assert "finished rows are kept; the same command resumes" in errors
     assert "Traceback" not in errors
     kept = _lines(next(folder.glob("runs/*/ledger.jsonl")))

@@ -13,6 +13,7 @@ from tasks.core.generation.budget import TokenBudget
 from tasks.core.generation.engine import Engine, GeneratedRow
 from tasks.core.generation.memory import forget_traceback, is_out_of_memory, release
 from tasks.core.generation.stepping import StepThread
+from tasks.core.interruption import raise_if_interrupted
 
 logger = logging.getLogger(__name__)
 
@@ -22,7 +23,7 @@ def generate_all(
 ) -> Iterator[GeneratedRow]:
     """Yield every row of `queue`, whatever memory does: a row that does not fit alone comes back as an error row.
 
-    Errors other than running out of memory pass through.
+    Errors other than running out of memory pass through. Raises KeyboardInterrupt after a Ctrl-C, see interruption.py.
     """
     failed_rows: list[GeneratedRow] = []
 
@@ -76,6 +77,7 @@ def generate_all(
     with StepThread() as thread:
         while (row := retrying(thread.call, next_row)) is not None:
             yield row
+            raise_if_interrupted()
 
 
 def _error_row(position: int, message: str) -> GeneratedRow:

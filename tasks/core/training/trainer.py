@@ -16,6 +16,7 @@ import torch
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from tasks.core.errors import TrainingError
+from tasks.core.interruption import raise_if_interrupted
 from tasks.core.training import checkpoints
 from tasks.core.training.answer_loss import AnswerHead, summed_loss
 from tasks.core.training.batches import Collator, LengthGroupedOrder, Sequences
@@ -187,6 +188,7 @@ class StepEnd(TrainerCallback):  # type: ignore[misc]
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> TrainerControl:
         """See the class."""
+        raise_if_interrupted()
         trainer = self.trainer
         assert trainer is not None
         loss, trainer.step_loss = trainer.step_loss, 0.0
