@@ -51,7 +51,7 @@ def evaluate(
         baseline: What to compare with: base (the base model's run), champion, none, a run's name or its folder.
         metrics: What is measured, the first decides; none = as configured. Metrics of your own go into settings.
         confidence: Confidence of the intervals, e.g. 0.95; 0 = as configured.
-        only_new: End at once when these very answers were evaluated before.
+        only_new: End at once when these very answers were evaluated before, against the same runs, by these settings.
         promote: Then promote the model as pipeline.promote says; a pipeline does that itself.
         settings: Any other setting as section.key=value, e.g. evaluator.metrics=exact_match,f1; beats the file.
     """

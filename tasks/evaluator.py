@@ -9,7 +9,7 @@ from pathlib import Path
 from pydantic import SecretStr
 
 from tasks.core.config import Config, EvaluatorConfig, as_config
-from tasks.core.evaluation.evaluate import evaluation_files, report_run, score_run
+from tasks.core.evaluation.evaluate import evaluation_files, report_run, score_run, settings_of
 from tasks.core.evaluation.gate import Gating
 from tasks.core.evaluation.judge import Progress
 from tasks.core.evaluation.outputs import EvaluationFiles, read_summary
@@ -21,9 +21,9 @@ from tasks.core.evaluation.remote_runs import (
     store_of,
 )
 from tasks.core.evaluation.run_lookup import find_opponents, locate_run, newest_run, training_manifest
+from tasks.core.evaluation.run_scoring import predictions_sha256
 from tasks.core.evaluation.scoring_models import ScoringModels
-from tasks.core.evaluation.summary import EvaluationSummary, Opponent
-from tasks.core.generation.run_dir import RunDir
+from tasks.core.evaluation.summary import EvaluationSummary, Opponent, RunSummary
 from tasks.core.models.model_store import bring_promoted
 from tasks.core.records import ModelManifest
 from tasks.core.storage import Store
@@ -120,18 +120,33 @@ class Evaluator:
         return newest_run(runs_dir, self.config.inferencer.testing_data_id)
 
     def earlier_summary(self) -> EvaluationSummary | None:
-        """Return what was found before about these very answers; None when they or an opponent are new."""
+        """Return what was found before about these very answers; None when they, an opponent or a setting are new.
+
+        A candidate that has become the champion keeps the verdict that led to it. Raises EvaluationError when an
+        opponent's answers are damaged.
+        """
         runs = self.find_runs()
         files = evaluation_files(runs.candidate_path)
         if not (files.summary_path.is_file() and files.report_path.is_file()):
             return None
         summary = read_summary(files.summary_path)
-        manifest = RunDir(files.directory).finished_manifest()
-        known = (runs.baseline_path is None or summary.baseline is not None) and (
-            runs.champion_path is None or summary.champion is not None
+        known = (
+            _same_answers(runs.candidate_path, summary.candidate)
+            and summary.settings == settings_of(self.settings)
+            and self._same_opponents(runs, summary)
         )
-        same = manifest is not None and summary.candidate.predictions_sha256 == manifest.predictions_sha256
-        return summary if same and known else None
+        return summary if known else None
+
+    def _same_opponents(self, runs: ComparedRuns, earlier: EvaluationSummary) -> bool:
+        """Whether the gate would look at the same opponents by the same rules again."""
+        verdict = earlier.verdict
+        if verdict is not None and verdict.settings != self.config.gate.model_dump(mode="json"):
+            return False
+        missing = runs.missing_champion
+        if verdict is not None and missing and not any(missing in check.detail for check in verdict.checks):
+            return False
+        opponents = (runs.baseline_path, earlier.baseline), (runs.champion_path, earlier.champion)
+        return all(path == runs.candidate_path or _same_answers(path, run) for path, run in opponents)
 
     def models(self) -> ScoringModels:
         """Return the models that metrics may ask for; each is made when it is asked for."""
@@ -173,6 +188,12 @@ class Evaluator:
         files = self.report()
         logger.info("%s Report: %s", summary.answer, files.report_path)
         return summary
+
+
+def _same_answers(path: Path | None, earlier: RunSummary | None) -> bool:
+    if path is None or earlier is None:
+        return path is None and earlier is None
+    return predictions_sha256(path) == earlier.predictions_sha256
 
 
 __all__ = ["ComparedRuns", "Evaluator"]

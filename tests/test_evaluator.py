@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,10 +11,11 @@ from pathlib import Path
 import openpyxl
 import pytest
 
-from tasks.core.config import Config, EvaluatorConfig, PipelineConfig
+from tasks.core.config import Config, EvaluatorConfig, PipelineConfig, with_overrides
 from tasks.core.errors import DataError, EvaluationError
 from tasks.core.evaluation.evaluate import evaluate_run, report_run, score_run
 from tasks.core.evaluation.outputs import read_scores, read_summary
+from tasks.core.models.digests import weights_sha256
 from tasks.evaluator import Evaluator
 from tests.evaluation_runs import row, sums, training, write_run
 
@@ -327,3 +329,78 @@ def test_the_spreadsheet_holds_scores_with_intervals_and_all_rows(tuned_and_base
     settings = dict(book["settings"].iter_rows(min_row=2, values_only=True))
     assert settings["candidate run_name"] == "tuned"
     assert settings["confidence"] == 0.95
+
+
+# --- what was evaluated before
+
+
+def _evaluated(root: Path) -> None:
+    """Evaluate runs/tuned."""
+    Evaluator(config(root), run="tuned").run()
+
+
+def _promote(root: Path, name: str, right: int) -> None:
+    """Make a model with a run of its own the promoted one."""
+    training(root / "models" / name)
+    (root / "models" / name / "adapter_model.safetensors").write_bytes(name.encode())
+    digest = weights_sha256(root / "models" / name)
+    if not (root / "runs" / name).exists():
+        write_run(root / "runs" / name, sums(40, right), model_id=str(root / "models" / name), adapter=digest)
+    (root / "models" / "promoted.json").write_text(json.dumps({"run_name": name}))
+
+
+def test_what_was_found_about_the_same_answers_and_opponents_is_not_looked_for_again(
+    tuned_and_base: Path,
+) -> None:
+    _evaluated(tuned_and_base)
+    earlier = Evaluator(config(tuned_and_base), run="tuned").earlier_summary()
+    assert earlier is not None and earlier.candidate.run_name == "tuned"
+
+
+def test_a_champion_that_replaced_another_makes_an_earlier_verdict_stale(tuned_and_base: Path) -> None:
+    _promote(tuned_and_base, "strong", 35)
+    _evaluated(tuned_and_base)
+    assert Evaluator(config(tuned_and_base), run="tuned").earlier_summary() is not None
+    _promote(tuned_and_base, "weak", 10)
+    assert Evaluator(config(tuned_and_base), run="tuned").earlier_summary() is None
+    _evaluated(tuned_and_base)
+    (tuned_and_base / "models" / "promoted.json").unlink()
+    assert Evaluator(config(tuned_and_base), run="tuned").earlier_summary() is None
+
+
+def test_a_champion_without_a_run_makes_an_earlier_verdict_stale_until_it_is_told(
+    tuned_and_base: Path,
+) -> None:
+    _evaluated(tuned_and_base)
+    _promote(tuned_and_base, "unasked", 35)
+    (tuned_and_base / "runs" / "unasked").rename(tuned_and_base / "away")
+    assert Evaluator(config(tuned_and_base), run="tuned").earlier_summary() is None
+    _evaluated(tuned_and_base)
+    assert Evaluator(config(tuned_and_base), run="tuned").earlier_summary() is not None
+
+
+def test_a_candidate_that_was_promoted_keeps_the_verdict_that_led_to_it(tuned_and_base: Path) -> None:
+    shutil.rmtree(tuned_and_base / "runs" / "tuned")
+    _promote(tuned_and_base, "tuned", 30)
+    (tuned_and_base / "models" / "promoted.json").unlink()
+    _evaluated(tuned_and_base)
+    _promote(tuned_and_base, "tuned", 30)
+    earlier = Evaluator(config(tuned_and_base), run="tuned").earlier_summary()
+    assert earlier is not None and earlier.verdict is not None and earlier.verdict.against == "base"
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("evaluator.metrics", ["exact_match"]),
+        ("evaluator.error_rows", "excluded"),
+        ("evaluator.confidence", 0.9),
+        ("gate.minimum_rows", 31),
+    ],
+)
+def test_other_metrics_or_rules_make_an_earlier_verdict_stale(
+    tuned_and_base: Path, key: str, value: object
+) -> None:
+    _evaluated(tuned_and_base)
+    other = with_overrides(config(tuned_and_base), {key: value})
+    assert Evaluator(other, run="tuned").earlier_summary() is None

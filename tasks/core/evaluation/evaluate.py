@@ -73,15 +73,7 @@ def score_run(
     candidate's answers; `models` are those that metrics may ask for.
     """
     files = files or evaluation_files(candidate_dir)
-    settings = EvaluationSettings(
-        metrics=config.metrics,
-        error_rows=config.error_rows,
-        bootstrap_resamples=config.bootstrap_resamples,
-        confidence=config.confidence,
-        seed=config.seed,
-        llm=config.llm if config.judged_metrics else None,
-        embedding=config.embedding,
-    )
+    settings = settings_of(config)
     primary = None if gating is None else primary_of(reported(resolve(settings.metrics)), gating.settings)
     models = models or ScoringModels(config)
     scoring = RunScoring(settings, files.directory, models, config.scoring_processes)
@@ -130,6 +122,19 @@ def score_run(
     write_scores(files.scores_path, row_scores(table, baseline_table))
     write_summary(files.summary_path, summary)
     return summary
+
+
+def settings_of(config: EvaluatorConfig) -> EvaluationSettings:
+    """What the figures of an evaluation with these settings depend on."""
+    return EvaluationSettings(
+        metrics=config.metrics,
+        error_rows=config.error_rows,
+        bootstrap_resamples=config.bootstrap_resamples,
+        confidence=config.confidence,
+        seed=config.seed,
+        llm=config.llm if config.judged_metrics else None,
+        embedding=config.embedding,
+    )
 
 
 def report_run(candidate_dir: Path) -> EvaluationFiles:

@@ -57,7 +57,7 @@ class RunScoring:
         run = RunSummary(
             run_name=manifest.run_name if manifest else run_path.stem,
             predictions_path=Path(os.path.relpath(predictions_path, self.directory)).as_posix(),
-            predictions_sha256=_sha256(predictions_path),
+            predictions_sha256=predictions_sha256(run_path),
             rows=table.row_count,
             distinct_questions=len(set(table.questions.tolist())),
             error_rows=int(table.errors.sum()),
@@ -70,6 +70,12 @@ class RunScoring:
 def predictions_of(run_path: Path) -> Iterator[Prediction]:
     """The rows of a run. Raises EvaluationError when there is no such run."""
     return read_predictions(_predictions(run_path)[0])
+
+
+def predictions_sha256(run_path: Path) -> str:
+    """Digest of a run's answers. Raises EvaluationError when there is no such run, or it was changed."""
+    with _predictions(run_path)[0].open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _predictions(run_path: Path) -> tuple[Path, RunManifest | None]:
@@ -110,8 +116,3 @@ def _origin(manifest: RunManifest) -> dict[str, object]:
         "reference_tokens": manifest.reference_tokens,
         "library_versions": manifest.library_versions,
     }
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
