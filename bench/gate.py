@@ -43,7 +43,10 @@ def table_of(scores: dict[Metric, FloatArray], questions: FloatArray | None = No
         ids=tuple(str(i) for i in range(rows)),
         metrics=tuple(scores),
         values={metric.name: values for metric, values in scores.items()},
-        statistics={m.name: np.stack([values, np.ones(rows)], axis=1) for m, values in scores.items()},
+        statistics={
+            m.name: np.stack([np.nan_to_num(values), np.isfinite(values).astype(float)], axis=1)
+            for m, values in scores.items()
+        },
         reasons={metric.name: [None] * rows for metric in scores},
         questions=(np.arange(rows) if questions is None else questions).astype(np.uint64),
         references=np.zeros(rows, np.uint64),

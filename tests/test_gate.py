@@ -28,6 +28,7 @@ from tests.evaluation_runs import row, sums, training, write_run
 ROOT = Path(__file__).resolve().parent.parent
 PRIMARY = Metric("exact_match", "0 or 1", "test", kind="binary")
 GUARD = Metric("f1", "between 0 and 1", "test")
+JSON = Metric("json_valid", "0 or 1", "test", kind="binary")
 RATE = Metric("empty_rate", "lower is better", "test", kind="binary", direction="lower")
 
 
@@ -136,6 +137,29 @@ def test_a_guard_that_surely_falls_rejects_a_candidate_that_is_better_otherwise(
     assert outcome(found, "Exact match is the primary metric") == "passed"
 
 
+@pytest.mark.parametrize(
+    ("guard", "before", "after"),
+    [(GUARD, 0.9, 0.2), (JSON, 1.0, 0.0), (RATE, 0.0, 1.0)],
+    ids=lambda x: str(x),
+)
+def test_a_guard_that_falls_alike_on_every_row_rejects(guard: Metric, before: float, after: float) -> None:
+    found = verdict(
+        {PRIMARY: BETTER, guard: np.full(100, after)}, {PRIMARY: EQUAL, guard: np.full(100, before)}
+    )
+    assert found.decision == "reject"
+    assert "by more than the allowed 3.0 points" in found.reasons[0]
+
+
+def test_a_fall_that_is_alike_on_few_rows_or_hardly_beyond_the_margin_leaves_it_open() -> None:
+    few = GateConfig(minimum_rows=5, non_inferiority_margin=0.1)
+    scores = {PRIMARY: np.ones(8)}, {PRIMARY: np.zeros(8)}
+    found = verdict(scores[0] | {GUARD: np.full(8, 0.5)}, scores[1] | {GUARD: np.full(8, 0.7)}, few)
+    assert found.decision == "inconclusive"
+    barely = {PRIMARY: BETTER, GUARD: np.full(100, 0.465)}
+    found = verdict(barely, {PRIMARY: EQUAL, GUARD: np.full(100, 0.5)})
+    assert outcome(found, "F1 does not fall") == "undecided"
+
+
 def test_a_guard_that_may_have_fallen_leaves_it_open() -> None:
     random = np.random.default_rng(1)
     noisy = {PRIMARY: BETTER, GUARD: np.clip(0.48 + random.normal(0, 0.3, 100), 0, 1)}
@@ -173,6 +197,25 @@ def test_too_many_errors_reject_unless_the_opponent_has_them_too() -> None:
     both = verdict(*scores, error_rows=(6, 8))
     assert both.decision == "inconclusive"
     assert "look at the data" in both.reasons[0]
+    assert verdict(*scores, error_rows=(50, 6)).decision == "reject"
+
+
+def test_a_candidate_that_is_scored_on_the_rows_it_does_well_is_not_promoted() -> None:
+    some = np.where(np.arange(100) < 40, np.nan, 1.0)
+    mostly = {PRIMARY: some}, {PRIMARY: EQUAL}
+    found = verdict(*mostly)
+    assert found.decision == "inconclusive"
+    assert "Exact match is missing for 40 of 100 rows; 5.0% are allowed" in found.reasons[0]
+    assert verdict(*mostly, GateConfig(maximum_unscored_rate=0.4)).decision == "promote"
+
+
+def test_a_guard_may_miss_rows_in_both_runs_but_not_in_one() -> None:
+    some = np.where(np.arange(100) < 40, np.nan, 0.5)
+    scores = {PRIMARY: BETTER, GUARD: some}, {PRIMARY: EQUAL, GUARD: some}
+    assert verdict(*scores, GateConfig(minimum_rows=10)).decision == "promote"
+    found = verdict(scores[0], scores[1] | {GUARD: np.full(100, 0.5)})
+    assert found.decision == "inconclusive"
+    assert "F1 is missing in one run for 40 of 100 rows" in found.reasons[0]
 
 
 def test_a_difference_no_larger_than_the_noise_is_inconclusive_either_way() -> None:
@@ -339,6 +382,23 @@ def test_without_a_champion_it_stands_for_the_base_model(runs: Path) -> None:
 def test_where_nothing_is_compared_there_is_no_verdict(runs: Path) -> None:
     add_champion(runs, 40)
     assert evaluated(runs, evaluator__baseline="none").verdict is None
+
+
+def test_a_corpus_figure_that_surely_falls_rejects_though_no_row_is_worse(tmp_path: Path) -> None:
+    def reference(i: int) -> str:
+        return f"the quick brown fox number {i} jumps over the lazy dog"
+
+    junk = " ".join(["zzz yyy xxx www"] * 60)
+    training(tmp_path / "models" / "tuned")
+    tuned = [row(i, reference(i) if i < 60 else junk, reference(i)) for i in range(100)]
+    base = [row(i, reference(i) if i < 40 else "qqq", reference(i)) for i in range(100)]
+    write_run(tmp_path / "runs/tuned", tuned, model_id=str(tmp_path / "models/tuned"), adapter="b" * 64)
+    write_run(tmp_path / "runs/base", base)
+    summary = evaluated(tmp_path, evaluator__metrics=["exact_match", "bleu_score"])
+    assert summary.verdict is not None and summary.comparison is not None
+    assert summary.comparison.metrics[1].losses == 0
+    assert summary.verdict.decision == "reject"
+    assert "BLEU falls by more than the allowed" in summary.verdict.reasons[0]
 
 
 def test_a_run_with_other_settings_is_no_fair_opponent(runs: Path) -> None:

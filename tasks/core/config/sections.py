@@ -547,6 +547,11 @@ class GateConfig(Section):
     maximum_error_rate: Annotated[float, Field(ge=0, le=1)] = Field(
         0.05, description="Largest share of the candidate's rows that may have an error."
     )
+    maximum_unscored_rate: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.05,
+        description="Largest share of the compared rows that the primary metric may leave unscored, or a guard "
+        "metric in one run only.",
+    )
     maximum_overlap: Annotated[float, Field(ge=0, le=1)] = Field(
         0.01, description="Largest share of test questions that the training data may hold too, even nearly."
     )

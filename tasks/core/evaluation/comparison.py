@@ -128,6 +128,7 @@ class _Paired:
             name=metric.name,
             direction=metric.direction,
             rows=len(gains),
+            one_sided_rows=int((np.isnan(left) ^ np.isnan(right)).sum()),
             clusters=clusters,
             candidate=rounded(figures[0]),
             baseline=rounded(figures[1]),

@@ -55,7 +55,7 @@ class Checks:
             for guard, p in zip(self._guards, adjusted[1:], strict=True)
         ]
         found.append(self._errors_check())
-        evidence = (self._rows_check(), self._effect_check(), self._noise_check(), *self._origin_checks())
+        evidence = (*self._rows_checks(), self._effect_check(), self._noise_check(), *self._origin_checks())
         return found + [Finding(check) for check in evidence if check is not None]
 
     # --- the figures
@@ -85,7 +85,16 @@ class Checks:
         return margin if self._is_share(compared) else margin * abs(compared.baseline or 0.0)
 
     def _fall_p_value(self, guard: MetricComparison) -> float:
-        return stats.fall_p_value(-self._gain(guard), guard.standard_error or 0.0, self._margin(guard))
+        fall, margin = -self._gain(guard), self._margin(guard)
+        if guard.difference is None:
+            return 1.0
+        if guard.standard_error:
+            return stats.fall_p_value(fall, guard.standard_error, margin)
+        return stats.constant_fall_p_value(fall, margin, guard.clusters, self._reach(guard))
+
+    def _reach(self, compared: MetricComparison) -> float:
+        metric = self._in.candidate.metric(compared.name)
+        return math.inf if metric is None or metric.maximum is None else metric.maximum - metric.minimum
 
     # --- the checks
 
@@ -128,7 +137,8 @@ class Checks:
         if guard.difference is None:
             return _check(name, "undecided", f"{label(guard.name)} could not be compared on any row.")
         figures = self._figures(guard)
-        if guard.losses == 0:
+        # A corpus figure can fall although no row does: rows that score 0 as before, at greater length.
+        if guard.losses == 0 and self._gain(guard) >= 0:
             return _check(name, "passed", f"No row is worse by {label(guard.name)}: {figures}.")
         if fall_p_value <= self._alpha:
             return _check(
@@ -153,16 +163,35 @@ class Checks:
         told = f"{self._in.candidate.error_rows:,} of {self._in.candidate.rows:,} rows have an error"
         if mine <= allowed:
             return Finding(_check(name, "passed", f"{told}; {allowed:.1%} are allowed."))
-        if theirs > allowed:
+        if theirs >= mine:
             others = f"{self._in.opponent.error_rows:,} of {self._opponent}'s"
             told += f", and {others}: look at the data and the machine."
             return Finding(_check(name, "undecided", told))
         return Finding(_check(name, "failed", f"{told}; {allowed:.1%} are allowed."), rejects=True)
 
-    def _rows_check(self) -> GateCheck:
+    def _rows_checks(self) -> Iterator[GateCheck]:
         least, found = self._settings.minimum_rows, self._primary.clusters
         told = f"{found:,} different questions are scored in both runs; at least {least:,} are asked for."
-        return _check("Enough rows", "passed" if found >= least else "undecided", told)
+        yield _check("Enough rows", "passed" if found >= least else "undecided", told)
+        yield self._scored_check()
+
+    def _scored_check(self) -> GateCheck:
+        """Rows that fell out of the figures: the better or the worse ones of a run may be among them.
+
+        A guard that neither run has for a row (its reference has no number, say) hides nothing; it is left out.
+        """
+        paired, primary = self._in.comparison.paired_rows, self._primary
+        missing = {primary.name: (paired - primary.rows, "is missing")}
+        missing |= {guard.name: (guard.one_sided_rows, "is missing in one run") for guard in self._guards}
+        worst = max(missing, key=lambda name: missing[name][0])
+        rows, how = missing[worst]
+        allowed = self._settings.maximum_unscored_rate
+        told = f"{label(worst)} {how} for {rows:,} of {paired:,} rows; {allowed:.1%} are allowed"
+        if rows <= allowed * paired:
+            return _check("Enough rows scored", "passed", f"{told}.")
+        return _check(
+            "Enough rows scored", "undecided", f"{told} (gate.maximum_unscored_rate); the report says why."
+        )
 
     def _effect_check(self) -> GateCheck | None:
         least, gain = self._settings.minimum_effect, self._gain(self._primary)

@@ -154,9 +154,19 @@ def fall_p_value(fall: float, error: float, margin: float) -> float:
     """
     from scipy.special import ndtr
 
-    if not error > 0:
-        return 1.0
     return min(1.0, 2 * float(ndtr((margin - fall) / error)))
+
+
+def constant_fall_p_value(fall: float, margin: float, units: int, reach: float) -> float:
+    """The same where all units fell alike, so that there is no standard error: the inverse of `no_variation_interval`.
+
+    The mean fall is at most `margin` only if a share of all units deviates, by `reach` (the range of the metric)
+    upwards at most; the p value is twice the chance that none of `units` does. Without a range it is the sign test.
+    """
+    if fall <= margin:
+        return 1.0
+    deviating = (fall - margin) / (fall + reach) if np.isfinite(reach) else 0.5
+    return min(1.0, 2 * float(1 - deviating) ** units)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

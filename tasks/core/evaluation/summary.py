@@ -80,6 +80,7 @@ class MetricComparison(Record):
     name: str
     direction: Direction
     rows: int
+    one_sided_rows: int = Field(0, description="left out because only one of both runs is scored there")
     clusters: int
     candidate: float | None
     baseline: float | None
