@@ -149,6 +149,10 @@ def test_the_pipeline_trains_answers_before_and_after_and_compares(settings: Pat
     shown, run_name = artifacts(), result.candidate.run_name
     assert {shown[f"{kind}-{run_name}"] for kind in ("scores", "verdict", "lineage")} == {"markdown"}
     assert (shown["loss-tuned"], shown["loss-plot-tuned"]) == ("table", "image")
+    # The base answered last, yet an evaluation that names no run is of the fine-tuned model.
+    from flows.evaluation import evaluate
+
+    assert evaluate(str(settings)).candidate.run_name == run_name
 
 
 def test_a_pipeline_run_again_trains_again_or_reuses_but_never_fails_on_its_own_files(settings: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from tasks.core.errors import EvaluationError, TuneproofError
 from tasks.core.evaluation.remote_runs import bring_training
 from tasks.core.evaluation.summary import Opponent
+from tasks.core.generation.baseline import made_to_compare
 from tasks.core.generation.run_dir import RunDir
 from tasks.core.models.digests import weights_sha256
 from tasks.core.models.registry import promoted_run, read_manifest
@@ -78,7 +79,8 @@ def locate_run(run: str | Path, runs_dir: Path) -> Path:
 def newest_run(runs_dir: Path, dataset_id: str | None) -> Path:
     """The run that finished last, over the given data set if one is named.
 
-    Raises EvaluationError when there is no finished run.
+    Opponents answer after their candidate; they are passed over: runs that were made to compare, and those of the
+    base of another run over the same rows. Raises EvaluationError when there is no finished run.
     """
     runs = finished_runs(runs_dir)
     chosen = [run for run in runs if dataset_id is None or run.manifest.dataset_id == dataset_id]
@@ -88,7 +90,18 @@ def newest_run(runs_dir: Path, dataset_id: str | None) -> Path:
             f"there is no finished run{of_dataset} in {runs_dir}",
             "run `tuneproof infer` first, or name a run directory or a file of predictions",
         )
-    return chosen[0].path
+    bases = {
+        (run.manifest.identity.model.weights_sha256, run.manifest.identity.rows_sha256)
+        for run in chosen
+        if run.manifest.identity.model.adapter_sha256 is not None
+    }
+
+    def is_opponent(run: FinishedRun) -> bool:
+        model, rows = run.manifest.identity.model, run.manifest.identity.rows_sha256
+        is_base = model.adapter_sha256 is None and (model.weights_sha256, rows) in bases
+        return is_base or made_to_compare(run.manifest)
+
+    return next((run for run in chosen if not is_opponent(run)), chosen[0]).path
 
 
 def training_manifest(candidate_path: Path) -> ModelManifest | None:

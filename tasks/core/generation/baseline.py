@@ -79,6 +79,11 @@ def find_champion(
     return Champion(model_id, run_name, None)
 
 
+def made_to_compare(run: RunManifest) -> bool:
+    """Tell whether a base model or champion answered as somebody's opponent: its name holds the start of its key."""
+    return f"-{run.run_key[:KEY_LENGTH]}" in run.run_name
+
+
 def _spec(model_id: str, revision: str | None, settings: InferencerConfig) -> ModelSpec:
     return ModelSpec(
         model_id,
