@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from tasks.core.errors import LedgerCorruptError
+from tasks.core.errors import LedgerCorruptError, StorageError
 from tasks.core.generation.ledger import ABSENT, Ledger, index_ledger, read_at
 from tasks.core.records import Completion
 
@@ -74,6 +75,66 @@ def test_a_damaged_line_inside_is_an_error_that_names_it(tmp_path: Path) -> None
 
 def test_a_missing_ledger_has_no_rows(tmp_path: Path) -> None:
     assert index_ledger(tmp_path / "none.jsonl", ids("a")).finished == 0
+
+
+class Syncs:
+    """Counts what is really forced to the disk: for each call the file's number and its size then."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.files: list[tuple[int, int]] = []
+        plain = os.fsync
+
+        def counted(descriptor: int) -> None:
+            state = os.fstat(descriptor)
+            plain(descriptor)
+            self.files.append((state.st_ino, state.st_size))
+
+        monkeypatch.setattr(os, "fsync", counted)
+
+    def largest(self, path: Path) -> int:
+        number = path.stat().st_ino
+        return max((size for file, size in self.files if file == number), default=0)
+
+
+def test_rows_that_finish_together_reach_the_disk_in_time_without_a_further_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    syncs = Syncs(monkeypatch)
+    path = tmp_path / "ledger.jsonl"
+    with Ledger(path, sync_seconds=0.05) as ledger:
+        for burst in range(2):
+            for number in range(64):
+                ledger.append(answer(f"row-{burst}-{number}"))
+            deadline = time.monotonic() + 10
+            while syncs.largest(path) < path.stat().st_size and time.monotonic() < deadline:
+                time.sleep(0.01)
+            assert syncs.largest(path) == path.stat().st_size
+    assert sum(file == path.stat().st_ino for file, _ in syncs.files) < 64  # not one a row
+
+
+def test_a_new_ledgers_directory_entry_is_forced_to_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    syncs = Syncs(monkeypatch)
+    with Ledger(tmp_path / "ledger.jsonl"):
+        assert tmp_path.stat().st_ino in {file for file, _ in syncs.files}
+
+
+def test_what_cannot_be_forced_to_the_disk_is_a_clear_error() -> None:
+    """The null device takes every line, and the system refuses to force it anywhere."""
+    with pytest.raises(StorageError, match="cannot be written"):
+        write(Path(os.devnull), answer("a"))
+    with pytest.raises(StorageError), Ledger(Path(os.devnull)) as ledger:
+        ledger.append(answer("a"))
+        ledger.sync()
+
+
+def test_a_row_after_what_could_not_be_forced_to_the_disk_is_refused() -> None:
+    with pytest.raises(StorageError), Ledger(Path(os.devnull), sync_seconds=0.01) as ledger:
+        for number in range(1000):
+            ledger.append(answer(f"row-{number}"))
+            time.sleep(0.01)
+    assert number < 999
 
 
 def test_a_file_size_limit_is_a_clear_error_and_keeps_whole_lines(tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import logging
 import os
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,6 +15,8 @@ import numpy as np
 import orjson
 
 from tasks.core.errors import LedgerCorruptError, StorageError
+from tasks.core.files import flush_to_disk
+from tasks.core.generation.periodic_sync import PeriodicSync
 from tasks.core.records import Completion
 
 logger = logging.getLogger(__name__)
@@ -60,8 +61,9 @@ class Ledger:
     """Append-only JSONL file of completions.
 
     A line is handed to the operating system when its row finishes, so the death of the process loses nothing;
-    it is forced to the disk at most `sync_seconds` later, so a power failure loses at most that much work.
-    A torn last line (the machine died while writing it) is cut off on opening. Use as a context manager.
+    a thread forces it to the disk at most `sync_seconds` later, whether or not further rows finish, so a power
+    failure loses at most that much work. A torn last line (the machine died while writing it) is cut off on
+    opening. Use as a context manager.
     """
 
     def __init__(self, path: Path, *, sync_seconds: float = 1.0) -> None:
@@ -69,8 +71,7 @@ class Ledger:
         self._sync_seconds = sync_seconds
         self._descriptor = -1
         self._size = 0
-        self._synced_at = 0.0
-        self._dirty = False
+        self._sync = PeriodicSync(-1, sync_seconds)
 
     def __enter__(self) -> Ledger:
         """Open for appending; raises StorageError when the file cannot be opened or repaired."""
@@ -79,24 +80,32 @@ class Ledger:
             self._size = _cut_torn_line(self._descriptor, self.path)
         except OSError as exc:
             raise storage_error(exc, self.path) from exc
-        self._synced_at = time.monotonic()
+        if self._size == 0:  # maybe new, and a file without a directory entry is lost too
+            flush_to_disk(self.path.parent)
+        self._sync = PeriodicSync(self._descriptor, self._sync_seconds)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Force everything to the disk and close."""
+        """Force everything to the disk and close. Raises StorageError when that fails and nothing else did."""
         try:
-            if self._dirty:
-                os.fsync(self._descriptor)
-        finally:
-            os.close(self._descriptor)
-            self._descriptor = -1
+            try:
+                self._sync.close()
+            finally:
+                os.close(self._descriptor)
+                self._descriptor = -1
+        except OSError as failure:
+            error = storage_error(failure, self.path)
+            if exc is None:
+                raise error from failure
+            logger.warning("%s", error.what)
 
     def append(self, completion: Completion) -> int:
         """Write one row's line and return its byte offset.
 
-        Raises StorageError when it cannot be written whole; what was written before stays intact.
+        Raises StorageError when it cannot be written whole, or an earlier one not be forced to the disk; what
+        was written before stays intact.
         """
         line = orjson.dumps(asdict(completion), option=orjson.OPT_APPEND_NEWLINE)
         offset = self._size
@@ -108,19 +117,18 @@ class Ledger:
             self._undo(offset)
             raise storage_error(exc, self.path) from exc
         self._size += len(line)
-        self._dirty = True
-        if time.monotonic() - self._synced_at >= self._sync_seconds:
-            self.sync()
+        try:
+            self._sync.written()
+        except OSError as exc:
+            raise storage_error(exc, self.path) from exc
         return offset
 
     def sync(self) -> None:
         """Force what was written to the disk."""
         try:
-            os.fsync(self._descriptor)
+            self._sync.force()
         except OSError as exc:
             raise storage_error(exc, self.path) from exc
-        self._dirty = False
-        self._synced_at = time.monotonic()
 
     def _undo(self, offset: int) -> None:
         try:
