@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import App, Parameter
 
 from flows import results
-from flows.console import complain, prepare_console, unreachable_prefect
+from flows.console import complain, prepare_console, say, unreachable_prefect
 from flows.options import split_settings
 from tasks.core.errors import ConfigError, TuneproofError
 from tasks.core.interruption import remembered_interrupts
@@ -197,7 +197,12 @@ def promote(
     loaded = _prepare(config, NO_COMMON, settings)
     from tasks.promoter import Promoter
 
-    promotion = Promoter(loaded).promote(run, reason=reason, force=force)
+    promoter = Promoter(loaded)
+    before = promoter.present()
+    promotion = promoter.promote(run, reason=reason, force=force)
+    if promotion == before:
+        say(f"{promotion.run_name} is the promoted model already: nothing was changed.")
+        return
     _announce(loaded, promotion)
     results.show_promotion(promotion, loaded)
 

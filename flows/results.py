@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flows.console import say, show_table
-from tasks.core.errors import ConfigError
+from tasks.core.errors import ConfigError, ModelLoadError
 from tasks.core.storage import Store
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ def show_promotion(promotion: Promotion, config: Config) -> None:
     """Tell which model is promoted and how to go back."""
     from tasks.core.models.promotion import promotion_history
 
-    forced = ", against the verdict" if promotion.forced else ""
+    forced = ", by force" if promotion.forced else ""
     say(f'promoted: {promotion.run_name}{forced}; it answers wherever a model is called "promoted".')
     replaced = promotion_history(Path(config.pipeline.models_dir))[-1].replaced
     back = f"goes back to {replaced}" if replaced else "takes the next promotion back; this one is the first"
@@ -151,13 +151,12 @@ def show_plan(plan: Plan) -> None:
 def list_models(config: Config) -> None:
     """Print the fine-tuned models, newest first."""
     from tasks.core.models.model_store import list_models as models_in
-    from tasks.core.models.registry import promoted_run
 
     entries = models_in(Store(config.pipeline.models_dir))
     if not entries:
         say(f"No fine-tuned models in {config.pipeline.models_dir}; `tuneproof finetune` makes one.")
         return
-    promoted = promoted_run(Store(config.pipeline.models_dir).local)
+    promoted = _promoted(Store(config.pipeline.models_dir).local)
     rows = []
     for entry in entries:
         manifest = entry.manifest
@@ -167,6 +166,18 @@ def list_models(config: Config) -> None:
         rows.append((entry.run_name, *facts, _when(entry.changed_at), _state(entry, promoted)))
     columns = ("model", "base model", "rows", "last loss", "finished", "state")
     show_table(f"Models in {config.pipeline.models_dir}", columns, rows)
+
+
+def _promoted(models_dir: Path) -> str | None:
+    """Name of the promoted model; a damaged pointer is told, and hides no model."""
+    from tasks.core.models.promotion import current_promotion
+
+    try:
+        promotion = current_promotion(models_dir)
+    except ModelLoadError as error:
+        say(f"warning: {error}")
+        return None
+    return None if promotion is None else promotion.run_name
 
 
 def _state(entry: ModelEntry, promoted: str | None) -> str:

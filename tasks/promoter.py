@@ -6,8 +6,9 @@ import logging
 from pathlib import Path
 
 from tasks.core.config import Config, as_config
-from tasks.core.errors import PromotionError, TuneproofError
+from tasks.core.errors import ModelLoadError, PromotionError, TuneproofError
 from tasks.core.evaluation.outputs import EvaluationFiles
+from tasks.core.evaluation.remote_runs import bring_overview
 from tasks.core.evaluation.summary import EvaluationSummary
 from tasks.core.models.promotable import Evaluated, evidence_of, find_evaluated, model_run_name, this_user
 from tasks.core.models.promotion import Actor, Promotion, current_promotion, promote, roll_back
@@ -38,12 +39,22 @@ class Promoter:
             )
         return models.local
 
+    def present(self) -> Promotion | None:
+        """Give the promotion in force; None when nothing is promoted or its file is damaged."""
+        try:
+            return current_promotion(self.models_dir)
+        except ModelLoadError:
+            return None
+
     def promote(self, run: str | None = None, *, reason: str | None = None, force: bool = False) -> Promotion:
         """Promote a model by its name or that of its evaluated run; None = the newest evaluated one.
 
-        Raises PromotionError when its verdict is not promote, unless `force` with a reason.
+        A model that is promoted already stays so, and its promotion is given. Raises PromotionError when its
+        verdict is not promote, unless `force` with a reason.
         """
-        found = find_evaluated(run, self.models_dir, Store(self.config.pipeline.runs_dir).local)
+        runs = Store(self.config.pipeline.runs_dir)
+        bring_overview(runs)
+        found = find_evaluated(run, self.models_dir, runs.local)
         return self._promote(found, reason, force=force)
 
     def promote_evaluated(self, summary: EvaluationSummary, *, reason: str | None = None) -> Promotion:

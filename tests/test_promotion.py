@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 
-from tasks.core.config import load_config
+from flows.cli import main
+from flows.results import list_models
+from tasks.core.config import load_config, with_overrides
 from tasks.core.errors import ModelLoadError, ModelNotFoundError, PromotionError, StorageError
 from tasks.core.evaluation.summary import GateCheck, Verdict
 from tasks.core.models import promotion as promotions
@@ -159,6 +161,21 @@ def test_a_promotion_after_a_rollback_goes_back_to_the_one_in_force_then(models:
     assert roll_back(models, ANNA)[0].run_name == "one"
 
 
+def test_promoting_the_promoted_model_again_changes_nothing_and_keeps_the_way_back(models: Path) -> None:
+    _, second = promote_in_turn(models, "one", "two")
+    assert promote(models, "two", ANNA, evidence(models, "two")) == second
+    assert promote(models, "two", Actor("anna", "once more"), None, force=True) == second
+    assert len(promotion_history(models)) == 2
+    assert roll_back(models, ANNA)[0].run_name == "one"
+
+
+def test_a_promoted_model_whose_files_changed_is_promoted_anew(models: Path) -> None:
+    (first,) = promote_in_turn(models, "one")
+    weights = models / "one" / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
+    assert promote_in_turn(models, "one") != [first]
+
+
 def test_rollback_without_anything_promoted_says_so(models: Path) -> None:
     with pytest.raises(PromotionError, match="nothing is promoted"):
         roll_back(models, ANNA)
@@ -217,6 +234,27 @@ def test_a_damaged_pointer_is_told_and_can_be_replaced_by_force(models: Path) ->
     assert promoted_run(models) == "two"
 
 
+@pytest.mark.parametrize("decision", ["promote", "reject"])
+def test_a_pointer_that_cannot_be_read_is_repaired_as_its_error_advises(models: Path, decision: str) -> None:
+    promote_in_turn(models, "one", "two")
+    found = evidence(models, "two", decision)
+    (models / "promoted.json").write_text("{ damaged")
+    with pytest.raises(ModelLoadError, match=r"names no run.*\n.*--force"):
+        promote(models, "two", ANNA, found)
+    promoted = promote(models, "two", Actor("anna", "repair"), found, force=True)
+    assert promoted.forced and promoted_run(models) == "two"
+    assert roll_back(models, ANNA)[0].run_name == "one"
+
+
+def test_models_are_listed_though_the_pointer_is_damaged_which_is_told(
+    models: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (models / "promoted.json").write_text("{ damaged")
+    list_models(load_config(overrides={"pipeline.models_dir": str(models)}, environ={}))
+    shown = capsys.readouterr()
+    assert "names no run" in shown.out + shown.err and "three" in shown.out
+
+
 def test_a_disk_that_takes_no_file_leaves_the_old_model_promoted(
     models: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -233,8 +271,9 @@ def test_a_disk_that_takes_no_file_leaves_the_old_model_promoted(
 
 
 def _promote_often(models_dir: str, name: str) -> None:
-    for _ in range(5):
-        promote(Path(models_dir), name, Actor(name, "at once"), None, force=True)
+    for number in range(6):
+        model = "three" if number % 2 else name
+        promote(Path(models_dir), model, Actor(name, "at once"), None, force=True)
 
 
 def test_promotions_of_two_processes_never_mix(models: Path) -> None:
@@ -246,7 +285,7 @@ def test_promotions_of_two_processes_never_mix(models: Path) -> None:
         process.join(60)
     assert [process.exitcode for process in processes] == [0, 0]
     entries = promotion_history(models)
-    assert len(entries) == 10
+    assert {entry.promotion.run_name for entry in entries} == {"one", "two", "three"}
     assert entries[-1].promotion == current_promotion(models)
     for before, after in itertools.pairwise(entries):
         assert after.replaced == before.promotion.run_name
@@ -305,6 +344,27 @@ def test_a_model_that_is_no_better_or_was_not_evaluated_is_refused(promoter: Pro
         promoter.promote("three")
 
 
+def test_the_evaluation_of_a_run_at_a_url_is_brought_here_first(
+    promoter: Promoter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TUNEPROOF_CACHE", str(tmp_path / "empty-cache"))
+    elsewhere = {"pipeline.runs_dir": (tmp_path / "runs").as_uri()}
+    promoted = Promoter(with_overrides(promoter.config, elsewhere)).promote("one")
+    assert promoted.evidence is not None and promoted.evidence.run_name == "run-of-one"
+
+
+def test_the_command_says_when_a_model_is_promoted_already(
+    promoter: Promoter, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    pipeline = promoter.config.pipeline
+    folders = (f"--pipeline.runs_dir={pipeline.runs_dir}", f"--pipeline.models_dir={pipeline.models_dir}")
+    assert main(["promote", "one", *folders]) == 0
+    assert "promoted: one" in capsys.readouterr().out
+    assert main(["promote", "one", *folders]) == 0
+    assert "one is the promoted model already: nothing was changed" in capsys.readouterr().out
+
+
 def test_an_unknown_name_lists_what_is_there(promoter: Promoter) -> None:
     with pytest.raises(ModelNotFoundError, match=r"no model 'four' in .*; there are: .*one"):
         promoter.promote("four")
@@ -345,8 +405,6 @@ class RecordingHub:
 def test_a_promoted_model_is_pushed_as_private_unless_asked_otherwise(
     promoter: Promoter, monkeypatch: pytest.MonkeyPatch, private: bool
 ) -> None:
-    from tasks.core.config import with_overrides
-
     hub = RecordingHub()
     monkeypatch.setattr("huggingface_hub.HfApi", lambda: hub)
     asked = {"pipeline.push_promoted": True, "fine_tuner.hf_user_id": "anna"}
@@ -361,8 +419,6 @@ def test_a_promoted_model_is_pushed_as_private_unless_asked_otherwise(
 def test_a_hub_that_does_not_answer_takes_no_promotion_back(
     promoter: Promoter, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from tasks.core.config import with_overrides
-
     class Unreachable(RecordingHub):
         def create_repo(self, repo_id: str, **options: Any) -> Any:
             raise OSError("no route to host")

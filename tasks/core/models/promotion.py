@@ -138,7 +138,7 @@ def why_not(models_dir: Path, run_name: str, evidence: Evidence | None) -> str |
 def promote(
     models_dir: Path, run_name: str, actor: Actor, evidence: Evidence | None, *, force: bool = False
 ) -> Promotion:
-    """Make a model the promoted one and record why.
+    """Make a model the promoted one and record why; gives the promotion in force when it is that model's already.
 
     Raises PromotionError when the evidence does not allow it (unless `force`, which needs a reason), when the
     model is not complete, or when another promotion is going on; StorageError when a file cannot be written.
@@ -150,14 +150,16 @@ def promote(
             "a promotion that the verdict does not support needs a reason", "add --reason TEXT"
         )
     with _locked(models_dir):
-        refusal = why_not(models_dir, run_name, evidence)
+        previous, digest = _settled(models_dir, tolerant=force), weights_sha256(directory)
+        if previous is not None and (previous.run_name, previous.weights_sha256) == (run_name, digest):
+            return previous
+        refusal = _refusal(models_dir, run_name, evidence, tolerant=force)
         if refusal is not None and not force:
             raise PromotionError(
                 refusal,
                 "look at its report, evaluate again where something changed, or "
                 f"`tuneproof promote {run_name} --force --reason TEXT`",
             )
-        previous = _settled(models_dir, tolerant=force)
         promotion = Promotion(
             run_name=run_name,
             promotion_id=secrets.token_hex(8),
@@ -165,11 +167,21 @@ def promote(
             promoted_by=actor.name,
             reason=actor.reason,
             forced=refusal is not None,
-            weights_sha256=weights_sha256(directory),
+            weights_sha256=digest,
             evidence=evidence,
         )
         _move(models_dir, promotion, "promote", actor, previous)
         return promotion
+
+
+def _refusal(models_dir: Path, run_name: str, evidence: Evidence | None, *, tolerant: bool) -> str | None:
+    """See why_not; of a damaged pointer nobody can say what the verdict should have been against."""
+    try:
+        return why_not(models_dir, run_name, evidence)
+    except ModelLoadError as error:
+        if tolerant:
+            return error.what
+        raise
 
 
 def roll_back(models_dir: Path, actor: Actor) -> tuple[Promotion, Promotion]:
@@ -213,11 +225,19 @@ def _in_force(entries: list[HistoryEntry]) -> list[Promotion]:
     """The promotions that a rollback may go back to, oldest first; the last is in force."""
     stack: list[Promotion] = []
     for entry in entries:
-        if entry.action == "promote":
+        if entry.action == "rollback":
+            while stack and not _same_model(stack[-1], entry.promotion):
+                stack.pop()
+        else:
+            # A model in place of itself, as after a damaged pointer, is no step that a rollback takes back.
+            if stack and _same_model(stack[-1], entry.promotion):
+                stack.pop()
             stack.append(entry.promotion)
-        elif stack:
-            stack.pop()
     return stack
+
+
+def _same_model(one: Promotion, other: Promotion) -> bool:
+    return (one.run_name, one.weights_sha256) == (other.run_name, other.weights_sha256)
 
 
 def _settled(models_dir: Path, *, tolerant: bool = False) -> Promotion | None:

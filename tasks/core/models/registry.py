@@ -183,7 +183,8 @@ def promoted_run(models_dir: Path) -> str | None:
             return check_run_name(str(json.loads(pointer_path.read_text(encoding="utf-8"))["run_name"]))
         except (OSError, ValueError, KeyError, TypeError, ConfigError) as error:
             raise ModelLoadError(
-                f"{pointer_path} names no run: {error}", "promote a model again, or delete the file"
+                f"{pointer_path} names no run: {error}",
+                "promote a model again with --force, or delete the file",
             ) from error
     if link.is_symlink():
         return link.readlink().name
