@@ -24,6 +24,7 @@ from tasks.core.models.locating import locate
 from tasks.core.models.registry import model_dir, slug
 from tasks.core.records import Example, ModelIdentity, RunIdentity
 from tasks.core.storage import Store
+from tasks.core.training.job import check_schedule
 from tasks.evaluator import Evaluator
 from tasks.inferencer import Inferencer
 
@@ -110,6 +111,8 @@ def _plan_fine_tuning(config: Config) -> PlannedPhase:
         trust_remote_code=settings.trust_remote_code,
     )
     models_dir = Store(config.pipeline.models_dir).local
+    with phase.finding():
+        check_schedule(settings)
     with phase.finding():
         identity = identify(spec)
         phase.tell("base model", _described(identity))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
 import json
 import math
@@ -706,6 +707,15 @@ def test_other_settings_in_the_same_directory_are_refused_and_named(trained: Any
     assert "training rows: " in caught.value.what and "rank" not in caught.value.what
 
 
+def test_a_training_that_failed_before_its_first_checkpoint_does_not_keep_its_name(
+    settings: dict[str, Any], tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match="q_proj"):
+        run(settings, tmp_path, target_modules=("query",))
+    corrected = run(settings, tmp_path, target_modules=("q_proj",), epochs=0.5)
+    assert corrected.manifest.settings["target_modules"] == ["q_proj"]
+
+
 def test_a_directory_with_a_foreign_model_is_not_written_to(settings: dict[str, Any], tmp_path: Path) -> None:
     foreign = tmp_path / "run" / "model.safetensors"
     foreign.parent.mkdir()
@@ -782,6 +792,29 @@ def test_a_missing_tracker_is_told_before_training(settings: dict[str, Any], tmp
     except ImportError:
         with pytest.raises(TrainingError, match="report_to"):
             run(settings, tmp_path, report_to="comet_ml")
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "module", "package"),
+    [("schedule_free_adamw", "schedulefree", "schedulefree"), ("stable_adamw", "optimi", "torch-optimi")],
+)
+def test_the_missing_package_of_an_optimizer_is_named_before_anything_is_read(
+    settings: dict[str, Any], tmp_path: Path, optimizer: str, module: str, package: str
+) -> None:
+    if importlib.util.find_spec(module) is not None:
+        pytest.skip(f"{package} is installed")
+    with pytest.raises(ConfigError, match=f"needs the package {package}"):
+        run(settings, tmp_path, optimizer=optimizer)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_optimizer_that_transformers_cannot_make_is_told_without_a_traceback(
+    settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tasks.core.training.job._OPTIMIZER_PACKAGES", {})
+    if importlib.util.find_spec("grokadamw") is None:
+        with pytest.raises(TrainingError, match="grokadamw"):
+            run(settings, tmp_path, optimizer="grokadamw")
 
 
 def test_a_full_disk_keeps_the_checkpoints_there_are(

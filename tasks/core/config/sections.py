@@ -33,8 +33,7 @@ OptimizerName = Literal[
     "adamw_bnb_8bit", "paged_adamw_8bit", "paged_adamw_32bit", "adamw_anyprecision", "adafactor", "sgd",
     "adagrad", "ademamix", "ademamix_8bit", "paged_ademamix_8bit", "paged_ademamix_32bit", "lion_8bit",
     "lion_32bit", "paged_lion_8bit", "paged_lion_32bit", "rmsprop", "rmsprop_bnb", "rmsprop_bnb_8bit",
-    "rmsprop_bnb_32bit", "galore_adamw", "galore_adamw_8bit", "galore_adafactor", "lomo", "adalomo",
-    "grokadamw", "schedule_free_radam", "schedule_free_adamw", "schedule_free_sgd", "apollo_adamw",
+    "rmsprop_bnb_32bit", "grokadamw", "schedule_free_radam", "schedule_free_adamw", "schedule_free_sgd",
     "stable_adamw",
 ]  # fmt: skip
 SchedulerName = Literal[

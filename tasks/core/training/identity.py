@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,12 +11,16 @@ from pydantic import ValidationError
 
 from tasks.core.errors import RunKeyMismatchError
 from tasks.core.files import write_atomically
+from tasks.core.models.registry import MANIFEST_NAME
 from tasks.core.records import Record
+from tasks.core.training import checkpoints
 
 if TYPE_CHECKING:
     from tasks.core.config import FineTunerConfig
     from tasks.core.records import ModelIdentity
     from tasks.core.training.rows import TrainingData
+
+logger = logging.getLogger(__name__)
 
 IDENTITY_NAME = "identity.json"
 
@@ -80,7 +85,10 @@ def read_identity(model_dir: Path) -> TrainingIdentity | None:
 
 
 def claim(model_dir: Path, identity: TrainingIdentity) -> None:
-    """Bind a directory to a training. Raises RunKeyMismatchError when it belongs to another one."""
+    """Bind a directory to a training. Raises RunKeyMismatchError when it belongs to another one.
+
+    A training that ended before its first checkpoint left nothing to lose: its directory goes to the next one.
+    """
     owner = read_identity(model_dir)
     if owner is None:
         foreign = next(model_dir.glob("*.safetensors"), None)
@@ -89,16 +97,30 @@ def claim(model_dir: Path, identity: TrainingIdentity) -> None:
                 f"{model_dir} holds a model ({foreign.name}) that was not trained here",
                 "set fine_tuner.run_name to another name, or move that model away",
             )
-        write_atomically(model_dir / IDENTITY_NAME, identity.model_dump_json(indent=2) + "\n")
+        _write(model_dir, identity)
         return
     differences = owner.differences(identity)
-    if differences:
+    if differences and not _holds_work(model_dir):
+        logger.info("%s has neither a checkpoint nor weights; it is used for the new settings", model_dir)
+        checkpoints.remove_all(model_dir / checkpoints.CHECKPOINTS)
+        _write(model_dir, identity)
+    elif differences:
         listed = "\n    ".join(differences)
         raise RunKeyMismatchError(
             f"{model_dir} belongs to a training with other settings (there -> now):\n    {listed}",
             "set fine_tuner.run_name or fine_tuner.run_name_suffix to keep both, go back to the old settings, "
             "or delete the directory",
         )
+
+
+def _write(model_dir: Path, identity: TrainingIdentity) -> None:
+    write_atomically(model_dir / IDENTITY_NAME, identity.model_dump_json(indent=2) + "\n")
+
+
+def _holds_work(model_dir: Path) -> bool:
+    if (model_dir / MANIFEST_NAME).exists() or any(model_dir.glob("*.safetensors")):
+        return True
+    return checkpoints.newest_whole(model_dir / checkpoints.CHECKPOINTS) is not None
 
 
 def _shown(value: Any) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, cast
 
 from tasks.core.config import FineTunerConfig
@@ -22,6 +23,17 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
+
+# Module and package of optimizers that torch, transformers and bitsandbytes do not bring.
+_OPTIMIZER_PACKAGES = {
+    **dict.fromkeys(("adamw_torch_4bit", "adamw_torch_8bit"), ("torchao", "torchao")),
+    "adamw_anyprecision": ("torchdistx", "torchdistx"),
+    "grokadamw": ("grokadamw", "grokadamw"),
+    **dict.fromkeys(
+        ("schedule_free_radam", "schedule_free_adamw", "schedule_free_sgd"), ("schedulefree", "schedulefree")
+    ),
+    "stable_adamw": ("optimi", "torch-optimi"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,12 +95,18 @@ class Fitted:
 
 
 def check_schedule(config: FineTunerConfig) -> None:
-    """Raise ConfigError for settings that need another one; warn of those that will disappoint."""
+    """Raise ConfigError for settings that need another one or a package; warn of those that will disappoint."""
     if config.lr_scheduler_type == "reduce_lr_on_plateau" and config.validation_data_id is None:
         raise ConfigError(
             'fine_tuner.lr_scheduler_type "reduce_lr_on_plateau" watches the validation loss, and there is no '
             "validation data",
             'set validation_data_id, or take "linear" or "cosine"',
+        )
+    module, package = _OPTIMIZER_PACKAGES.get(config.optimizer, ("torch", "torch"))
+    if find_spec(module) is None:
+        raise ConfigError(
+            f'fine_tuner.optimizer "{config.optimizer}" needs the package {package}, which is not installed',
+            f'pip install {package}, or take "adamw_torch"',
         )
     if config.use_gradient_checkpointing == "unsloth":
         logger.warning('use_gradient_checkpointing = "unsloth" is taken as true')

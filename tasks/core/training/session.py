@@ -82,6 +82,7 @@ def _build_trainer(
             meter=meter,
             keep_checkpoints=config.save_total_limit,
         )
+        trainer.get_optimizer_cls_and_kwargs(trainer.args, model)  # a missing package is told here
     except (ImportError, RuntimeError, ValueError) as error:
         if is_out_of_memory(error):
             raise
