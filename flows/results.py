@@ -46,9 +46,9 @@ def show_scores(summary: EvaluationSummary, config: Config, *, run: str | None =
     """
     from tasks.core.evaluation.evaluate import evaluation_files
     from tasks.core.evaluation.remote_runs import name_within, store_of
+    from tasks.core.evaluation.wording import percent
 
     candidate, baseline, champion = summary.candidate, summary.baseline, summary.champion
-    percent = f"{summary.settings.confidence:.0%}"
     compared = [
         (name, run) for name, run in (("before", baseline), ("champion", champion)) if run is not None
     ]
@@ -56,7 +56,8 @@ def show_scores(summary: EvaluationSummary, config: Config, *, run: str | None =
     runs = [*(run for _, run in compared), candidate]
     rows = [[metric.name, *(_figure(run, metric.name) for run in runs)] for metric in candidate.metrics]
     show_verdict(summary)
-    show_table(f"{candidate.run_name}: {candidate.rows} rows, {percent} intervals", columns, rows)
+    intervals = f"{percent(summary.settings.confidence)} intervals"
+    show_table(f"{candidate.run_name}: {candidate.rows} rows, {intervals}", columns, rows)
     runs = store_of(run, config.pipeline.runs_dir)
     named = runs.local / (candidate.run_name if run is None else name_within(run))
     files = evaluation_files(Path(run) if run is not None and Path(run).exists() else named)
@@ -246,7 +247,8 @@ def _show_group(group: RunGroup) -> None:
     ]
     errors = sum(run.manifest.error_count for run in group.runs)
     told = f", {errors} rows with an error" if errors else ""
-    ranked = f"; best {metrics[0]} first" if metrics else "; not evaluated"
+    is_ranked = bool(group.metrics) and group.metrics[0].direction != "none"
+    ranked = f"; best {metrics[0]} first" if is_ranked else "" if metrics else "; not evaluated"
     show_table(f"{group.dataset}: {group.rows:,} rows ({group.rows_sha256[:8]}){told}{ranked}", columns, rows)
 
 
@@ -284,6 +286,8 @@ def compare(run_a: str, run_b: str, config: Config, *, directory: Path | None, o
 
 
 def _show_comparison(summary: EvaluationSummary) -> None:
+    from tasks.core.evaluation.wording import percent
+
     comparison, baseline = summary.comparison, summary.baseline
     if comparison is None or baseline is None:
         return
@@ -296,10 +300,9 @@ def _show_comparison(summary: EvaluationSummary) -> None:
         tally = "" if metric.wins is None else f"{metric.wins} / {metric.ties} / {metric.losses}"
         before, after = _figure(baseline, metric.name), _figure(summary.candidate, metric.name)
         rows.append((metric.name, before, after, change, better, tally))
-    percent = f"{summary.settings.confidence:.0%}"
     title = (
         f"{summary.candidate.run_name} against {baseline.run_name}: "
-        f"{comparison.paired_rows:,} shared rows, {percent} intervals"
+        f"{comparison.paired_rows:,} shared rows, {percent(summary.settings.confidence)} intervals"
     )
     columns = ("metric", "before", "after", "change", "", "better / equal / worse")
     show_table(title, columns, rows)

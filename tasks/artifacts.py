@@ -136,7 +136,9 @@ def verdict_markdown(summary: EvaluationSummary, verdict: Verdict) -> str:
     """Give the verdict as markdown: the decision, its reasons, every check, the finding."""
     lines = [f"# {verdict.decision.capitalize()}: {summary.candidate.run_name}", ""]
     lines += [f"Against {_OPPONENTS[verdict.against]} `{verdict.against_run}`.", ""]
-    lines += [*(f"- {reason}" for reason in verdict.reasons), "", summary.answer, ""]
+    lines += [*(f"- {reason}" for reason in verdict.reasons), ""]
+    # Else the verdict has told it.
+    lines += [summary.answer, ""] if verdict.against == "champion" else []
     # A list: the UI does not wrap long cells of a table.
     lines += [
         "## Checks",

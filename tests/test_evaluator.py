@@ -165,6 +165,16 @@ def test_scores_hold_every_row_in_order_with_values_reasons_and_the_baselines(tm
     ]
 
 
+def test_the_answer_is_about_the_first_metric_that_has_a_better_and_a_worse(tmp_path: Path) -> None:
+    runs = write_run(tmp_path / "tuned", sums(40, 30)), write_run(tmp_path / "base", sums(40, 5))
+    summary = evaluate_run(*runs, EvaluatorConfig(metrics=("length", "exact_match")))
+    assert summary.answer.startswith("The candidate is better than its baseline. Exact match 75.0 against")
+    summary = evaluate_run(*runs, EvaluatorConfig(metrics=("length",)))
+    assert summary.answer.startswith(
+        "Answer characters: the candidate's figure is lower than its baseline's. Answer characters"
+    )
+
+
 def test_the_summary_tells_errors_cut_answers_and_unscored_rows_apart(tmp_path: Path) -> None:
     rows = [
         row(0, "0", "0"),

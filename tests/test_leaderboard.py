@@ -81,6 +81,24 @@ def test_a_metric_of_which_less_is_better_ranks_the_smallest_first(tmp_path: Pat
     assert [run.path.name for run in group.runs] == ["never", "seldom", "often"]
 
 
+def test_runs_are_ranked_by_a_metric_that_has_a_better_and_a_worse(tmp_path: Path) -> None:
+    settings = EvaluatorConfig(metrics=("length", "exact_match"), bootstrap_resamples=100)
+    for name, right in (("poor", 3), ("good", 30)):  # wrong answers are longer
+        evaluate_run(write_run(tmp_path / name, sums(40, right)), None, settings)
+    (group,) = read_leaderboard(tmp_path, tmp_path).groups
+    assert [run.path.name for run in group.runs] == ["good", "poor"]
+    assert [metric.name for metric in group.metrics] == ["exact_match", "answer_characters", "answer_words"]
+
+
+def test_runs_that_are_only_described_come_newest_first(tmp_path: Path) -> None:
+    settings = EvaluatorConfig(metrics=("length",), bootstrap_resamples=100)
+    for month, right in (("01", 30), ("02", 3), ("03", 15)):
+        finished = f"2026-{month}-01T00:00:00+00:00"
+        evaluate_run(write_run(tmp_path / month, sums(40, right), finished_at=finished), None, settings)
+    (group,) = read_leaderboard(tmp_path, tmp_path).groups
+    assert [run.path.name for run in group.runs] == ["03", "02", "01"]
+
+
 def test_scores_of_answers_that_were_replaced_are_not_shown(runs_dir: Path) -> None:
     import shutil
 

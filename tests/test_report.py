@@ -131,6 +131,20 @@ def test_a_verdict_comes_first_with_its_reasons_and_then_its_checks(
     assert ("open" in next(a for t, a in page.tags if a.get("class") == "checks")) == (decision != "promote")
 
 
+def test_a_verdict_against_the_baseline_is_the_only_finding_that_is_told(tmp_path: Path) -> None:
+    candidate_dir = write_run(tmp_path / "tuned", sums(40, 30))
+    summary = evaluate_run(candidate_dir, write_run(tmp_path / "base", sums(40, 5)), SETTINGS)
+    verdict = decided(summary, summary, "inconclusive").verdict
+    assert verdict is not None
+    verdict = verdict.model_copy(update={"against": "base"})
+    write_summary(
+        EvaluationFiles(candidate_dir).summary_path, summary.model_copy(update={"verdict": verdict})
+    )
+    html = report_run(candidate_dir).report_path.read_text(encoding="utf-8")
+    page, settings = html.split('id="settings"')[0], "The candidate is better than its baseline."
+    assert "Inconclusive" in page and settings not in page
+
+
 def test_what_the_judge_did_and_cost_is_told(tmp_path: Path) -> None:
     candidate_dir = write_run(tmp_path / "tuned", sums(40, 30))
     summary = evaluate_run(candidate_dir, None, SETTINGS)

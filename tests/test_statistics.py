@@ -226,6 +226,28 @@ def test_two_runs_of_equal_quality_are_told_apart_at_most_about_5_percent_of_the
     assert significant / 400 <= 0.07
 
 
+@pytest.mark.parametrize("rows", [5, 12])
+def test_on_few_rows_two_runs_of_equal_quality_are_told_apart_at_most_5_percent_of_the_time(
+    rows: int,
+) -> None:
+    random = np.random.default_rng(18)
+    decided = 0
+    for _ in range(300):
+        skill = random.beta(1, 1, rows)
+        runs = [np.clip(skill + random.normal(0, 0.2, rows), 0, 1) for _ in range(2)]
+        decided += compare(SHARE, runs[0], runs[1], resamples=500).better != "undecided"
+    assert decided / 300 <= 0.06
+
+
+def test_an_interval_beside_0_with_a_large_p_value_is_no_finding() -> None:
+    candidate, baseline = np.zeros(100), np.zeros(100)
+    candidate[:5] = 1
+    found = compare(BINARY, candidate, baseline)
+    assert found.interval is not None and found.p_value is not None
+    assert found.interval.low > 0 and found.p_value > 0.05
+    assert found.better == "undecided"
+
+
 def test_a_paired_comparison_sees_what_separate_intervals_hide() -> None:
     random = np.random.default_rng(11)
     baseline = random.random(200)
@@ -293,6 +315,27 @@ def test_holm_adjusts_as_the_step_down_procedure_does() -> None:
     assert stats.holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
     assert stats.holm([0.6, 0.9]) == [1.0, 1.0]
     assert stats.holm([]) == []
+
+
+def test_only_metrics_with_a_better_and_a_worse_are_adjusted_for_their_number() -> None:
+    length = Metric("length", "just a number", "test", direction="none", maximum=float("inf"))
+    candidate, baseline = np.zeros(50), np.zeros(50)
+    candidate[:9], baseline[9:12] = 1, 1
+    tables = [table_of(BINARY, values) for values in (candidate, baseline)]
+    tables = [
+        ScoreTable(
+            **{
+                **_fields(table),
+                "metrics": (BINARY, length),
+                "values": {**table.values, "length": table.values["binary"]},
+                "statistics": {**table.statistics, "length": table.statistics["binary"]},
+            }
+        )
+        for table in tables
+    ]
+    directed, described = compare_tables(*tables, settings()).metrics
+    assert directed.p_value_holm == directed.p_value
+    assert described.p_value_holm is None and described.p_value is not None
 
 
 def test_the_minimum_detectable_effect_is_found_about_80_percent_of_the_time() -> None:

@@ -57,7 +57,11 @@ def compare_tables(
     other_reference = candidate.references[pairing.candidate] != baseline.references[pairing.baseline]
     compared = _Paired(candidate, baseline, pairing, settings)
     metrics = [compared.compare(metric) for metric in candidate.metrics if metric.name in baseline.values]
-    tested = [(i, m.p_value) for i, m in enumerate(metrics) if m.p_value is not None]
+    tested = [
+        (i, m.p_value)
+        for i, m in enumerate(metrics)
+        if m.p_value is not None and m.direction != "none"  # nothing is claimed about the others
+    ]
     for (i, _), adjusted in zip(tested, stats.holm([p for _, p in tested]), strict=True):
         metrics[i] = metrics[i].model_copy(update={"p_value_holm": rounded(adjusted)})
     return Comparison(
@@ -142,7 +146,7 @@ class _Paired:
             ties=len(gains) - wins - losses if directed else None,
             losses=losses if directed else None,
             minimum_detectable_effect=rounded(effect),
-            better=_winner(interval, sign) if directed else "undecided",
+            better=_winner(interval, p_value, sign, self._settings.confidence) if directed else "undecided",
         )
 
     def _difference_interval(
@@ -181,7 +185,8 @@ def _both_scored(
     return parts
 
 
-def _winner(interval: stats.Interval | None, sign: int) -> Winner:
-    if interval is None or interval.low <= 0 <= interval.high:
+def _winner(interval: stats.Interval | None, p_value: float, sign: int, confidence: float) -> Winner:
+    """Both must say so: on few rows a bootstrap interval alone excludes 0 too often."""
+    if interval is None or interval.low <= 0 <= interval.high or p_value > 1 - confidence:
         return "undecided"
     return "candidate" if sign * interval.low > 0 else "baseline"

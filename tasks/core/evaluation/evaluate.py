@@ -75,6 +75,7 @@ def score_run(
     files = files or evaluation_files(candidate_dir)
     settings = settings_of(config)
     primary = None if gating is None else primary_of(reported(resolve(settings.metrics)), gating.settings)
+    leading = None if primary is None else primary.name
     models = models or ScoringModels(config)
     scoring = RunScoring(settings, files.directory, models, config.scoring_processes)
     try:
@@ -96,9 +97,9 @@ def score_run(
     candidate = scoring.summary(candidate_dir, table)
     overlap = training_overlap(model_manifest, predictions_of(candidate_dir), files.directory)
     summary = EvaluationSummary(
-        answer=wording.headline(candidate, baseline, comparison, settings.confidence),
+        answer=wording.headline(candidate, baseline, comparison, settings.confidence, leading),
         notes=(
-            *wording.notes(candidate, baseline, comparison, no_baseline_reason),
+            *wording.notes(candidate, baseline, comparison, no_baseline_reason, leading),
             *wording.model_notes(models.judge_usage, models.embedding_usage),
         ),
         candidate=candidate,

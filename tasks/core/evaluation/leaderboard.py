@@ -52,7 +52,10 @@ class RankedRun:
 
 @dataclass(frozen=True, slots=True)
 class RunGroup:
-    """Runs over the same rows, best first by `metrics[0]`; runs without that figure come last, newest first."""
+    """Runs over the same rows, best first by `metrics[0]` if it has a direction, else newest first.
+
+    Metrics with a direction come first. Runs without the first figure come last, newest first.
+    """
 
     rows_sha256: str
     rows: int
@@ -152,7 +155,7 @@ def _groups(runs: list[RankedRun]) -> Iterator[RunGroup]:
     for rows_sha256 in dict.fromkeys(run.manifest.identity.rows_sha256 for run in newest_first):
         members = [run for run in newest_first if run.manifest.identity.rows_sha256 == rows_sha256]
         metrics = _metrics(members)
-        if metrics:
+        if metrics and metrics[0].direction != "none":
             members.sort(key=partial(_rank, metric=metrics[0]))
         manifest = members[0].manifest
         yield RunGroup(rows_sha256, manifest.row_count, manifest.dataset_id, _with_settings(members), metrics)
@@ -165,12 +168,15 @@ def _rank(run: RankedRun, metric: MetricSummary) -> tuple[bool, float]:
 
 
 def _metrics(newest_first: list[RankedRun]) -> tuple[MetricSummary, ...]:
-    """Metrics of the group: first those of the newest scored run, in its order; then those of others."""
+    """Metrics of the group: first those of the newest scored run, in its order; then those of others.
+
+    Those that only describe, such as lengths, come after those that have a better and a worse.
+    """
     found: dict[str, MetricSummary] = {}
     for run in newest_first:
         for metric in run.scores.metrics if run.scores else ():
             found.setdefault(metric.name, metric)
-    return tuple(found.values())
+    return tuple(sorted(found.values(), key=lambda metric: metric.direction == "none"))
 
 
 def _with_settings(runs: list[RankedRun]) -> tuple[RankedRun, ...]:

@@ -106,7 +106,7 @@ def _answers(who: str, run: RunSummary) -> tuple[str, str, str]:
 
 
 def _first_figures(summary: EvaluationSummary) -> tuple[str, ...]:
-    metric = summary.candidate.metrics[0]
+    metric = summary.leading_metric
     if metric.value is None:
         return (f"{label(metric.name)}: none",)
     share = is_share(metric.minimum, metric.maximum)

@@ -33,10 +33,11 @@ def write_report(path: Path, summary: EvaluationSummary, rows: Iterable[RowView]
 def render(summary: EvaluationSummary, rows: Iterable[RowView]) -> str:
     """The report as HTML. Rows are read once; texts of rows never become markup."""
     distributions = Distributions(summary)
-    embedded, row_count = select_rows(distributions.watch(rows), summary.candidate.metrics[0].name)
+    embedded, row_count = select_rows(distributions.watch(rows), summary.leading_metric.name)
     packed, text_limit = pack_rows(embedded)
     overview = {
         "metrics": distributions.charts(),
+        "leading": summary.leading_metric.name,
         "losses": [point.model_dump() for point in summary.training.losses] if summary.training else [],
         "hasBaseline": summary.baseline is not None,
     }

@@ -73,6 +73,11 @@ class RunSummary(Record):
         """The metric of that name, if it was computed."""
         return next((metric for metric in self.metrics if metric.name == name), None)
 
+    @property
+    def leading_metric(self) -> MetricSummary:
+        """The metric that is told first: the first one that has a better and a worse, if there is any."""
+        return next((metric for metric in self.metrics if metric.direction != "none"), self.metrics[0])
+
 
 class MetricComparison(Record):
     """Candidate minus baseline for one metric, over the rows that both scored."""
@@ -221,3 +226,9 @@ class EvaluationSummary(Record):
     evaluated_at: str
     tuneproof_version: str
     library_versions: dict[str, str]
+
+    @property
+    def leading_metric(self) -> MetricSummary:
+        """The metric that is told first: the verdict's, else the first one that has a better and a worse."""
+        decisive = self.candidate.metric(self.verdict.primary_metric) if self.verdict else None
+        return decisive or self.candidate.leading_metric

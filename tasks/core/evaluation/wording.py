@@ -70,10 +70,14 @@ def count_checks(checks: Iterable[GateCheck]) -> str:
 
 
 def headline(
-    candidate: RunSummary, baseline: RunSummary | None, comparison: Comparison | None, confidence: float
+    candidate: RunSummary,
+    baseline: RunSummary | None,
+    comparison: Comparison | None,
+    confidence: float,
+    primary: str | None = None,
 ) -> str:
-    """What was found about the first metric, in one sentence."""
-    metric = candidate.metrics[0]
+    """What was found about the metric named, else about the first with a direction, in one or two sentences."""
+    metric = (candidate.metric(primary) if primary else None) or candidate.leading_metric
     if metric.value is None:
         reasons = ", ".join(f"{reason}: {count} rows" for reason, count in metric.unscored_reasons.items())
         return f"No row could be scored by {_in_sentence(metric)} ({reasons})."
@@ -81,6 +85,14 @@ def headline(
     if baseline is None or compared is None or compared.difference is None:
         return _alone(metric, confidence)
     return _against_baseline(metric, compared, confidence)
+
+
+def is_shown(compared: MetricComparison, confidence: float) -> bool:
+    """Whether the interval excludes 0 and the p value agrees."""
+    interval, p_value = compared.interval, compared.p_value
+    if interval is None or p_value is None:
+        return False
+    return not interval.low <= 0 <= interval.high and p_value <= 1 - confidence
 
 
 def _in_sentence(metric: MetricSummary) -> str:
@@ -111,6 +123,9 @@ def _against_baseline(metric: MetricSummary, compared: MetricComparison, confide
         f"{shown_difference(compared.difference or 0.0, share)}{unit}"
         f"{_range(compared.interval, share, confidence, signed=True)} on {compared.rows:,} rows."
     )
+    if compared.direction == "none" and is_shown(compared, confidence):
+        word = "higher" if (compared.difference or 0.0) > 0 else "lower"
+        return f"{label(metric.name)}: the candidate's figure is {word} than its baseline's. {figures}"
     if compared.better == "candidate":
         return f"The candidate is better than its baseline. {figures}"
     if compared.better == "baseline":
@@ -123,25 +138,30 @@ def notes(
     baseline: RunSummary | None,
     comparison: Comparison | None,
     no_baseline_reason: str | None = None,
+    primary: str | None = None,
 ) -> tuple[str, ...]:
     """What a reader must know to judge the figures, most important first."""
     missing = () if no_baseline_reason is None else (f"Nothing is compared: {no_baseline_reason}.",)
     return (
         *missing,
-        *_comparison_notes(comparison),
+        *_comparison_notes(comparison, primary or candidate.leading_metric.name),
         *_setting_notes(candidate, baseline),
         *_run_notes(candidate, "candidate"),
         *(_run_notes(baseline, "baseline") if baseline else ()),
     )
 
 
-def _comparison_notes(comparison: Comparison | None) -> Iterator[str]:
+def _comparison_notes(comparison: Comparison | None, leading: str) -> Iterator[str]:
     if comparison is None:
         return
-    first, *others = comparison.metrics
+    first = comparison.metric(leading)
     for winner, word in (("candidate", "better"), ("baseline", "worse")):
-        names = [label(metric.name) for metric in others if metric.better == winner]
-        if names and first.better != winner:
+        names = [
+            label(metric.name)
+            for metric in comparison.metrics
+            if metric.better == winner and metric.name != leading
+        ]
+        if names and (first is None or first.better != winner):
             yield f"By {', '.join(names)} the candidate is {word}."
     unpaired = comparison.only_candidate_rows + comparison.only_baseline_rows
     if unpaired:

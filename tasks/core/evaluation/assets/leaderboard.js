@@ -86,7 +86,7 @@
     const first = group.metrics[0];
     let all = false;
     let state = {
-      sorting: first ? [{ id: `metric:${first.name}`, desc: first.direction !== "lower" }] : [{ id: "finished", desc: true }],
+      sorting: first && first.direction !== "none" ? [{ id: `metric:${first.name}`, desc: first.direction !== "lower" }] : [{ id: "finished", desc: true }],
       columnFilters: [], columnVisibility: visibility(), columnOrder: [], columnPinning: { left: [], right: [] },
       pagination: { pageIndex: 0, pageSize: 100 }, expanded: {}, grouping: [], rowSelection: {}, globalFilter: undefined,
     };

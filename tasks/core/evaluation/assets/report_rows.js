@@ -40,7 +40,7 @@
     row.hay = [row.id, row.q, row.s, row.r, row.c.t, row.c.e, row.b?.t, row.b?.e].filter(Boolean).join("\n").toLowerCase();
   }
 
-  let metric = overview.metrics[0].name;
+  let metric = overview.leading;
   const score = (row) => row.v[metric] ?? null;
   const before = (row) => row.w[metric] ?? null;
   const change = (row) => (score(row) === null || before(row) === null ? null : score(row) - before(row));
