@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+from collections.abc import Callable
 from pathlib import Path
 
 from tasks.core.errors import StorageError
@@ -20,6 +21,37 @@ def write_atomically(path: Path, text: str) -> None:
 
     Raises StorageError when the disk is full or the directory may not be written; the old file stays.
     """
+    _write_whole(path, text, lambda partial_path: partial_path.replace(path))
+
+
+def write_once(path: Path, text: str) -> bool:
+    """Write `text` (UTF-8), whole, unless there is a file already; of several writers at once one wins.
+
+    Returns whether it was written. Raises StorageError like `write_atomically`.
+    """
+    written = True
+
+    def put(partial_path: Path) -> None:
+        nonlocal written
+        try:
+            path.hardlink_to(partial_path)
+        except FileExistsError:
+            written = False
+        except OSError:  # a file system without hard links: the same, but a crash may leave part of the text
+            try:
+                with path.open("x", encoding="utf-8") as stream:
+                    stream.write(text)
+                    stream.flush()
+                    os.fsync(stream.fileno())
+            except FileExistsError:
+                written = False
+
+    _write_whole(path, text, put)
+    return written
+
+
+def _write_whole(path: Path, text: str, put: Callable[[Path], object]) -> None:
+    """Write `text` to a neighbour of `path`, let `put` bring that into place, and remove what is left."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         partial_path = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
@@ -28,10 +60,9 @@ def write_atomically(path: Path, text: str) -> None:
                 stream.write(text)
                 stream.flush()
                 os.fsync(stream.fileno())
-            partial_path.replace(path)
-        except BaseException:
+            put(partial_path)
+        finally:
             partial_path.unlink(missing_ok=True)
-            raise
         flush_to_disk(path.parent)
     except OSError as error:
         raise StorageError(

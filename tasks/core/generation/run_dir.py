@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from tasks.core.errors import EvaluationError, RunKeyMismatchError, RunLockedError
-from tasks.core.files import write_atomically
+from tasks.core.files import flush_to_disk, write_once
 from tasks.core.generation.ledger import storage_error
 from tasks.core.generation.shards import Shard
 from tasks.core.locking import HeldElsewhereError, owned_lock
@@ -126,12 +127,16 @@ class RunDir:
         return self.finished_manifest() if manifest.run_key == run_key else None
 
     def claim(self, identity: RunIdentity) -> None:
-        """Bind the directory to `identity`. Raises RunKeyMismatchError when it belongs to other settings."""
+        """Bind the directory to `identity`; of several claims at once one wins.
+
+        Raises RunKeyMismatchError when it belongs to other settings, StorageError when it cannot be written.
+        """
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
             if not self.identity_path.exists():
-                write_atomically(self.identity_path, identity.model_dump_json(indent=2))
-                return
+                self.path.mkdir(parents=True, exist_ok=True)
+                flush_to_disk(self.path.parent)
+                if write_once(self.identity_path, identity.model_dump_json(indent=2)):
+                    return
             owner = RunIdentity.model_validate_json(self.identity_path.read_bytes())
         except OSError as exc:
             raise storage_error(exc, self.identity_path) from exc
@@ -181,10 +186,14 @@ class Session(Record):
 
 
 def append_session(run: RunDir, session: Session) -> None:
-    """Add a line to sessions.jsonl. Raises StorageError."""
+    """Add a line to sessions.jsonl, on a line of its own after a torn one too. Raises StorageError."""
     try:
-        with run.sessions_path.open("a", encoding="utf-8") as file:
-            file.write(session.model_dump_json() + "\n")
+        with run.sessions_path.open("ab+") as file:
+            line = session.model_dump_json().encode() + b"\n"
+            if file.tell():
+                file.seek(-1, os.SEEK_END)
+                line = line if file.read(1) == b"\n" else b"\n" + line
+            file.write(line)
     except OSError as exc:
         raise storage_error(exc, run.sessions_path) from exc
 
@@ -193,7 +202,7 @@ def read_sessions(run: RunDir) -> list[Session]:
     """All whole lines of sessions.jsonl; torn ones (the process died while writing) are left out."""
     sessions: list[Session] = []
     try:
-        lines = run.sessions_path.read_text(encoding="utf-8").splitlines()
+        lines = run.sessions_path.read_bytes().split(b"\n")
     except FileNotFoundError:
         return sessions
     for line in lines:
