@@ -24,7 +24,12 @@ def answer_here(inferencer: Inferencer, prepared: PreparedRows, shard: Shard | N
             prepared.run,
             prepared.rows,
             prompts=inferencer.prompt_builder(),
-            choice=choose_engine(inferencer.settings.engine, model, settings),
+            choice=choose_engine(
+                inferencer.settings.engine,
+                model,
+                settings,
+                longest_tokens=inferencer.settings.max_sequence_length,
+            ),
             budget=budget,
             settings=settings,
             device=model.device,

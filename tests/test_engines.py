@@ -123,7 +123,7 @@ def test_in_flight_answers_equal_those_of_each_row_alone(
     architecture: str, tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = build(architecture, len(tiny_tokenizer))
-    texts = prompts(40, len(tiny_tokenizer), shared=20)
+    texts = prompts(66, len(tiny_tokenizer), shared=20)
     expected = alone(model, texts)
     engine = InflightEngine(loaded(model, tiny_tokenizer), GenerationSettings(max_new_tokens=NEW_TOKENS))
     engine._eos, engine._stop._eos = (), frozenset()

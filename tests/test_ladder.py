@@ -76,6 +76,27 @@ def test_a_row_that_does_not_fit_alone_becomes_an_error_row_and_the_others_go_on
     assert by_position[1].finish_reason == by_position[2].finish_reason == "stop"
 
 
+def test_a_row_that_did_not_fit_beside_finished_ones_is_tried_once_more_by_itself() -> None:
+    class FullAtFirst(LimitedEngine):
+        """The slots of rows that have ended are still held: the last row fits only after a new start."""
+
+        starts = 0
+
+        def generate(self, queue: RequestQueue, budget: TokenBudget) -> Iterator[GeneratedRow]:
+            self.starts += 1
+            for row in super().generate(queue, budget):
+                yield row
+                if self.starts == 1 and queue:
+                    queue.take()
+                    budget.admit(1, 10, queue.only_taken_id)
+                    raise MemoryError
+
+    engine = FullAtFirst(fits_tokens=10)
+    rows = run(engine, [10, 10], TokenBudget(10, 1))
+    assert [row.finish_reason for row in rows] == ["stop", "stop"]
+    assert engine.starts == 2
+
+
 def test_the_failed_steps_tensors_are_free_before_the_next_attempt() -> None:
     engine = LimitedEngine(fits_tokens=50)
     alive_at_retry: list[int] = []

@@ -102,8 +102,13 @@ class RequestQueue:
         self._taken.clear()
         return back
 
-    def take_batch(self, limit_tokens: int, max_rows: int) -> list[Request]:
-        """Take rows while a padded batch of them stays within `limit_tokens` and `max_rows`; at least one."""
+    def take_batch(
+        self, limit_tokens: int, max_rows: int, *, alone_beyond_tokens: int | None = None
+    ) -> list[Request]:
+        """Take rows while a padded batch of them stays within `limit_tokens` and `max_rows`; at least one.
+
+        A row that may need more than `alone_beyond_tokens` is a batch of its own.
+        """
         batch: list[Request] = []
         widest_prompt = widest_answer = 0
         while len(batch) < max_rows and (request := self.peek()) is not None:
@@ -111,6 +116,11 @@ class RequestQueue:
             answer = max(widest_answer, request.max_new_tokens)
             if batch and (len(batch) + 1) * (prompt + answer) > limit_tokens:
                 break
+            alone = alone_beyond_tokens is not None and request.room_tokens > alone_beyond_tokens
+            if batch and alone:
+                break
             widest_prompt, widest_answer = prompt, answer
             batch.append(self.take())
+            if alone:
+                break
         return batch

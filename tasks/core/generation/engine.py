@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Protocol
 from tasks.core.errors import ConfigError
 from tasks.core.generation.batching import RequestQueue
 from tasks.core.generation.budget import TokenBudget
+from tasks.core.generation.rotary import why_rows_depend
 from tasks.core.records import FinishReason, GenerationSettings
 
 if TYPE_CHECKING:
@@ -54,6 +55,10 @@ class Engine(Protocol):
         """
 
 
+# Engines of ours that let rows of any length share a step.
+_SHARING_STEPS = ("inflight", "continuous")
+
+
 @dataclass(frozen=True, slots=True)
 class EngineChoice:
     """The engine that answers, and why it is not the one that was asked for (None when it is)."""
@@ -71,9 +76,12 @@ def engine_classes() -> dict[str, type]:
     return {engine.name: engine for engine in (InflightEngine, SortedBatchEngine, PagedBatchEngine)}
 
 
-def choose_engine(name: str, model: LoadedModel, settings: GenerationSettings) -> EngineChoice:
+def choose_engine(
+    name: str, model: LoadedModel, settings: GenerationSettings, *, longest_tokens: int | None = None
+) -> EngineChoice:
     """Return the engine called `name` ("auto": the fastest that fits), or one that can do it, with the reason.
 
+    `longest_tokens` is what a row may have at most, prompt and answer; None: any length.
     `name` may be `module:Class`, an engine of the user's own. Raises ConfigError for a name that no engine has.
     """
     engines = engine_classes()
@@ -86,6 +94,8 @@ def choose_engine(name: str, model: LoadedModel, settings: GenerationSettings) -
     for candidate in wanted:
         engine: Engine = engines[candidate](model, settings)
         reason = engine.unsupported()
+        if reason is None and candidate in _SHARING_STEPS:
+            reason = why_rows_depend(model.model, longest_tokens)
         if reason is None:
             if reasons:
                 logger.warning("engine %s answers instead: %s", candidate, "; ".join(reasons))

@@ -193,6 +193,8 @@ class _Flight:
             if reason is None:
                 continue
             self._cache.remove(row)
+            if row is self._entering:  # its first token was its last
+                self._entering = None
             self._count_clean(flying)
             self._rows -= 1
             self._tokens -= self._room(row.request)
@@ -217,12 +219,18 @@ class _Flight:
             self._budget.clean_batch()
 
 
-def forward(model: PreTrainedModel, device: str, step: StepPlan) -> torch.Tensor:
-    """Run one step; returns logits of shape [rows that choose, vocabulary], of the last token if none does."""
+def forward(
+    model: PreTrainedModel, device: str, step: StepPlan, windows: set[int | None] | None = None
+) -> torch.Tensor:
+    """Run one step; returns logits of shape [rows that choose, vocabulary], of the last token if none does.
+
+    Adds the sliding windows that the layers asked for to `windows`.
+    """
     import torch
 
     keep = torch.tensor(step.choosing_places or [len(step.input_ids) - 1], device=device)
-    with torch.inference_mode(), running(PackedStep(step.groups, step.segments, step.prefix)):
+    packed = PackedStep(step.groups, step.segments, step.prefix, set() if windows is None else windows)
+    with torch.inference_mode(), running(packed):
         output = model(
             input_ids=torch.tensor([step.input_ids], device=device),
             position_ids=torch.tensor([step.positions], device=device),

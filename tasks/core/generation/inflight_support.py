@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from tasks.core.generation.batching import Request
@@ -30,8 +31,12 @@ def why_unsupported(model: LoadedModel, settings: GenerationSettings) -> str | N
         return "beam search"
     if model.model.config.is_encoder_decoder:
         return "an encoder-decoder model"
+    layer_types = getattr(model.model.config.get_text_config(), "layer_types", None) or []
+    if "chunked_attention" in layer_types:
+        return "chunked attention"
+    windows: set[int | None] = set()
     try:
-        difference = _largest_difference(model)
+        difference = _largest_difference(model, windows)
     except (
         NotImplementedError,
         TypeError,
@@ -50,11 +55,27 @@ def why_unsupported(model: LoadedModel, settings: GenerationSettings) -> str | N
         return (
             f"{type(model.model).__name__} gives other logits with packed attention (off by {difference:.1%})"
         )
+    window = _sliding_window(model, layer_types)
+    if window is not None and window not in windows:  # the probe is too short to feel a wide one
+        return (
+            f"{type(model.model).__name__} does not tell its attention the sliding window of {window} tokens"
+        )
     return None
 
 
-def _largest_difference(model: LoadedModel) -> float:
-    """Relative difference of the logits that packed steps and a plain forward pass give, largest over rows."""
+def _sliding_window(model: LoadedModel, layer_types: Sequence[str]) -> int | None:
+    """The window that some layer of the model uses, in tokens."""
+    config = model.model.config.get_text_config()
+    window = getattr(config, "sliding_window", None)
+    used = "sliding_attention" in layer_types if layer_types else getattr(config, "use_sliding_window", True)
+    return int(window) if window and used else None
+
+
+def _largest_difference(model: LoadedModel, windows: set[int | None]) -> float:
+    """Relative difference of the logits that packed steps and a plain forward pass give, largest over rows.
+
+    Adds the sliding windows that the layers asked for to `windows`.
+    """
     import torch
 
     from tasks.core.generation.fused_layers import fused_layers
@@ -86,7 +107,7 @@ def _largest_difference(model: LoadedModel) -> float:
                     step.prefill(row, row.missing)
             for pool in cache.active() if turn else ():
                 step.decode(pool)
-            logits = forward(model.model, model.device, step)
+            logits = forward(model.model, model.device, step, windows)
             for row, scores in zip(step.choosing, logits, strict=True):
                 packed[row.request.position].append(scores.float())
                 if turn < PROBE_DECODED:

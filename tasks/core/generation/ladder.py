@@ -26,6 +26,7 @@ def generate_all(
     Errors other than running out of memory pass through. Raises KeyboardInterrupt after a Ctrl-C, see interruption.py.
     """
     failed_rows: list[GeneratedRow] = []
+    tried_alone: set[int] = set()
 
     def step_down(retry_state: tenacity.RetryCallState) -> None:
         """Runs between attempts, outside of any except block; the exception is reduced to its message first."""
@@ -42,12 +43,14 @@ def generate_all(
                 f"memory ran out before any row was started: {message}",
                 "free memory, or use a smaller model, load_in_8bit or load_in_4bit",
             )
-        if max(budget.rows_in_flight, len(returned)) == 1:
+        alone = max(budget.rows_in_flight, len(returned)) == 1
+        if alone and returned[0].position in tried_alone:
             request = queue.take()
             queue.finish(request.position)
             budget.fail_row(message)
             failed_rows.append(_error_row(request.position, message))
-        else:
+        else:  # a row that is alone may have had the slots of finished rows beside it: it is tried once more
+            tried_alone.update(request.position for request in returned if alone)
             budget.shrink(message)
 
     retrying = tenacity.Retrying(

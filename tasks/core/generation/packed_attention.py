@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -105,19 +106,22 @@ class PackedStep:
     segments: list[PrefillSegment]
     prefix: Row | None = None
     """The prefix that all rows of the step read in one place, if there is one."""
+    windows: set[int | None] = field(default_factory=set)
+    """Sliding windows that the model's layers asked for."""
 
 
-_current: list[PackedStep] = []
+# Of the context, not of the process: two threads may generate at once.
+_current: ContextVar[PackedStep] = ContextVar("packed_step")
 
 
 @contextmanager
 def running(step: PackedStep) -> Iterator[None]:
     """Make `step` the one that the attention function serves."""
-    _current.append(step)
+    token = _current.set(step)
     try:
         yield
     finally:
-        _current.pop()
+        _current.reset(token)
 
 
 @contextmanager
@@ -165,7 +169,8 @@ def attend(
     for name in ("s_aux", "position_bias"):
         if kwargs.get(name) is not None:
             raise NotImplementedError(f"attention with {name}")
-    step = _current[-1]
+    step = _current.get()
+    step.windows.add(sliding_window)
     call = _Call(
         layer=int(module.layer_idx),  # type: ignore[arg-type]
         query=query,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from tasks.core.generation.batching import Request, RequestQueue
 from tasks.core.generation.budget import TokenBudget
 from tasks.core.generation.engine import GeneratedRow
+from tasks.core.generation.inflight_support import why_unsupported
 from tasks.core.generation.memory import is_out_of_memory
 from tasks.core.generation.stopping import StopRules, eos_token_ids
 from tasks.core.records import GenerationSettings
@@ -31,6 +32,7 @@ class PagedBatchEngine:
     name = "continuous"
 
     def __init__(self, model: LoadedModel, settings: GenerationSettings) -> None:
+        self._loaded = model
         self._model = model.model
         self._settings = settings
         self._pad_id = model.tokenizer.pad_token_id
@@ -48,9 +50,8 @@ class PagedBatchEngine:
             return "min_new_tokens and repetition_penalty"
         if not hasattr(self._model, "continuous_batching_context_manager"):
             return f"{type(self._model).__name__} has no continuous batching"
-        if self._model.config.is_encoder_decoder:
-            return "an encoder-decoder model"
-        return None
+        # It packs rows into one sequence too, and checks no model for whether that changes the answers.
+        return why_unsupported(self._loaded, settings)
 
     def generate(self, queue: RequestQueue, budget: TokenBudget) -> Iterator[GeneratedRow]:
         """Answer the queue; see Engine.generate."""

@@ -97,7 +97,7 @@ class Pool:
             self.rows.append(row)
         row.pool, row.slot = self, slot
         if len(self.rows) > self._slots:
-            self._grow(max(1, 2 * self._slots))
+            self._resize(self._slots + max(1, int(self._slots * self._growth())))
 
     def remove(self, row: Row) -> None:
         """Free the row's slot. An empty pool gives its memory back."""
@@ -114,6 +114,8 @@ class Pool:
         if not self.rows:
             self.layers.clear()
             self._slots = 0
+        elif len(self.rows) <= self._slots // 2:
+            self._resize(len(self.rows))
 
     def _trim(self) -> None:
         while self.rows and self.rows[-1] is None:
@@ -151,14 +153,20 @@ class Pool:
             self.layers[index] = store
         return store
 
-    def _grow(self, slots: int) -> None:
-        used = self._slots
+    def _growth(self) -> float:
+        """Share by which the slots grow: on CPU, where untouched pages take no memory, fewer copies count more."""
+        on_cpu = all(store.keys.device.type == "cpu" for store in self.layers.values())
+        return 1.0 if on_cpu else 0.25
+
+    def _resize(self, slots: int) -> None:
+        """Make room for `slots` rows; the slots that both sizes have are copied."""
+        used = min(self._slots, slots)
         self._slots = slots
         for index, old in self.layers.items():
             keys = _zeros((slots * old.heads, *old.keys.shape[1:]), old.keys)
             values = _zeros((slots * old.heads, *old.values.shape[1:]), old.values)
-            keys[: used * old.heads] = old.keys
-            values[: used * old.heads] = old.values
+            keys[: used * old.heads] = old.keys[: used * old.heads]
+            values[: used * old.heads] = old.values[: used * old.heads]
             self.layers[index] = LayerStore(keys, values, old.heads)
 
     def copy_slot(self, source: int, target_pool: Pool, target: int, length: int) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from tasks.core.generation.batching import Request, RequestQueue
 from tasks.core.generation.budget import TokenBudget
 from tasks.core.generation.engine import GeneratedRow
+from tasks.core.generation.rotary import independent_tokens
 from tasks.core.generation.sampling import TokenChooser
 from tasks.core.generation.stopping import StopRules, eos_token_ids
 from tasks.core.records import GenerationSettings
@@ -38,6 +39,7 @@ class SortedBatchEngine:
         self._settings = settings
         self._eos = eos_token_ids(model.model, model.tokenizer)
         self._stop = StopRules(model.tokenizer, self._eos, settings.stop_strings)
+        self._independent_tokens = independent_tokens(model.model)
 
     def unsupported(self) -> str | None:
         """Nothing is: this engine is the fallback of the others."""
@@ -45,12 +47,15 @@ class SortedBatchEngine:
 
     def generate(self, queue: RequestQueue, budget: TokenBudget) -> Iterator[GeneratedRow]:
         """Answer the queue batch by batch; see Engine.generate."""
-        one_by_one = self._settings.num_beams > 1 and self._settings.do_sample
+        beams = self._settings.num_beams
+        max_rows = 1 if beams > 1 and self._settings.do_sample else budget.max_rows
         while queue:
-            batch = queue.take_batch(budget.limit_tokens, 1 if one_by_one else budget.max_rows)
+            batch = queue.take_batch(
+                budget.limit_tokens // beams, max_rows, alone_beyond_tokens=self._independent_tokens
+            )
             width = max(len(request.token_ids) for request in batch)
             room = width + max(request.max_new_tokens for request in batch)
-            budget.admit(len(batch), len(batch) * room * self._settings.num_beams, queue.only_taken_id)
+            budget.admit(len(batch), len(batch) * room * beams, queue.only_taken_id)
             started = time.perf_counter()
             answers = self._answer(batch, width)
             seconds = time.perf_counter() - started
@@ -67,19 +72,19 @@ class SortedBatchEngine:
 
     def stream(self, request: Request, streamer: TextIteratorStreamer, cancelled: threading.Event) -> None:
         """Answer one request, feeding `streamer`; setting `cancelled` ends it at the next token."""
-        from transformers import StoppingCriteriaList
 
         def is_cancelled(input_ids: torch.Tensor, _scores: object, **_unused: object) -> torch.Tensor:
             import torch
 
             return torch.full((input_ids.shape[0],), cancelled.is_set(), device=input_ids.device)
 
-        criteria = StoppingCriteriaList([is_cancelled])
-        self._answer([request], len(request.token_ids), streamer=streamer, stopping_criteria=criteria)
+        self._answer([request], len(request.token_ids), streamer=streamer, criteria=[is_cancelled])
 
-    def _answer(self, batch: Sequence[Request], width: int, **streaming: Any) -> list[list[int]]:
+    def _answer(
+        self, batch: Sequence[Request], width: int, *, criteria: Sequence[Any] = (), **streaming: Any
+    ) -> list[list[int]]:
         import torch
-        from transformers import GenerationConfig, LogitsProcessorList
+        from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 
         pad = self._tokenizer.pad_token_id
         input_ids = torch.full((len(batch), width), pad, dtype=torch.long)
@@ -99,21 +104,23 @@ class SortedBatchEngine:
             use_cache=True,
             return_dict_in_generate=False,
         )
-        processors, extra = LogitsProcessorList(), dict(streaming)
+        processors, stopping = LogitsProcessorList(), StoppingCriteriaList(criteria)
         if beams:
             self._configure_beams(config, batch)
         else:
             processors.append(_ChosenTokenOnly(self._settings, self._eos, batch, width))
         if settings.stop_strings:
-            config.stop_strings = list(settings.stop_strings)
-            extra["tokenizer"] = self._tokenizer
+            stopping.append(_StopStringInAnswer(self._stop, width))
         with torch.inference_mode():
+            if self._independent_tokens is not None:  # a short pass takes back what a long row has set
+                self._model(input_ids=input_ids[:, :1].to(self._device), use_cache=False)
             output = self._model.generate(
                 input_ids=input_ids.to(self._device),
                 attention_mask=attention_mask.to(self._device),
                 generation_config=config,
                 logits_processor=processors,
-                **extra,
+                stopping_criteria=stopping,
+                **streaming,
             )
         return [list(map(int, row)) for row in output[:, width:].tolist()]
 
@@ -129,6 +136,20 @@ class SortedBatchEngine:
             config.top_k, config.top_p, config.min_p = settings.top_k, settings.top_p, settings.min_p
             seed = hashlib.blake2b(f"{settings.seed}:{batch[0].id}".encode(), digest_size=8).digest()
             torch.manual_seed(int.from_bytes(seed, "little") % (1 << 63))
+
+
+class _StopStringInAnswer:
+    """A stopping criterion of transformers by our own rules: theirs look into the prompt's end as well."""
+
+    def __init__(self, stop: StopRules, width: int) -> None:
+        self._stop, self._width = stop, width
+
+    def __call__(self, input_ids: torch.Tensor, _scores: object, **_unused: object) -> torch.Tensor:
+        import torch
+
+        answers = input_ids[:, self._width :].tolist()
+        ended = [self._stop.ends_with_stop_string(answer) for answer in answers]
+        return torch.tensor(ended, device=input_ids.device)
 
 
 class _ChosenTokenOnly:

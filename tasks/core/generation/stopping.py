@@ -45,11 +45,16 @@ class StopRules:
         """Why the row is finished after `token_ids` (its new tokens), or None when it goes on."""
         if token_ids and token_ids[-1] in self._eos:
             return "stop"
-        if self._strings:
-            tail = self._decode(token_ids[-self._window_tokens :])
-            if any(text in tail for text in self._strings):
-                return "stop"
+        if self.ends_with_stop_string(token_ids):
+            return "stop"
         return "length" if len(token_ids) >= max_new_tokens else None
+
+    def ends_with_stop_string(self, token_ids: Sequence[int]) -> bool:
+        """Whether the newest of `token_ids` complete a stop string."""
+        if not self._strings:
+            return False
+        tail = self._decode(token_ids[-self._window_tokens :])
+        return any(text in tail for text in self._strings)
 
     def cut(
         self, token_ids: Sequence[int], max_new_tokens: int
