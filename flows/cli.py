@@ -279,6 +279,8 @@ def compare(
 ) -> None:
     """Compare two runs on the rows that both answered; RUN_A is before, RUN_B after. Calls no model."""
     loaded = _prepare(config, NO_COMMON, settings)
+    if out is not None and out.is_file():
+        raise ConfigError(f"--out {out} is a file", "name a folder; it is made when it is not there")
     results.compare(run_a, run_b, loaded, directory=out, open_report=open_report)
 
 

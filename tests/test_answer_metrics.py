@@ -95,7 +95,8 @@ def test_numeric_match_finds_the_result_of_every_gsm8k_reference(shared_data_dir
 def test_regex_match_searches_the_reference_as_a_pattern() -> None:
     assert regex_match("It was in 1984.", r"\b19\d\d\b") == 1.0
     assert regex_match("It was in 2084.", r"\b19\d\d\b") == 0.0
-    assert regex_match("x", "(") is None
+    for no_pattern in ("(", "a{99999999999999999999}", "(" * 5000 + ")" * 5000):
+        assert regex_match("x", no_pattern) is None
 
 
 @pytest.mark.parametrize(
@@ -137,6 +138,8 @@ def test_a_pattern_may_be_part_of_the_metrics_name() -> None:
 def test_a_pattern_that_is_none_is_refused_with_its_position() -> None:
     with pytest.raises(EvaluationError, match=r"unterminated .* at position 0"):
         resolve(["regex_match:(x"])
+    with pytest.raises(EvaluationError, match="the repetition number is too large"):
+        resolve(["regex_match:a{99999999999999999999}"])
 
 
 def test_an_undecidable_reference_is_unscored_with_its_reason() -> None:
@@ -222,9 +225,25 @@ def wrong(row):
 
 def far(row):
     return 7
+
+def half(row):
+    "  "
+    return 0.5
+half.kind = "binary"
+
+def ten(row):
+    return 1
+ten.maximum = "ten"
+
+def ten_or_not(row):
+    return 10
+ten_or_not.kind, ten_or_not.maximum = "binary", 10
 ''',
         encoding="utf-8",
     )
+    (tmp_path / "no_such_name.py").write_text("x = undefined\n")
+    (tmp_path / "no_syntax.py").write_text("def x(:\n")
+    (tmp_path / "leaving.py").write_text("raise SystemExit(3)\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     return tmp_path
@@ -254,6 +273,12 @@ def test_a_function_states_range_and_direction_by_attributes_and_none_is_unscore
         ("own_metrics:wrong", "gave 'yes' for row '0000-0'"),
         ("own_metrics:far", r"gave 7 for row '0000-0', outside of \[0, 1\]"),
         ("own_metrics:missing", "has no function 'missing'"),
+        ("own_metrics:half", r"gave 0\.5 for row '0000-0', but its kind is binary"),
+        ("own_metrics:ten", "has minimum 0.0 and maximum 'ten'"),
+        ("own_metrics:ten_or_not", "is binary with values from 0 to 10"),
+        ("no_such_name:x", "fails when it is imported: NameError: name 'undefined' is not defined"),
+        ("no_syntax:x", r"fails when it is imported: SyntaxError: .*line 1"),
+        ("leaving:x", "fails when it is imported: SystemExit: 3"),
         ("no_such_module:x", "the module 'no_such_module' cannot be imported"),
     ],
 )

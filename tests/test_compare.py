@@ -120,9 +120,14 @@ def test_a_report_is_written_again_from_the_scores(folder: Path) -> None:
         (["report", "tunde"], "did you mean tuned"),
         (["compare", "base", "nothing"], "there is no run 'nothing'"),
         (["compare", "base", "base"], "are the same run"),
+        (["compare", "base", "tuned", "--out", "runs/base/manifest.json"], "manifest.json is a file"),
+        (
+            ["compare", "base", "tuned", "--out", "runs/base/manifest.json/x"],
+            "could not be written: Not a dir",
+        ),
         (["runs", "--html", "a.html", "b.html"], "--html was given 2 paths"),
     ],
-    ids=["not evaluated", "misspelt", "unknown", "itself", "two paths"],
+    ids=["not evaluated", "misspelt", "unknown", "itself", "a file", "in a file", "two paths"],
 )
 def test_a_mistake_is_told_without_a_traceback(folder: Path, tokens: list[str], words: str) -> None:
     done = tuneproof(folder, *tokens)

@@ -32,6 +32,9 @@ _RELATIVE_TOLERANCE = Decimal("1e-9")
 _UNSPACED = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]")
 _FENCE = re.compile(r"\A\s*```[\w-]*\s*\n(.*?)\n?\s*```\s*\Z", re.DOTALL)
 
+# What compiling raises: wrong syntax, a repetition that is too large, groups within groups without end.
+_NO_PATTERN = (re.error, OverflowError, RecursionError)
+
 
 def contains(answer: str, reference: str) -> float | None:
     """1 when the normalised reference stands in the normalised answer as whole words; None for no words."""
@@ -86,7 +89,7 @@ def regex_match(answer: str, reference: str) -> float | None:
     """1 when the reference, read as a regular expression, is found in the answer; None when it is none."""
     try:
         return float(re.search(reference, answer) is not None)
-    except re.error:
+    except _NO_PATTERN:
         return None
 
 
@@ -158,10 +161,8 @@ def pattern_family(pattern: str) -> MetricFamily:
     name = f"regex_match:{pattern}"
     try:
         re.compile(pattern)
-    except re.error as error:
-        raise EvaluationError(
-            f"metric {name!r}: {error} at position {error.pos}", "correct the regular expression"
-        ) from error
+    except _NO_PATTERN as error:
+        raise EvaluationError(f"metric {name!r}: {error}", "correct the regular expression") from error
     metric = Metric(
         name,
         f"The pattern {pattern} is found in the answer.",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -77,7 +77,8 @@ def replacing(path: Path) -> Iterator[Path]:
             "free some space or check the permissions of the directory; scoring again calls no model",
         ) from error
     finally:
-        partial_path.unlink(missing_ok=True)
+        with suppress(OSError):  # where nothing could be written, nothing is left behind
+            partial_path.unlink()
 
 
 def row_scores(candidate: ScoreTable, baseline: ScoreTable | None) -> Iterator[RowScores]:

@@ -27,7 +27,7 @@ class UserScore:
     function: Callable[[Prediction], Any]
 
     def __call__(self, rows: Sequence[Prediction]) -> BatchScores:
-        """Score a batch. Raises EvaluationError when the function fails or leaves its stated range."""
+        """Score a batch. Raises EvaluationError when the function fails or leaves its stated range or kind."""
         values = np.full(len(rows), np.nan)
         reasons: list[str | None] = [None] * len(rows)
         for i, row in enumerate(rows):
@@ -64,6 +64,11 @@ class UserScore:
                 f"[{self.metric.minimum:g}, {self.metric.maximum:g}]",
                 "set minimum and maximum on the function, e.g. my_metric.maximum = 10",
             )
+        if self.metric.kind == "binary" and value not in (0.0, 1.0):
+            raise EvaluationError(
+                f"metric {name!r} gave {value:g} for row {row.id!r}, but its kind is binary",
+                'return True or False (1 or 0), or set its kind to "continuous"',
+            )
         return value
 
 
@@ -72,11 +77,12 @@ def user_family(name: str) -> MetricFamily:
 
     Attributes of the function describe it: kind ("continuous"), direction ("higher"), minimum (0),
     maximum (1), errors_are_wrong (True); its docstring's first line is the description.
-    Raises EvaluationError when there is no such module or function.
+    Raises EvaluationError when there is no such module or function, the module cannot be imported, or an attribute
+    says nothing that is meant.
     """
     module_name, _, function_name = name.partition(":")
     function = _find(name, module_name, function_name)
-    described = (getattr(function, "__doc__", None) or f"The function {name}.").strip().splitlines()[0]
+    described = (getattr(function, "__doc__", None) or "").strip() or f"The function {name}."
     kind: Kind = getattr(function, "kind", "continuous")
     direction: Direction = getattr(function, "direction", "higher")
     if kind not in get_args(Kind) or direction not in get_args(Direction):
@@ -84,18 +90,39 @@ def user_family(name: str) -> MetricFamily:
             f"metric {name!r} has kind {kind!r} and direction {direction!r}",
             'kind is "binary" or "continuous"; direction is "higher", "lower" or "none"',
         )
+    minimum, maximum = _range(name, function)
+    if kind == "binary" and (minimum, maximum) != (0.0, 1.0):
+        raise EvaluationError(
+            f"metric {name!r} is binary with values from {minimum:g} to {maximum:g}",
+            'a binary metric gives 0 or 1; leave minimum and maximum out, or set its kind to "continuous"',
+        )
     metric = Metric(
         name,
-        described,
+        described.splitlines()[0],
         f"your function {name}",
         kind=kind,
         direction=direction,
-        minimum=float(getattr(function, "minimum", 0.0)),
-        maximum=float(getattr(function, "maximum", 1.0)),
+        minimum=minimum,
+        maximum=maximum,
         unscored_when="the function returns None",
         errors_are_wrong=bool(getattr(function, "errors_are_wrong", True)),
     )
     return MetricFamily(name, (metric,), UserScore(metric, function), in_process=True)
+
+
+def _range(name: str, function: Callable[[Prediction], Any]) -> tuple[float, float]:
+    """Smallest and largest value that the function says it gives."""
+    given = getattr(function, "minimum", 0.0), getattr(function, "maximum", 1.0)
+    try:
+        minimum, maximum = map(float, given)
+        if minimum < maximum:
+            return minimum, maximum
+    except (TypeError, ValueError, OverflowError):
+        pass
+    raise EvaluationError(
+        f"metric {name!r} has minimum {given[0]!r} and maximum {given[1]!r}",
+        "set them to numbers, the smaller one first; float('inf') where there is no limit",
+    )
 
 
 def _find(name: str, module_name: str, function_name: str) -> Callable[[Prediction], Any]:
@@ -109,6 +136,12 @@ def _find(name: str, module_name: str, function_name: str) -> Callable[[Predicti
             f"metric {name!r}: the module {module_name!r} cannot be imported: {error}",
             f"write it as module:function, with {module_name.replace('.', '/')}.py in the working directory "
             "or installed",
+        ) from error
+    except (Exception, SystemExit) as error:
+        raise EvaluationError(
+            f"metric {name!r}: the module {module_name!r} fails when it is imported: "
+            f"{type(error).__name__}: {error}",
+            "correct the module",
         ) from error
     function = getattr(module, function_name, None)
     if not callable(function):
