@@ -16,6 +16,7 @@ from tasks.core.errors import DataError, EvaluationError
 from tasks.core.evaluation.evaluate import evaluate_run, report_run, score_run
 from tasks.core.evaluation.outputs import read_scores, read_summary
 from tasks.core.models.digests import weights_sha256
+from tasks.core.records import Message
 from tasks.evaluator import Evaluator
 from tests.evaluation_runs import row, sums, training, write_run
 
@@ -173,6 +174,17 @@ def test_the_answer_is_about_the_first_metric_that_has_a_better_and_a_worse(tmp_
     assert summary.answer.startswith(
         "Answer characters: the candidate's figure is lower than its baseline's. Answer characters"
     )
+
+
+def test_conversations_that_end_alike_are_different_questions(tmp_path: Path) -> None:
+    rows = [
+        row(i, "yes", "yes", question="Is it?").model_copy(
+            update={"earlier_turns": (Message("user", f"There is city {i // 2}."),)}
+        )
+        for i in range(6)
+    ]
+    summary = evaluate_run(write_run(tmp_path / "run", rows), None, EvaluatorConfig(metrics=("exact_match",)))
+    assert summary.candidate.distinct_questions == 3
 
 
 def test_the_summary_tells_errors_cut_answers_and_unscored_rows_apart(tmp_path: Path) -> None:

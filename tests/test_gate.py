@@ -20,8 +20,10 @@ from tasks.core.evaluation.comparison import compare_tables
 from tasks.core.evaluation.gate import GateInputs, NoiseFloor, decide, primary_of
 from tasks.core.evaluation.metric import FloatArray, Metric
 from tasks.core.evaluation.metrics import reported, resolve
+from tasks.core.evaluation.overlap import training_overlap
 from tasks.core.evaluation.summary import EvaluationSummary, OverlapSummary, Verdict
 from tasks.core.models.registry import write_manifest
+from tasks.core.records import Prediction
 from tasks.evaluator import Evaluator
 from tests.evaluation_runs import row, sums, training, write_run
 
@@ -431,6 +433,41 @@ def test_test_questions_in_the_training_data_are_found_kept_and_stop_the_promoti
     assert summary.verdict.decision == "inconclusive"
     data.unlink()
     assert evaluated(runs).overlap == summary.overlap
+
+
+def test_conversations_in_the_training_data_are_compared_by_all_turns(tmp_path: Path) -> None:
+    def conversation(i: int) -> dict[str, Any]:
+        said = f"Tell me about city number {i}", f"It is city {i}.", "And how many people live there today?"
+        roles = ("user", "assistant", "user", "assistant")
+        turns = [{"role": r, "content": c} for r, c in zip(roles, (*said, str(i)), strict=True)]
+        return {"messages": turns}
+
+    data = tmp_path / "train.jsonl"
+    trained, tested = ([conversation(i) for i in numbers] for numbers in (range(60), range(55, 95)))
+    data.write_text("".join(json.dumps(row) + "\n" for row in trained))
+    mapping = ColumnMapping("question", "answer")
+    ids = "\n".join(example.id for example in examples(trained, mapping))
+    manifest = training(tmp_path / "model").model_copy(
+        update={
+            "training_data_id": str(data),
+            "training_row_count": 60,
+            "training_rows_sha256": hashlib.sha256(ids.encode()).hexdigest(),
+            "settings": {
+                "question_column": "question",
+                "ground_truth_column": "answer",
+                "system_prompt_column": None,
+                "system_prompt_override_text": None,
+                "training_data_split": "train",
+            },
+        }
+    )
+    rows = [
+        Prediction(id=str(i), question=e.question, earlier_turns=e.earlier_turns, ground_truth=e.reference)
+        for i, e in enumerate(examples(tested, mapping))
+    ]
+    found = training_overlap(manifest, rows, tmp_path)
+    assert isinstance(found, OverlapSummary)
+    assert (found.exact_test_rows, found.test_rows) == (5, 40)
 
 
 def test_a_repeated_subset_is_the_noise_floor(runs: Path) -> None:

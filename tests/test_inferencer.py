@@ -22,6 +22,7 @@ from tasks.core.generation.published import read_predictions
 from tasks.core.generation.run_dir import RunDir
 from tasks.core.records import Message, Prediction
 from tasks.inferencer import Inferencer
+from tests.model_runs import make_run
 
 ROWS = 24
 
@@ -68,6 +69,25 @@ def test_every_row_is_published_once_in_dataset_order(
     assert [prediction.ground_truth for prediction in predictions] == [str(n) for n in range(ROWS)]
     assert len({prediction.id for prediction in predictions}) == ROWS
     assert all(prediction.metadata.token_count for prediction in predictions)
+
+
+def test_a_conversation_is_published_with_what_came_before_its_question(
+    overrides: dict[str, Any], questions_path: Path
+) -> None:
+    turns = [
+        {"role": role, "content": content}
+        for role, content in (
+            ("system", "Be short."),
+            ("user", "Rome"),
+            ("assistant", "Italy"),
+            ("user", "Bern"),
+        )
+    ]
+    questions_path.write_text("\n".join(json.dumps({"messages": t}) for t in (turns, turns[3:])))
+    conversation, question = Inferencer(config(overrides)).run()
+    assert conversation.earlier_turns == (Message("user", "Rome"), Message("assistant", "Italy"))
+    assert (conversation.system_prompt, conversation.question) == ("Be short.", "Bern")
+    assert question.earlier_turns == ()
 
 
 def test_the_manifest_says_what_was_run(overrides: dict[str, Any], tiny_model_dir: Path) -> None:
@@ -159,6 +179,21 @@ def test_a_tampered_file_is_published_again_from_the_ledger_without_a_model_answ
     Inferencer(config(overrides)).infer()
     assert run.predictions_path.read_bytes() == original
     assert run.ledger_path.read_bytes() == ledger
+
+
+def test_a_runs_model_is_searched_with_prefix_and_suffix_then_by_its_bare_name(
+    overrides: dict[str, Any], tmp_path: Path, tiny_model_dir: Path
+) -> None:
+    def chosen() -> str:
+        named = {"model": None, "run_name": "legs", "run_name_prefix": "a-", "run_name_suffix": "-b"}
+        return Path(Inferencer(config(overrides, **named)).discover().chosen.model_id).name
+
+    models_dir = tmp_path / "models"
+    make_run(models_dir, "newest", base=tiny_model_dir, finished_at="2026-05-01T00:00:00+00:00")
+    make_run(models_dir, "legs", base=tiny_model_dir)
+    assert chosen() == "legs"
+    make_run(models_dir, "a-legs-b", base=tiny_model_dir)
+    assert chosen() == "a-legs-b"
 
 
 def test_a_second_writer_is_told_who_holds_the_run(overrides: dict[str, Any]) -> None:

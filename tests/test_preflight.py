@@ -73,6 +73,13 @@ def test_conversations_are_compared_by_all_their_user_turns() -> None:
     assert find_overlap([chat("tell me of Rome")], [chat("Tell me of Rome!")]).share == 1
 
 
+def test_rows_of_the_same_content_are_found_by_their_ids_where_earlier_turns_are_lacking() -> None:
+    turns = (Message("user", "tell me of Rome"), Message("assistant", "ok"), Message("user", "go on"))
+    train = [Example("0123456789abcdef-0", "go on", messages=turns)]
+    assert find_overlap(train, [Example("0123456789abcdef-3", "go on")]).exact_test_rows == 1
+    assert find_overlap(train, [Example("fedcba9876543210-0", "go on")]).exact_test_rows == 0
+
+
 def test_rows_without_a_question_never_match() -> None:
     bad = [Example("a", "", problem="the question is empty"), Example("b", "?!")]
     overlap = find_overlap(bad, bad)

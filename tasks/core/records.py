@@ -35,6 +35,11 @@ class Example:
     problem: str | None = None
 
     @property
+    def earlier_turns(self) -> tuple[Message, ...]:
+        """What came before the question, without the system prompt; none where a single question is asked."""
+        return tuple(message for message in (self.messages or ())[:-1] if message.role != "system")
+
+    @property
     def conversation(self) -> tuple[Message, ...]:
         """The messages to answer: system (if any), earlier turns, the question."""
         if self.messages is not None:
@@ -177,6 +182,7 @@ class Prediction(Record):
     predicted_answer: str = ""
     ground_truth: str | None = None
     error: str | None = None
+    earlier_turns: tuple[Message, ...] = Field((), description="of a conversation, before the question")
     metadata: PredictionMetadata = PredictionMetadata()
 
 

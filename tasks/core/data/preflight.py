@@ -11,7 +11,7 @@ import re
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Literal
 
@@ -28,6 +28,7 @@ _TEMPLATE_ROWS = 10
 _MAX_PAIRS = 100
 _ROWS_AT_ONCE = 2000
 _NOT_A_WORD = re.compile(r"[\W_]+")
+_CONTENT_ID = re.compile(r"([0-9a-f]{16})-\d+\Z")
 _HASH_FACTOR = np.uint64(0x9E3779B97F4A7C15)
 
 Hashes = NDArray[np.uint64]
@@ -63,6 +64,8 @@ class Overlap:
 
 def find_overlap(train: Iterable[Example], test: Iterable[Example]) -> Overlap:
     """Compare the questions (all user turns of a conversation); case, space and punctuation do not count.
+
+    Rows whose ids are those of the same content are the same in any case, as in answers that lack earlier turns.
 
     Rows without a usable question are left out of the comparison but counted. `train` is streamed once;
     memory grows with `test` only.
@@ -107,6 +110,14 @@ def _words(example: Example) -> list[str]:
     return _NOT_A_WORD.sub(" ", " ".join(turns).casefold()).split()
 
 
+def _keys(example: Example, words: Sequence[str]) -> list[int]:
+    """What two rows share when they are the same: their words, or the content that their ids are made of."""
+    if not words:
+        return []
+    content = _CONTENT_ID.match(example.id)
+    return [hash(tuple(words)), *([hash(content[1])] if content else [])]
+
+
 def _sequence_hashes(words: Sequence[str]) -> Hashes:
     """Sorted distinct hashes of all runs of five words; none for a shorter text."""
     count = len(words) - WORDS_IN_SEQUENCE + 1
@@ -131,8 +142,8 @@ class _TestIndex:
         hashes: list[Hashes] = []
         for row, example in enumerate(test):
             words = _words(example)
-            if words:
-                self._rows_of_text.setdefault(hash(tuple(words)), []).append(row)
+            for key in _keys(example, words):
+                self._rows_of_text.setdefault(key, []).append(row)
             hashes.append(_sequence_hashes(words))
         self._vocabulary, place, counts = np.unique(_joined(hashes), return_inverse=True, return_counts=True)
         self._is_template = counts > max(_TEMPLATE_ROWS, _TEMPLATE_SHARE * len(test))
@@ -147,7 +158,7 @@ class _TestIndex:
         """Record which test rows the rows of `train` ask too."""
         words = [_words(example) for example in train]
         for example, row in zip(train, words, strict=True):
-            for match in self._rows_of_text.get(hash(tuple(row)), ()) if row else ():
+            for match in chain.from_iterable(self._rows_of_text.get(key, ()) for key in _keys(example, row)):
                 if match not in self.found or self.found[match].kind == "near":
                     self.found[match] = self._pair("exact", 1.0, example, match)
         for position, known, size in self._known_sequences([_sequence_hashes(row) for row in words]):

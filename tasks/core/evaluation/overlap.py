@@ -13,13 +13,14 @@ from tasks.core.data.preflight import find_overlap
 from tasks.core.errors import TuneproofError
 from tasks.core.evaluation.summary import OverlapSummary
 from tasks.core.files import write_atomically
-from tasks.core.records import Example, ModelManifest, Prediction, Record
+from tasks.core.records import Example, Message, ModelManifest, Prediction, Record
 
 if TYPE_CHECKING:
     from hashlib import _Hash
 
 CACHE_NAME = "overlap.json"
 _QUESTIONS_KEPT = 20
+_METHOD = "all user turns, and ids"  # another one makes what was kept worthless
 
 
 class _Kept(Record):
@@ -38,9 +39,7 @@ def training_overlap(
     """
     if trained is None:
         return "the candidate's training is not known"
-    rows = [
-        Example(row.id, row.question, row.system_prompt, row.ground_truth) for row in test if row.question
-    ]
+    rows = [_asked(row) for row in test if row.question]
     key = _key(trained, rows)
     try:
         kept = _Kept.model_validate_json((cache_dir / CACHE_NAME).read_bytes())
@@ -56,10 +55,16 @@ def training_overlap(
     return found
 
 
+def _asked(row: Prediction) -> Example:
+    """The row as it was asked: training rows are compared by all their user turns, so must these be."""
+    turns = (*row.earlier_turns, Message("user", row.question)) if row.earlier_turns else None
+    return Example(row.id, row.question, row.system_prompt, row.ground_truth, turns)
+
+
 def _key(trained: ModelManifest, rows: Iterable[Example]) -> str:
-    digest = hashlib.sha256(trained.training_rows_sha256.encode())
+    digest = hashlib.sha256(f"{_METHOD}\n{trained.training_rows_sha256}".encode())
     for row in rows:
-        digest.update(row.id.encode() + b"\n")
+        digest.update(f"{row.id} {len(row.earlier_turns)}\n".encode())
     return digest.hexdigest()
 
 

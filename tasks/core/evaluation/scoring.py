@@ -138,7 +138,7 @@ class _Columns:
     def add(self, rows: Sequence[Prediction], batches: Sequence[BatchScores]) -> None:
         errors = np.array([row.error is not None for row in rows])
         self._ids.extend(row.id for row in rows)
-        self._questions.extend(_hash(f"{row.system_prompt or ''}\x00{row.question}") for row in rows)
+        self._questions.extend(_hash(_asked(row)) for row in rows)
         self._references.extend(_hash(row.ground_truth or "") for row in rows)
         self._errors.extend(errors)
         self._truncated.extend(row.metadata.finish_reason == "length" for row in rows)
@@ -184,6 +184,12 @@ class _Columns:
             errors=np.array(self._errors, dtype=bool),
             truncated=np.array(self._truncated, dtype=bool),
         )
+
+
+def _asked(row: Prediction) -> str:
+    """All that the model was told; rows with the same text ask the same question."""
+    turns = (f"{turn.role}\x01{turn.content}" for turn in row.earlier_turns)
+    return "\x00".join((row.system_prompt or "", *turns, row.question))
 
 
 def _hash(text: str) -> int:

@@ -88,8 +88,10 @@ def publish(
 def _prediction(
     example: Example, completion: Completion, model: ModelIdentity, config: dict[str, Any]
 ) -> dict[str, Any]:
+    earlier = [{"role": turn.role, "content": turn.content} for turn in example.earlier_turns]
     return {
         "id": example.id,
+        **({"earlier_turns": earlier} if earlier else {}),
         "question": example.question,
         "system_prompt": example.system,
         "predicted_answer": completion.text,
