@@ -62,6 +62,12 @@ def generation_settings(settings: InferencerConfig) -> GenerationSettings:
     )
 
 
+def model_run_names(settings: InferencerConfig) -> tuple[str, ...]:
+    """Return the names to search a run's model by: with prefix and suffix, as training has it, then bare."""
+    name = settings.run_name
+    return () if name is None else tuple(dict.fromkeys((settings.full_run_name(name), name)))
+
+
 def run_name(settings: InferencerConfig, given: str | None, model: ModelIdentity) -> str:
     """Return the run's directory name: given, configured, or `<model>-<dataset>`, with prefix and suffix."""
     from tasks.core.models.registry import check_run_name, slug

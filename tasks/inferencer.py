@@ -110,13 +110,14 @@ class Inferencer:
 
         if self._discovery is None:
             wanted = self._model_id or self.settings.model
+            run_names = inference_settings.model_run_names(self.settings)
             if wanted is not None and is_url(wanted):
                 self._model_url, wanted = wanted, str(local_copy(wanted))
             else:
-                bring_wanted(self.models, wanted, self.settings.run_name)
+                bring_wanted(self.models, wanted, run_names)
             self._discovery = discover_model(
                 model=wanted,
-                run_name=self.settings.run_name,
+                run_names=run_names,
                 hf_user_id=self.settings.hf_user_id,
                 models_dir=self.models.local,
             )

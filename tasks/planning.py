@@ -13,7 +13,8 @@ from tasks.core.data.columns import ColumnMapping, examples
 from tasks.core.data.preflight import check_disk_space, find_overlap
 from tasks.core.data.sources import load_rows
 from tasks.core.errors import TuneproofError
-from tasks.core.evaluation.metrics import resolve
+from tasks.core.evaluation.gate import primary_of
+from tasks.core.evaluation.metrics import reported, resolve
 from tasks.core.evaluation.scoring_models import ScoringModels
 from tasks.core.generation.ledger import index_ledgers
 from tasks.core.generation.rows import RunRows, index_rows
@@ -37,6 +38,7 @@ _BYTES_PER_ANSWER = 20_000
 # An adapter of usual rank stays below this share of its base's weights; optimizer states are two more copies.
 _ADAPTER_SHARE = 0.1
 _COPIES_PER_CHECKPOINT = 3
+_REJECTIONS_SHOWN = 5
 
 
 @dataclass(slots=True)
@@ -175,9 +177,11 @@ def _plan_inference(config: Config, *, after_training: bool) -> PlannedPhase:
         phase.tell("model", "the one that fine-tuning gives")
     else:
         with phase.finding():
-            found = inferencer.discover().chosen
+            discovery = inferencer.discover()
             identity = inferencer.identify()
-            phase.tell("model", f"{_described(identity)}: {found.reason}")
+            phase.tell("model", f"{_described(identity)}: {discovery.chosen.reason}")
+            for rejection in discovery.rejected[:_REJECTIONS_SHOWN]:
+                phase.tell("not taken", f"{rejection.model_id}: {rejection.reason}")
     rows: RunRows | None = None
     with phase.finding():
         dataset = inferencer.load_dataset()
@@ -237,9 +241,11 @@ def _tell_overlap(phase: PlannedPhase, config: Config, rows: RunRows) -> None:
 def _plan_evaluation(config: Config, *, after_inference: bool) -> PlannedPhase:
     phase, settings = PlannedPhase(EVALUATION), config.evaluator
     with phase.finding():
-        phase.tell("metrics", ", ".join(family.name for family in resolve(settings.metrics)))
+        families = resolve(settings.metrics)
+        phase.tell("metrics", ", ".join(family.name for family in families))
         for label, model in ScoringModels(settings).described().items():
             phase.tell(label, model)
+        primary_of(reported(families), config.gate)
     if not settings.judge_api_key.startswith("secret:"):
         with phase.finding():
             ScoringModels(settings).check()

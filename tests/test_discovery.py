@@ -14,9 +14,9 @@ from tests.model_runs import make_run
 
 
 def discover(
-    models_dir: Path, *, model: str | None = None, run_name: str | None = None, user: str | None = None
+    models_dir: Path, *, model: str | None = None, run_names: tuple[str, ...] = (), user: str | None = None
 ) -> Discovery:
-    return discover_model(model=model, run_name=run_name, hf_user_id=user, models_dir=models_dir)
+    return discover_model(model=model, run_names=run_names, hf_user_id=user, models_dir=models_dir)
 
 
 def reasons(discovery: Discovery) -> dict[str, str]:
@@ -117,14 +117,25 @@ def test_without_a_name_the_newest_complete_model_wins_and_the_others_say_why_no
 
 
 def test_a_run_name_wins_over_a_newer_model(models_dir: Path) -> None:
-    chosen = discover(models_dir, run_name="arithmetic-1", user="anna").chosen
+    chosen = discover(models_dir, run_names=("arithmetic-1",), user="anna").chosen
     assert (chosen.model_id, chosen.source) == (str(models_dir / "arithmetic-1"), "local run")
 
 
-def test_a_run_name_that_names_no_model_falls_back_to_the_newest_and_says_so(models_dir: Path) -> None:
-    found = discover(models_dir, run_name="my-inference-run", user="anna")
+def test_the_first_run_name_that_is_there_wins_without_a_warning(
+    models_dir: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    found = discover(models_dir, run_names=("a-arithmetic-1-b", "arithmetic-1"))
+    assert found.chosen.model_id == str(models_dir / "arithmetic-1")
+    assert not caplog.records
+
+
+def test_a_run_name_that_names_no_model_falls_back_to_the_newest_and_says_so(
+    models_dir: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    found = discover(models_dir, run_names=("my-inference-run",), user="anna")
     assert found.chosen.model_id == str(models_dir / "arithmetic-2")
     assert reasons(found)["my-inference-run"] == "no such directory"
+    assert "no model is called my-inference-run; " in caplog.text
     assert any("anna/my-inference-run on the Hub" in rejection.model_id for rejection in found.rejected)
 
 
@@ -152,7 +163,7 @@ def test_the_hub_is_asked_in_the_order_run_then_newest(
         second_commit = hub.add("anna/second", tiny_model_dir)
         hub.add("anna/third", pickled)
         hub.add("ben/other", tiny_model_dir)
-        by_run = discover(nothing_local, run_name="first", user="anna")
+        by_run = discover(nothing_local, run_names=("first",), user="anna")
         newest = discover(nothing_local, user="anna")
         explicit = discover(nothing_local, model="ben/other")
     assert (by_run.chosen.model_id, by_run.chosen.revision) == ("anna/first", first_commit)

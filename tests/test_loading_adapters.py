@@ -107,6 +107,22 @@ def test_a_base_that_changed_since_training_is_warned_of(
         assert "trained on other weights" in caplog.text
 
 
+def test_a_chat_template_that_changed_since_training_is_warned_of(
+    model_copy: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    adapter_dir = save_adapter(model_copy, tmp_path / "adapter")
+    template = identify(spec_of(adapter_dir)).chat_template_sha256
+    edit_json(adapter_dir / "tuneproof_manifest.json", chat_template_sha256=template)
+    with caplog.at_level(logging.WARNING):
+        identify(spec_of(adapter_dir))
+        assert "another chat template" not in caplog.text
+        changed = build_tiny_tokenizer()
+        changed.chat_template = "{{ messages[0]['content'] }}"
+        changed.save_pretrained(adapter_dir)
+        identify(spec_of(adapter_dir))
+        assert "was trained with another chat template" in caplog.text
+
+
 def test_an_adapter_trained_on_a_loaded_model_finds_its_base_from_any_directory(
     tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

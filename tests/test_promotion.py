@@ -90,7 +90,7 @@ def test_a_promotion_says_what_when_by_whom_and_on_which_evidence(models: Path) 
 
 def test_the_promoted_model_is_what_discovery_gives(models: Path) -> None:
     promote_in_turn(models, "one", "two")
-    found = discover_model(model="promoted", run_name=None, hf_user_id=None, models_dir=models).chosen
+    found = discover_model(model="promoted", hf_user_id=None, models_dir=models).chosen
     assert (found.model_id, found.source) == (str(models / "two"), "promoted")
 
 

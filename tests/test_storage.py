@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -284,9 +288,9 @@ def test_the_newest_complete_model_at_a_url_is_found_and_only_that_one_is_brough
         )
     machine.use("two")
     assert [manifest.run_name for manifest in list_manifests(models)] == ["new", "old"]
-    bring_wanted(models, None, None)
+    bring_wanted(models, None)
     assert [path.name for path in models.local.iterdir() if path.is_dir()] == ["new"]
-    bring_wanted(models, "old", None)
+    bring_wanted(models, "old")
     assert (models.local / "old" / "adapter_model.safetensors").is_file()
 
 
@@ -301,6 +305,28 @@ def test_a_file_is_brought_again_only_when_it_changed_there(bucket: str, machine
     store.write("run/a.txt", b"other")
     store.pull("run")
     assert path.read_text() == "other"
+
+
+def test_two_processes_that_want_the_same_file_at_once_both_get_it_whole(
+    bucket: str, machine: Machine
+) -> None:
+    content = os.urandom(100_000)
+    Store(bucket).write("m/model.safetensors", content)
+    command = [sys.executable, "-m", "tests.slow_fetch", f"{bucket}/m"]
+    processes = [
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(2)
+    ]
+    for process in processes:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write("go\n")
+        process.stdin.flush()
+        time.sleep(0.2)
+    digests = [process.communicate(timeout=60)[0].strip() for process in processes]
+    assert digests == [hashlib.sha256(content).hexdigest()] * 2
+    assert [path.name for path in (Store(bucket).local / "m").iterdir()] == ["model.safetensors"]
 
 
 @pytest.mark.parametrize(

@@ -128,7 +128,7 @@ def test_the_promoted_model_is_the_better_one_and_rollback_gives_the_first(
     assert promoted_run(models_dir) == "better"
     restored, replaced = Promoter(config, by="anna").roll_back(reason="for the test")
     assert (restored.run_name, replaced.run_name) == ("start", "better")
-    found = discover_model(model="promoted", run_name=None, hf_user_id=None, models_dir=models_dir)
+    found = discover_model(model="promoted", hf_user_id=None, models_dir=models_dir)
     assert found.chosen.model_id == str(models_dir / "start")
     told = [(entry.action, entry.promotion.run_name) for entry in promotion_history(models_dir)]
     assert told == [("promote", "start"), ("promote", "better"), ("rollback", "start")]

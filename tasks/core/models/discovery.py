@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -55,25 +56,32 @@ class _Search:
 
 
 def discover_model(
-    *, model: str | None, run_name: str | None, hf_user_id: str | None, models_dir: Path
+    *, model: str | None, run_names: Sequence[str] = (), hf_user_id: str | None, models_dir: Path
 ) -> Discovery:
-    """Choose a model: `model` if given; else the run, locally or as `{hf_user_id}/{run_name}` on the Hub; else
-    the newest complete one under `models_dir`; else the newest on the Hub for that user.
+    """Choose a model: `model` if given; else the first of `run_names` that is there, locally or as
+    `{hf_user_id}/{run_name}` on the Hub; else the newest complete one under `models_dir`; else the newest on the
+    Hub for that user.
 
-    A named `model` that cannot be used is an error, never a reason to take another one. Raises
-    ModelNotFoundError, which lists what was searched and the nearest names.
+    A named `model` that cannot be used is an error, never a reason to take another one; for a run's name, which
+    may be that of the answers alone, another one is taken with a warning. Raises ModelNotFoundError, which lists
+    what was searched and the nearest names.
     """
     search = _Search(models_dir)
     if model is not None:
         chosen = _explicit(search, model)
     else:
         chosen = (
-            _named_run(search, run_name, hf_user_id)
+            _first_named_run(search, run_names, hf_user_id)
             or _newest_local(search)
             or _newest_on_hub(search, hf_user_id)
         )
     if chosen is None:
-        raise _not_found(search, model if model is not None else run_name)
+        raise _not_found(search, model if model is not None else next(iter(run_names), None))
+    if model is None and run_names and chosen.source in ("newest local", "newest on the Hub"):
+        logger.warning(
+            "no model is called %s; %s answers instead (inferencer.model chooses one)",
+            *(" or ".join(run_names), chosen.model_id),
+        )
     logger.info("model %s: %s", chosen.model_id, chosen.reason)
     return Discovery(chosen, tuple(search.rejected))
 
@@ -134,9 +142,12 @@ def _why_not_loadable(path: Path) -> str | None:
     return None if base is None else f"an adapter whose base {base} is missing"
 
 
-def _named_run(search: _Search, run_name: str | None, hf_user_id: str | None) -> Candidate | None:
-    if run_name is None:
-        return None
+def _first_named_run(search: _Search, run_names: Sequence[str], hf_user_id: str | None) -> Candidate | None:
+    found = (_named_run(search, run_name, hf_user_id) for run_name in run_names)
+    return next((candidate for candidate in found if candidate is not None), None)
+
+
+def _named_run(search: _Search, run_name: str, hf_user_id: str | None) -> Candidate | None:
     local = _local_run(search, run_name, f"the run {run_name} is under models_dir")
     if local is not None or hf_user_id is None:
         return local

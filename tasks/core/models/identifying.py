@@ -55,7 +55,7 @@ def identity_of(
         chat_template_sha256=chat_template_sha256(tokenizer),
         vocab_size=config.get_text_config().vocab_size,
     )
-    _warn_of_another_base(source, identity)
+    _warn_of_differences(source, identity)
     return identity
 
 
@@ -120,13 +120,18 @@ def _config_dtype(config: PretrainedConfig) -> str | None:
     return None if dtype is None else str(dtype).removeprefix("torch.")
 
 
-def _warn_of_another_base(source: ModelSource, identity: ModelIdentity) -> None:
-    if source.adapter is None:
-        return
-    manifest = checking.read_json(source.adapter.directory / "tuneproof_manifest.json")
-    trained_on = manifest.get("base_weights_sha256")
-    if trained_on is not None and trained_on != identity.weights_sha256:
+def _warn_of_differences(source: ModelSource, identity: ModelIdentity) -> None:
+    """Tell when base weights or chat template are not those that the manifest says the model was trained with."""
+    named = source.base if source.adapter is None else source.adapter
+    manifest = checking.read_json(named.directory / "tuneproof_manifest.json")
+    trained_on, template = manifest.get("base_weights_sha256"), manifest.get("chat_template_sha256")
+    if source.adapter is not None and trained_on is not None and trained_on != identity.weights_sha256:
         logger.warning(
             "%s was trained on other weights of %s (%s…) than those found now (%s…); its answers may suffer",
-            *(source.adapter.model_id, source.base.model_id, trained_on[:12], identity.weights_sha256[:12]),
+            *(named.model_id, source.base.model_id, trained_on[:12], identity.weights_sha256[:12]),
+        )
+    if template is not None and template != identity.chat_template_sha256:
+        logger.warning(
+            "%s was trained with another chat template (%s…) than its folder has now (%s…); its answers may suffer",
+            *(named.model_id, template[:12], identity.chat_template_sha256[:12]),
         )

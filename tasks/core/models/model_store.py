@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 
@@ -58,18 +59,18 @@ def bring_model(models: Store, name: str) -> None:
     models.pull(name, leave_out=f"{name}/{_CHECKPOINTS}/")
 
 
-def bring_wanted(models: Store, wanted: str | None, run_name: str | None) -> None:
-    """Bring the model that discovery will choose: by its name, the one in use, the run's, else the newest."""
+def bring_wanted(models: Store, wanted: str | None, run_names: Sequence[str] = ()) -> None:
+    """Bring the model that discovery will choose: by its name, the one in use, a run's, else the newest."""
     if not models.is_remote:
         return
     if wanted == PROMOTED:
         bring_promoted(models)
         return
     names = set(models.names())
-    if wanted is not None or run_name in names:
-        name = wanted if wanted is not None else run_name
-        if name in names:
-            bring_model(models, str(name))
+    named = next((name for name in ((wanted,) if wanted is not None else run_names) if name in names), None)
+    if named is not None:
+        bring_model(models, named)
+    if named is not None or wanted is not None:
         return
     for manifest in list_manifests(models)[:1]:
         bring_model(models, manifest.run_name)
