@@ -111,18 +111,34 @@ class Store:
             self._fetch(files, root, {n: info for n, info in relative.items() if not n.startswith(staying)})
 
     def _fetch(self, files: AbstractFileSystem, root: str, infos: dict[str, dict[str, Any]]) -> None:
-        stamps = self._stamps()
-        news = {}
         for name, info in infos.items():
-            path, stamp = self.local / name, _stamp(info)
-            if path.is_file() and path.stat().st_size == info["size"] and stamps.get(name) == stamp:
-                continue
-            path.parent.mkdir(parents=True, exist_ok=True)
-            partial_path = path.with_name(f".{path.name}{_PARTIAL}")
-            files.get_file(posixpath.join(root, name), str(partial_path))
-            partial_path.replace(path)
-            news[name] = stamp
-        self._remember(news)
+            if not self._holds(name, info):
+                with self._fetching(name):
+                    if not self._holds(name, info):  # another process may have brought it meanwhile
+                        self._fetch_file(files, root, name)
+                        self._remember({name: _stamp(info)})
+
+    def _holds(self, name: str, info: dict[str, Any]) -> bool:
+        """Whether the mirror has this version of a file."""
+        path = self.local / name
+        whole = path.is_file() and path.stat().st_size == info["size"]
+        return whole and self._stamps().get(name) == _stamp(info)
+
+    def _fetch_file(self, files: AbstractFileSystem, root: str, name: str) -> None:
+        path = self.local / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial_path = path.with_name(f".{path.name}{_PARTIAL}")
+        files.get_file(posixpath.join(root, name), str(partial_path))
+        partial_path.replace(path)
+
+    @contextmanager
+    def _fetching(self, name: str) -> Iterator[None]:
+        """Let one process of this machine bring a file, while the others that want it wait."""
+        digest = hashlib.sha256(name.encode()).hexdigest()[:12]
+        lock_path = self.local.parent / ".locks" / f"{self.local.name}-{digest}.lock"
+        lock_path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(lock_path):
+            yield
 
     def push(self, paths: Iterable[Path]) -> None:
         """Send files of the mirror, in the given order; those that do not exist are left out.
