@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tasks.core.config import EvaluatorConfig
 from tasks.core.errors import EvaluationError
 from tasks.core.evaluation.answer_metrics import (
     contains,
@@ -18,10 +19,12 @@ from tasks.core.evaluation.answer_metrics import (
     regex_match,
 )
 from tasks.core.evaluation.behaviour_metrics import is_refusal
+from tasks.core.evaluation.evaluate import evaluate_run
 from tasks.core.evaluation.metrics import resolve
+from tasks.core.evaluation.outputs import read_scores
 from tasks.core.evaluation.scoring import ScoreTable, score_predictions
 from tasks.core.records import Prediction, PredictionMetadata
-from tests.evaluation_runs import row
+from tests.evaluation_runs import row, write_run
 
 
 @pytest.mark.parametrize(
@@ -121,6 +124,13 @@ def score(name: str, *rows: Prediction) -> ScoreTable:
     return score_predictions(rows, resolve([name]))
 
 
+def test_a_number_of_any_length_is_json() -> None:
+    number = "9" * 5000
+    assert score("json_valid", row(0, f"[{number}]", None)).values["json_valid"].tolist() == [1.0]
+    assert json_match(f"[{number}]", f"[{number}]") == 1.0
+    assert json_match(f"[{number}]", f"[{number[1:]}]") == 0.0
+
+
 def test_json_valid_needs_no_reference() -> None:
     table = score("json_valid", row(0, "[1]", None), row(1, "oops", None), row(2, "", None))
     assert table.values["json_valid"].tolist() == [1.0, 0.0, 0.0]
@@ -217,6 +227,10 @@ def marks(row):
     return None if row.ground_truth is None else len(row.predicted_answer)
 marks.maximum, marks.direction = 100, "lower"
 
+def seconds(row):
+    return len(row.predicted_answer)
+seconds.maximum, seconds.direction = float("inf"), "lower"
+
 def broken(row):
     return 1 / 0
 
@@ -254,6 +268,16 @@ def test_a_function_of_ones_own_is_a_metric() -> None:
     table = score("own_metrics:polite", row(0, "please", None), row(1, "now", None))
     assert table.values["own_metrics:polite"].tolist() == [1.0, 0.0]
     assert table.metrics[0].description == "The answer says please."
+
+
+def test_where_values_have_no_worst_an_error_row_is_unscored(own_metrics: Path) -> None:
+    rows = [row(0, "abc", None), row(1, "", None, error="out of memory")]
+    run = write_run(own_metrics / "run", rows)
+    summary = evaluate_run(run, None, EvaluatorConfig(metrics=("own_metrics:seconds",)))
+    metric = summary.candidate.metrics[0]
+    assert (metric.value, metric.unscored_reasons) == (3.0, {"error row": 1})
+    scores = list(read_scores(run / "scores.jsonl"))
+    assert [found.scores for found in scores] == [{"own_metrics:seconds": 3.0}, {}]
 
 
 @pytest.mark.usefixtures("own_metrics")

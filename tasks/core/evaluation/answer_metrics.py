@@ -97,9 +97,19 @@ def parse_json(text: str) -> Any:
     """The JSON value of a text, which may stand in a code fence. Raises ValueError when it is not JSON."""
     fenced = _FENCE.match(text)
     try:
-        return json.loads(fenced.group(1) if fenced else text, parse_constant=_refuse_constant)
+        return json.loads(
+            fenced.group(1) if fenced else text, parse_constant=_refuse_constant, parse_int=_integer
+        )
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
+
+
+def _integer(digits: str) -> int | Decimal:
+    """Python refuses to read an integer of more than 4,300 digits; JSON allows it."""
+    try:
+        return int(digits)
+    except ValueError:
+        return Decimal(digits)
 
 
 def _refuse_constant(name: str) -> None:

@@ -9,7 +9,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import orjson
 from pydantic import Field, ValidationError
 
@@ -104,11 +103,11 @@ def _row(table: ScoreTable, i: int) -> tuple[dict[str, float], dict[str, str]]:
     scores: dict[str, float] = {}
     unscored: dict[str, str] = {}
     for metric in table.metrics:
-        value, reason = table.values[metric.name][i], table.reasons[metric.name][i]
-        if np.isnan(value):
+        value, reason = rounded(table.values[metric.name][i]), table.reasons[metric.name][i]
+        if value is None:
             unscored[metric.name] = reason or "the metric gave no value"
         else:
-            scores[metric.name] = rounded(float(value)) or 0.0
+            scores[metric.name] = value
     return scores, unscored
 
 

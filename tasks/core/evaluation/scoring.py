@@ -150,7 +150,8 @@ class _Columns:
         values, reasons = scores.values[metric.name].copy(), list(scores.reasons)
         scored = np.array([reason is None for reason in reasons])
         wrong = errors & scored & metric.about_the_answer
-        if self._error_rows == "wrong" and metric.errors_are_wrong:
+        # Where values have no end, no value is the worst; such a row has none.
+        if self._error_rows == "wrong" and metric.errors_are_wrong and np.isfinite(metric.worst):
             values[wrong] = metric.worst
         else:
             values[wrong] = np.nan
