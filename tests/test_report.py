@@ -227,6 +227,20 @@ def test_a_thousand_rows_with_long_texts_stay_within_five_megabytes(tmp_path: Pa
     assert "Texts are cut after" in html
 
 
+def test_texts_are_cut_until_the_whole_file_is_within_its_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import random
+
+    monkeypatch.setattr(report_data, "FILE_BYTES", 1_400_000)
+    random.seed(0)
+    signs = "".join(random.choices([chr(code) for code in range(0x4E00, 0x57C4)], k=560_000))
+    texts = iter(signs[start : start + 700] for start in range(0, len(signs), 700))
+    rows = [row(i, next(texts), next(texts), question=next(texts)) for i in range(200)]
+    base = [other.model_copy(update={"predicted_answer": next(texts)}) for other in rows]
+    assert 1_000_000 < len(report_of(tmp_path, rows, base).encode()) <= 1_400_010
+
+
 def test_a_megabyte_answer_is_cut_with_a_mark(tmp_path: Path) -> None:
     html = report_of(tmp_path, [row(0, "y" * 1_000_000, "yes")])
     assert len(html.encode()) < 1_500_000

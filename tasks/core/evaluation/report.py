@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 
 from tasks.core.evaluation.html_page import json_for_html, render_page
 from tasks.core.evaluation.outputs import replacing
-from tasks.core.evaluation.report_data import Distributions, pack_rows, select_rows
+from tasks.core.evaluation.report_data import LONGEST_TEXT, Distributions, pack_rows, select_rows
 from tasks.core.evaluation.row_view import RowView
 from tasks.core.evaluation.summary import EvaluationSummary
 from tasks.core.evaluation.wording import count_checks, setting_rows
@@ -34,7 +35,6 @@ def render(summary: EvaluationSummary, rows: Iterable[RowView]) -> str:
     """The report as HTML. Rows are read once; texts of rows never become markup."""
     distributions = Distributions(summary)
     embedded, row_count = select_rows(distributions.watch(rows), summary.leading_metric.name)
-    packed, text_limit = pack_rows(embedded)
     overview = {
         "metrics": distributions.charts(),
         "leading": summary.leading_metric.name,
@@ -49,7 +49,8 @@ def render(summary: EvaluationSummary, rows: Iterable[RowView]) -> str:
         )
         if run is not None
     ]
-    return render_page(
+    page = partial(
+        render_page,
         "report.html.j2",
         _SCRIPTS,
         summary=summary,
@@ -60,9 +61,10 @@ def render(summary: EvaluationSummary, rows: Iterable[RowView]) -> str:
         verdict=summary.verdict,
         checks_told=count_checks(summary.verdict.checks) if summary.verdict else "",
         overview=json_for_html(overview),
-        packed_rows=packed,
         embedded_count=len(embedded),
         row_count=row_count,
-        text_limit=text_limit,
         settings=list(setting_rows(summary)),
     )
+    without_rows = page(packed_rows="", text_limit=LONGEST_TEXT // 2)
+    packed, text_limit = pack_rows(embedded, len(without_rows.encode()))
+    return page(packed_rows=packed, text_limit=text_limit)

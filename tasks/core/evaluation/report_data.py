@@ -17,9 +17,9 @@ from tasks.core.evaluation.wording import is_share, label
 
 EMBEDDED_ROWS = 10_000
 LONGEST_TEXT = 20_000
-SHORTEST_TEXT = 1_000
-_BYTES_LEAST = 3_500_000
-_BYTES_PER_ROW = 3_500
+SHORTEST_TEXT = 100
+FILE_BYTES = 4_950_000  # 5 MB, and a little room
+_FILE_BYTES_PER_ROW = 4_700
 _BINS = 20
 
 
@@ -73,13 +73,15 @@ def _answer(answer: Answer) -> dict[str, Any]:
     return {"t": answer.text, "e": answer.error, "cut": answer.cut, "k": answer.tokens}
 
 
-def pack_rows(rows: Sequence[dict[str, Any]]) -> tuple[str, int]:
+def pack_rows(rows: Sequence[dict[str, Any]], other_bytes: int) -> tuple[str, int]:
     """Rows as base64 of gzipped JSON, and the number of characters after which texts were cut.
 
-    Texts are cut at 20,000 characters, and shorter where the report would grow beyond its size.
+    Texts are cut at 20,000 characters, and shorter where the file, of which `other_bytes` are taken, would
+    grow beyond its size: 5 MB, or more for more than 1,000 rows.
     """
     limit = LONGEST_TEXT
-    budget = max(_BYTES_LEAST, _BYTES_PER_ROW * len(rows))
+    file_bytes = max(FILE_BYTES, _FILE_BYTES_PER_ROW * len(rows))
+    budget = (file_bytes - other_bytes) * 3 // 4  # base64 makes four characters of three bytes
     while True:
         packed = gzip.compress(orjson.dumps([_cut(row, limit) for row in rows]), mtime=0)
         if len(packed) <= budget or limit <= SHORTEST_TEXT:
