@@ -84,6 +84,8 @@ class Inferencer:
         self.budget_store = budget_store or FileBudgetStore()
         self.on_admit: Callable[[int, int, str | None], None] | None = None
         """Told rows, tokens and the only row's id before each batch."""
+        self.engine_name = "unknown"
+        """The engine that answers, once it is chosen."""
         self.processes = 1
         """How many processes share the device's memory."""
         self._discovery: Discovery | None = None
@@ -91,6 +93,7 @@ class Inferencer:
         self._identity: ModelIdentity | None = None
         self._model_url: str | None = None
         self._prompts: PromptBuilder | None = None
+        self._told_of_columns = False
 
     @property
     def settings(self) -> InferencerConfig:
@@ -212,7 +215,8 @@ class Inferencer:
         """Map dataset rows to examples; override it to read other shapes of data."""
         from tasks.core.data.columns import examples
 
-        return examples(dataset, inference_settings.column_mapping(self.settings))
+        told, self._told_of_columns = self._told_of_columns, True
+        return examples(dataset, inference_settings.column_mapping(self.settings), told=told)
 
     def generation_settings(self) -> GenerationSettings:
         """Return what shapes an answer, from the section; settings of the other decoding mode are left out."""
@@ -223,15 +227,26 @@ class Inferencer:
         return inference_settings.run_name(self.settings, self._run_name, identity.model)
 
     def prompt_builder(self) -> PromptBuilder:
-        """Return the builder of token prompts for the loaded model's tokenizer."""
+        """Return the builder of token prompts for the loaded model.
+
+        Prompts are no longer than the model has positions. Raises ConfigError when no prompt can be that short.
+        """
         from tasks.core.data.prompts import PromptBuilder
+        from tasks.core.models.context_length import context_length, possible_length
 
         if self._prompts is None:
+            loaded, settings = self.load_model_and_tokenizer(), self.settings
+            context = context_length(loaded.model)
             self._prompts = PromptBuilder(
-                self.load_model_and_tokenizer().tokenizer,
-                max_sequence_length=self.settings.max_sequence_length,
-                reserve_tokens=self.settings.max_new_tokens,
-                long_prompts=self.settings.long_prompts,
+                loaded.tokenizer,
+                max_sequence_length=possible_length(
+                    context,
+                    max_sequence_length=settings.max_sequence_length,
+                    max_new_tokens=settings.max_new_tokens,
+                ),
+                reserve_tokens=settings.max_new_tokens,
+                trained_tokens=context.tokens,
+                long_prompts=settings.long_prompts,
             )
         return self._prompts
 
@@ -345,8 +360,14 @@ class Inferencer:
         else:
             messages = tuple(prompt)
             example = Example("stream-0", messages[-1].content if messages else "", messages=messages)
-        model = self.load_model_and_tokenizer()
-        yield from stream_answer(model, self.prompt_builder().build(example), self.generation_settings())
+        model, asked = self.load_model_and_tokenizer(), self.prompt_builder().build(example)
+        if asked.truncated_tokens:
+            logger.warning(
+                "the question was cut on the left by %d tokens: with the answer it is longer than the model or "
+                "max_sequence_length allows",
+                asked.truncated_tokens,
+            )
+        yield from stream_answer(model, asked, self.generation_settings())
 
     @property
     def models(self) -> Store:

@@ -50,7 +50,9 @@ class PromptBuilder:
 
     A prompt has at most `max_sequence_length - reserve_tokens` tokens, a training row at most
     `max_sequence_length`. What is longer loses text from the left ("truncate_left"; see `fitting`) or
-    becomes a row with a problem ("refuse"). Raises TemplateError if the tokenizer's template is unusable.
+    becomes a row with a problem ("refuse"). A prompt that with its answer may be longer than `trained_tokens`,
+    what the model is made for, is kept and warned of once. Raises TemplateError if the tokenizer's template is
+    unusable.
     """
 
     def __init__(
@@ -59,6 +61,7 @@ class PromptBuilder:
         *,
         max_sequence_length: int,
         reserve_tokens: int = 0,
+        trained_tokens: int | None = None,
         long_prompts: Literal["truncate_left", "refuse"] = "truncate_left",
         train_on_responses_only: bool = True,
         question_part: str | None = None,
@@ -70,6 +73,7 @@ class PromptBuilder:
         self._eos_id: int | None = tokenizer.eos_token_id
         self._max_sequence_length = max_sequence_length
         self._reserve_tokens = reserve_tokens
+        self._unwarned_tokens = trained_tokens
         self._refuses_long = str(long_prompts) == "refuse"
         self._train_on_responses_only = train_on_responses_only
         self._warn_about_template()
@@ -133,6 +137,7 @@ class PromptBuilder:
     def _fitted_prompt(self, example: Example, ids: list[int]) -> Prompt:
         limit = self._max_sequence_length - self._reserve_tokens
         if len(ids) <= limit:
+            self._warn_beyond_training(len(ids))
             return Prompt(example.id, tuple(ids))
         room = f"max_sequence_length {self._max_sequence_length}"
         if self._reserve_tokens:
@@ -147,7 +152,18 @@ class PromptBuilder:
         if shorter is None:
             return Prompt(example.id, (), problem=f"{problem}, even without the question's text")
         fitted, length = shorter
+        self._warn_beyond_training(length)
         return Prompt(example.id, tuple(fitted), truncated_tokens=len(ids) - length)
+
+    def _warn_beyond_training(self, length: int) -> None:
+        trained = self._unwarned_tokens
+        if trained is not None and length + self._reserve_tokens > trained:
+            self._unwarned_tokens = None
+            _log.warning(
+                "A prompt of %d tokens and up to %d of its answer are more than the %d that the model is made for; "
+                "answers beyond them may be poor. Lower max_sequence_length to %d to have such prompts cut.",
+                length, self._reserve_tokens, trained, trained,
+            )  # fmt: skip
 
     # --- training rows
 
