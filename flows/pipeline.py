@@ -21,7 +21,7 @@ from tasks.core.models.promotion import Promotion
 from tasks.core.records import RunManifest
 from tasks.core.storage import Store
 from tasks.evaluator import Evaluator
-from tasks.scoring import check_scoring_models
+from tasks.scoring import check_evaluation
 
 if TYPE_CHECKING:
     from tasks.core.models.training import TrainedModel
@@ -77,7 +77,7 @@ def finetune_infer_evaluate(
     )
     chosen = loaded.pipeline
     if chosen.enable_evaluation and not (chosen.stop_after_finetuning or chosen.stop_after_inference):
-        check_scoring_models(Evaluator(loaded))  # before hours of training, not after
+        check_evaluation(Evaluator(loaded))  # before hours of training, not after
     trained = candidate = baseline = champion = evaluation = promotion = None
     if chosen.enable_finetuning:
         trained = finetune(loaded)

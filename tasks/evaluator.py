@@ -10,8 +10,9 @@ from pydantic import SecretStr
 
 from tasks.core.config import Config, EvaluatorConfig, as_config
 from tasks.core.evaluation.evaluate import evaluation_files, report_run, score_run, settings_of
-from tasks.core.evaluation.gate import Gating
+from tasks.core.evaluation.gate import Gating, primary_of
 from tasks.core.evaluation.judge import Progress
+from tasks.core.evaluation.metrics import reported, resolve
 from tasks.core.evaluation.outputs import EvaluationFiles, read_summary
 from tasks.core.evaluation.remote_runs import (
     bring_manifests,
@@ -152,8 +153,12 @@ class Evaluator:
         """Return the models that metrics may ask for; each is made when it is asked for."""
         return ScoringModels(self.settings, api_key=self.judge_api_key, on_progress=self.on_progress)
 
-    def check_models(self) -> None:
-        """Raise EvaluationError when a metric lacks its key or package; calls no model."""
+    def check(self) -> None:
+        """Raise a TuneproofError for a metric or gate that cannot be, or that lacks key, package or model.
+
+        Calls no model and needs no run, so it can be done before hours of training.
+        """
+        primary_of(reported(resolve(self.settings.metrics)), self.config.gate)
         self.models().check()
 
     def score(self) -> EvaluationSummary:

@@ -17,10 +17,10 @@ from tasks.secret_blocks import judge_key_of
 logger = logging.getLogger(__name__)
 
 
-def check_scoring_models(evaluator: Evaluator) -> None:
-    """Raise EvaluationError when a metric lacks its key or package; calls no model."""
+def check_evaluation(evaluator: Evaluator) -> None:
+    """Raise a TuneproofError for settings that an evaluation would refuse; calls no model."""
     evaluator.judge_api_key = evaluator.judge_api_key or judge_key_of(evaluator.settings)
-    evaluator.check_models()
+    evaluator.check()
 
 
 @task(cache_policy=NO_CACHE, persist_result=False)

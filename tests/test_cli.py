@@ -252,9 +252,10 @@ def test_a_dry_run_lists_all_that_stands_in_the_way(folder: Path) -> None:
         "--fine-tuner.base-model-id=./nowhere",
         "--fine-tuner.optimizer=adamw_anyprecision",
         "--inferencer.question-column=quesion",
+        "--gate.primary-metric=nonsense",
     )
     assert done.returncode == 2
-    for words in ("3 things stand", "nowhere", "torchdistx", "'quesion'", "training rows: 12"):
+    for words in ("4 things stand", "nowhere", "torchdistx", "'quesion'", "'nonsense'", "training rows: 12"):
         assert words in done.stdout + done.stderr
     assert "Traceback" not in done.stderr
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -12,7 +14,7 @@ import openpyxl
 import pytest
 
 from tasks.core.config import Config, EvaluatorConfig, PipelineConfig, with_overrides
-from tasks.core.errors import DataError, EvaluationError
+from tasks.core.errors import DataError, EvaluationError, TuneproofError
 from tasks.core.evaluation.evaluate import evaluate_run, report_run, score_run
 from tasks.core.evaluation.outputs import read_scores, read_summary
 from tasks.core.models.digests import weights_sha256
@@ -426,3 +428,41 @@ def test_other_metrics_or_rules_make_an_earlier_verdict_stale(
     _evaluated(tuned_and_base)
     other = with_overrides(config(tuned_and_base), {key: value})
     assert Evaluator(other, run="tuned").earlier_summary() is None
+
+
+# --- what can be known before a model is trained
+
+
+@pytest.mark.parametrize(
+    ("settings", "what"),
+    [
+        ({"gate.primary_metric": "nonsense"}, "names the metric 'nonsense', which is not computed"),
+        ({"evaluator.metrics": ["nosuchmodule:x"]}, "the module 'nosuchmodule' cannot be imported"),
+        ({"evaluator.metrics": ["regex_match:("]}, "unterminated subpattern"),
+        (
+            {"evaluator.metrics": ["semantic_similarity"], "evaluator.embedding": "local:/nowhere"},
+            "no file or directory /nowhere",
+        ),
+        (
+            {"evaluator.metrics": ["factual_correctness"], "evaluator.llm": "local:/nowhere"},
+            "no file or directory /nowhere",
+        ),
+    ],
+    ids=["gate", "function", "pattern", "embedding", "judge"],
+)
+def test_settings_that_an_evaluation_refuses_are_found_without_any_run(
+    tmp_path: Path, settings: dict[str, object], what: str
+) -> None:
+    changed = with_overrides(config(tmp_path), settings)
+    with pytest.raises(TuneproofError, match=re.escape(what)):
+        Evaluator(changed).check()
+
+
+def test_a_missing_package_is_found_without_any_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    missing = {"bert_score", "sentence_transformers"}
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in missing else find(name))
+    for metric, package in (("bert_score", "bert-score"), ("semantic_similarity", "sentence-transformers")):
+        changed = with_overrides(config(tmp_path), {"evaluator.metrics": [metric]})
+        with pytest.raises(EvaluationError, match=f"{package} is not installed"):
+            Evaluator(changed).check()

@@ -14,7 +14,7 @@ import pytest
 
 from flows.parameters import load_settings
 from tasks.core.config import load_config
-from tasks.core.errors import ConfigError, DataError, RunKeyMismatchError, StorageError
+from tasks.core.errors import ConfigError, DataError, EvaluationError, RunKeyMismatchError, StorageError
 from tasks.retrying import is_passing
 
 QUESTIONS = 6
@@ -205,6 +205,14 @@ def test_a_phase_that_fails_fails_the_pipeline_and_keeps_what_was_done(settings:
     assert Path("models/tuned/tuneproof_manifest.json").is_file()
     state = finetune_infer_evaluate(str(settings), settings=broken, return_state=True)
     assert state.is_failed()
+
+
+def test_an_evaluation_that_would_be_refused_is_refused_before_the_training(settings: Path) -> None:
+    from flows.pipeline import finetune_infer_evaluate
+
+    with pytest.raises(EvaluationError, match="'nonsense', which is not computed"):
+        finetune_infer_evaluate(str(settings), settings=("gate.primary_metric=nonsense",))
+    assert not Path("models").exists()
 
 
 def test_a_run_does_not_fail_because_the_ui_cannot_be_reached(

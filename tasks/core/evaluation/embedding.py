@@ -17,6 +17,7 @@ from tasks.core.errors import EvaluationError
 from tasks.core.evaluation.judge_endpoint import Endpoint
 from tasks.core.evaluation.judge_replies import Reply, ReplyStore
 from tasks.core.evaluation.summary import EmbeddingUsage
+from tasks.core.models.locating import locate
 
 if TYPE_CHECKING:
     from openai import OpenAI
@@ -35,6 +36,9 @@ class Embedder(Protocol):
     def embed(self, texts: Sequence[str]) -> tuple[Vectors, list[str | None]]:
         """Vectors of length 1, shape (n, d); for each text None, or why it has none (its vector is 0)."""
 
+    def check(self) -> None:
+        """Raise a TuneproofError when a package or the model is missing; loads and calls nothing."""
+
     def usage(self) -> EmbeddingUsage:
         """What was embedded so far."""
 
@@ -51,6 +55,15 @@ class LocalEmbedder:
     def __init__(self, model_id: str | None = None) -> None:
         self._model_id = model_id
         self._texts = 0
+
+    def check(self) -> None:
+        """See Embedder."""
+        if importlib.util.find_spec("sentence_transformers") is None:
+            raise EvaluationError("sentence-transformers is not installed", _INSTALL)
+        if self._model_id is None:
+            packaged_model_dir()
+        elif not (Path(self._model_id).expanduser() / "modules.json").is_file():
+            locate(self._model_id, with_weights=False)
 
     @cached_property
     def _model(self) -> Any:
@@ -107,6 +120,10 @@ class EndpointEmbedder:
         self._endpoint = endpoint
         self._store = store
         self._texts = self._cached = self._tokens = 0
+
+    def check(self) -> None:
+        """See Embedder."""
+        _ = self._client
 
     @cached_property
     def _client(self) -> OpenAI:

@@ -42,6 +42,9 @@ class JudgeBackend(Protocol):
     def identity(self) -> str:
         """Everything besides the prompt that may change a reply."""
 
+    def check(self) -> None:
+        """Raise a TuneproofError when a package or the model is missing; loads and calls nothing."""
+
     def reply(self, prompts: Sequence[JudgePrompt], keep: Callable[[int, Reply], None]) -> None:
         """Hand `keep` the position and reply of each prompt as soon as it is there, perhaps from other threads.
 

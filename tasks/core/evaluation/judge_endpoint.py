@@ -150,6 +150,10 @@ class EndpointJudge:
         self._stopped: str | None = None
         self._complaints: set[str] = set()
 
+    def check(self) -> None:
+        """Raise EvaluationError when the client's package is missing; see JudgeBackend."""
+        _ = self._client
+
     @cached_property
     def _client(self) -> OpenAI:
         return self._endpoint.client()

@@ -32,6 +32,12 @@ class LocalJudge:
         self._max_tokens = min(max_tokens, _LONGEST_REPLY_TOKENS)
         self.cut_reason = cut_reason(self._max_tokens)
 
+    def check(self) -> None:
+        """Raise ModelNotFoundError or ModelLoadError when there is no such model; see JudgeBackend."""
+        from tasks.core.models.locating import locate
+
+        locate(self.model, with_weights=False)
+
     @cached_property
     def _spec(self) -> ModelSpec:
         from tasks.core.models.loading import ModelSpec

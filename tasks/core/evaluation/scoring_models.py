@@ -19,13 +19,12 @@ from tasks.core.evaluation.embedding import (
     Embedder,
     EndpointEmbedder,
     LocalEmbedder,
-    packaged_model_dir,
 )
 from tasks.core.evaluation.judge import Judge, JudgeBackend, Progress
 from tasks.core.evaluation.judge_endpoint import Endpoint, EndpointJudge, Prices
 from tasks.core.evaluation.judge_local import LocalJudge
 from tasks.core.evaluation.judge_replies import ReplyStore
-from tasks.core.evaluation.similarity_metrics import TokenMatcher
+from tasks.core.evaluation.similarity_metrics import BERT_SCORE, TokenMatcher
 from tasks.core.evaluation.summary import EmbeddingUsage, JudgeUsage
 from tasks.core.files import cache_dir
 
@@ -96,14 +95,14 @@ class ScoringModels:
         return TokenMatcher(self._config.bert_score_model, self._config.bert_score_layer)
 
     def check(self) -> None:
-        """Raise EvaluationError when a metric of the settings lacks its key or package; calls no model."""
+        """Raise a TuneproofError when a metric of the settings lacks its key, package or model; calls no model."""
         config = self._config
         if config.judged_metrics:
-            _ = self._backend()
+            self._backend().check()
         if config.embedded_metrics:
-            _ = self.embedder
-            if config.embedding is None:
-                packaged_model_dir()
+            self.embedder.check()
+        if BERT_SCORE.name in config.metrics:
+            self.token_matcher.check()
 
     def described(self) -> dict[str, str]:
         """What judges and compares, by the word for it; for plans and messages."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,6 +23,7 @@ from tasks.core.evaluation.metric import (
     ScoreRows,
     Sources,
 )
+from tasks.core.models.locating import locate
 from tasks.core.records import Prediction
 
 SEMANTIC_SIMILARITY = Metric(
@@ -34,6 +36,11 @@ BERT_SCORE = Metric(
     "bert_score",
     "F1 of the best matches between token vectors of answer and reference, without rescaling.",
     "Zhang et al. 2020, the package bert-score",
+)
+
+_NOT_INSTALLED = (
+    "the package bert-score is not installed",
+    "pip install 'tuneproof[bertscore]' (or bert-score)",
 )
 
 
@@ -73,16 +80,19 @@ class TokenMatcher:
         self._model_id = model_id
         self._layer = layer
 
+    def check(self) -> None:
+        """Raise a TuneproofError when the package or the model is missing; loads nothing."""
+        if importlib.util.find_spec("bert_score") is None:
+            raise EvaluationError(*_NOT_INSTALLED)
+        locate(self._model_id, with_weights=False)
+
     @cached_property
     def _scorer(self) -> Any:
         try:
             from bert_score import BERTScorer
             from bert_score.utils import model2layers
         except ImportError as error:
-            raise EvaluationError(
-                "the package bert-score is not installed",
-                "pip install 'tuneproof[bertscore]' (or bert-score)",
-            ) from error
+            raise EvaluationError(*_NOT_INSTALLED) from error
         try:
             from transformers import AutoConfig
 
