@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import asdict
 
 import httpx
 from prefect.exceptions import PrefectException
 from prefect.variables import Variable
 
-from tasks.core.generation.budget import FileBudgetStore, LearnedBudget
+from tasks.core.generation.budget import (
+    Entries,
+    FileBudgetStore,
+    LearnedBudget,
+    as_entries,
+    learned_in,
+    with_learned,
+)
 
 logger = logging.getLogger(__name__)
 
 VARIABLE = "tuneproof_memory_budgets"
+# Prefect refuses a Variable of more than 5,000 characters.
+MOST_CHARACTERS = 4500
+# The client refuses values with pydantic's ValidationError, a ValueError.
+_FAILURES = (PrefectException, httpx.HTTPError, ValueError)
 
 
 class PrefectBudgetStore:
@@ -24,21 +34,20 @@ class PrefectBudgetStore:
 
     def load(self, key: str) -> LearnedBudget | None:
         """Return what was learned under `key` by any worker, else what this machine's file says."""
-        entry = self._entries().get(key)
-        return LearnedBudget(**entry) if entry else self._file.load(key)
+        return learned_in(self._entries(), key) or self._file.load(key)
 
     def save(self, key: str, budget: LearnedBudget) -> None:
-        """Remember `budget` in both places; a server that is away is logged, never an error."""
+        """Remember `budget` in both places; a server that is away or refuses it is logged, never an error."""
         self._file.save(key, budget)
         try:
-            Variable.set(VARIABLE, {**self._entries(), key: asdict(budget)}, overwrite=True)
-        except (PrefectException, httpx.HTTPError) as exc:
+            entries = with_learned(self._entries(), key, budget, most_characters=MOST_CHARACTERS)
+            Variable.set(VARIABLE, entries, overwrite=True)
+        except _FAILURES as exc:
             logger.warning("the learned memory budget is kept in a file only: %s", exc)
 
-    def _entries(self) -> dict[str, dict[str, int]]:
+    def _entries(self) -> Entries:
         try:
-            entries = Variable.get(VARIABLE, default={})
-        except (PrefectException, httpx.HTTPError) as exc:
+            return as_entries(Variable.get(VARIABLE, default={}))
+        except _FAILURES as exc:
             logger.warning("learned memory budgets are read from a file only: %s", exc)
             return {}
-        return entries if isinstance(entries, dict) else {}

@@ -31,10 +31,41 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_budget_learned_by_one_worker_is_found_by_another(
     cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    PrefectBudgetStore().save("model on cuda 80GiB", LearnedBudget(5000))
+    PrefectBudgetStore().save("model on cuda 80GiB", LearnedBudget(5000, 10_000))
     monkeypatch.setenv("TUNEPROOF_CACHE", str(tmp_path / "other-machine"))
-    assert PrefectBudgetStore().load("model on cuda 80GiB") == LearnedBudget(5000)
-    assert Variable.get(VARIABLE) == {"model on cuda 80GiB": {"limit_tokens": 5000}}
+    assert PrefectBudgetStore().load("model on cuda 80GiB") == LearnedBudget(5000, 10_000)
+    assert list(Variable.get(VARIABLE)) == ["model on cuda 80GiB"]
+
+
+def test_as_many_budgets_are_kept_as_a_variable_holds(caplog: pytest.LogCaptureFixture) -> None:
+    names = [
+        f"LlamaForCausalLM {n:012d} bfloat16 none cuda:0 79.2GiB torch2.9 transformers5.1" for n in range(60)
+    ]
+    entries = {
+        name: {"limit_tokens": 10**8, "failed_tokens": 10**9, "saved_at": n} for n, name in enumerate(names)
+    }
+    Variable.set(VARIABLE, dict(list(entries.items())[:25]), overwrite=True)
+    for name in names[25:35]:
+        PrefectBudgetStore().save(name, LearnedBudget(10**8, 10**9))
+    kept = Variable.get(VARIABLE)
+    assert set(names[25:35]) < set(kept)
+    assert 20 < len(kept) <= 30
+    assert names[0] not in kept
+    assert not caplog.records
+
+
+def test_a_value_that_prefect_refuses_costs_nothing_but_the_sharing(caplog: pytest.LogCaptureFixture) -> None:
+    PrefectBudgetStore().save("a name too long " * 400, LearnedBudget(5))
+    assert PrefectBudgetStore().load("a name too long " * 400) == LearnedBudget(5)
+    assert "kept in a file only" in caplog.text
+
+
+def test_a_damaged_variable_counts_as_nothing_learned() -> None:
+    Variable.set(VARIABLE, {"m": [1, 2], "n": {"limit": 3}}, overwrite=True)
+    assert PrefectBudgetStore().load("m") is None
+    assert PrefectBudgetStore().load("n") is None
+    PrefectBudgetStore().save("m", LearnedBudget(4))
+    assert PrefectBudgetStore().load("m") == LearnedBudget(4)
 
 
 def test_what_only_the_file_knows_is_used_too() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -28,19 +29,36 @@ class MemoryEvent:
     message: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class LearnedBudget:
+    """Where a run starts: the limit that an earlier one ended with, and the least that failed there.
+
+    `failed_tokens` None: nothing is known to fail, the limit is only a careful start.
+    """
+
+    limit_tokens: int
+    failed_tokens: int | None = None
+
+
 class TokenBudget:
     """The limit of tokens (prompt and room for the answer, over all rows in flight), and its ladder.
 
     `shrink` halves it, `clean_batch` grows it back by a quarter after a run of clean batches, and a size that
-    failed twice is never tried again.
+    failed twice is not tried again in this run. It never grows beyond `limit_tokens`, what memory should hold;
+    with `learned` it starts there, and grows to three quarters of what failed in the run before.
     """
 
     CLEAN_BATCHES_TO_GROW = 8
 
-    def __init__(self, limit_tokens: int, max_rows: int) -> None:
-        self.limit_tokens = max(1, limit_tokens)
+    def __init__(self, limit_tokens: int, max_rows: int, learned: LearnedBudget | None = None) -> None:
+        self._most_tokens = self.limit_tokens = max(1, limit_tokens)
         self.max_rows = max(1, max_rows)
-        self.first_limit_tokens = self.limit_tokens
+        self._start = learned
+        if learned is not None:
+            self.limit_tokens = max(1, min(limit_tokens, learned.limit_tokens))
+            if learned.failed_tokens is not None:
+                held = max(self.limit_tokens, learned.failed_tokens * 3 // 4)
+                self._most_tokens = min(self._most_tokens, held)
         self.largest_clean_tokens = 0
         self.events: list[MemoryEvent] = []
         self.on_admit: Callable[[int, int, str | None], None] | None = None
@@ -74,7 +92,7 @@ class TokenBudget:
         """Record one batch that fitted; may grow the limit."""
         self.largest_clean_tokens = max(self.largest_clean_tokens, self._tokens)
         self._clean += 1
-        room = self.first_limit_tokens if self._ceiling_tokens is None else self._ceiling_tokens
+        room = self._most_tokens if self._ceiling_tokens is None else self._ceiling_tokens
         if self._clean < self.CLEAN_BATCHES_TO_GROW or self.limit_tokens >= room:
             return
         self._clean = 0
@@ -117,22 +135,20 @@ class TokenBudget:
         return tuple(asdict(event) for event in self.events)
 
     def learned(self) -> LearnedBudget | None:
-        """What the next run should start with, or None when this one met no limit.
+        """What the next run should start with, or None when no limit was met, in this run or in one before.
 
-        Half of the least that failed, or up to three quarters of it if as much as that was held to the end.
+        After a failure half of the least that failed, or up to three quarters of it if as much as that was held
+        to the end. Without one the largest size that was held, and the next run may go an eighth beyond it: what
+        failed may have failed for a neighbour that is gone.
         """
-        if not self._failures:
+        if self._failures:
+            least_failed = min(self._failures)
+            held = min(self.largest_clean_tokens, least_failed * 3 // 4)
+            return LearnedBudget(max(1, least_failed // 2, held), least_failed)
+        start, held = self._start, self.largest_clean_tokens
+        if start is None or start.failed_tokens is None:
             return None
-        least_failed = min(self._failures)
-        held = min(self.largest_clean_tokens, least_failed * 3 // 4)
-        return LearnedBudget(limit_tokens=max(1, least_failed // 2, held))
-
-
-@dataclass(frozen=True, slots=True)
-class LearnedBudget:
-    """A limit that a run ended with; `out_of_memory_count` of the run after it tells whether it held."""
-
-    limit_tokens: int
+        return LearnedBudget(max(start.limit_tokens, held), max(start.failed_tokens, held * 3 // 2))
 
 
 class BudgetStore(Protocol):
@@ -145,6 +161,39 @@ class BudgetStore(Protocol):
         """Remember `budget` under `key`."""
 
 
+# More are not kept; the first to go is the one that no run has used for longest.
+MOST_ENTRIES = 30
+Entries = dict[str, dict[str, int | None]]
+
+
+def learned_in(entries: Entries, key: str) -> LearnedBudget | None:
+    """Return what the entry of `key` says; None when there is none or it is damaged."""
+    entry = entries.get(key, {})
+    limit, failed = entry.get("limit_tokens"), entry.get("failed_tokens")
+    if not isinstance(limit, int) or not isinstance(failed, int | None):
+        return None
+    return LearnedBudget(limit, failed)
+
+
+def with_learned(
+    entries: Entries, key: str, budget: LearnedBudget, *, most_characters: int | None = None
+) -> Entries:
+    """Return `entries` with `budget` under `key`: at most 30, and at most `most_characters` as JSON."""
+    new = {**entries, key: {**asdict(budget), "saved_at": int(time.time())}}
+    oldest_first = sorted(new, key=lambda name: (name == key, new[name].get("saved_at") or 0))
+    kept = {name: new[name] for name in oldest_first[-MOST_ENTRIES:]}
+    while most_characters is not None and len(kept) > 1 and len(json.dumps(kept)) > most_characters:
+        del kept[next(iter(kept))]
+    return kept
+
+
+def as_entries(stored: object) -> Entries:
+    """Return what of a stored value can be entries; a damaged one has none."""
+    if not isinstance(stored, dict):
+        return {}
+    return {str(key): entry for key, entry in stored.items() if isinstance(entry, dict)}
+
+
 class FileBudgetStore:
     """Learned budgets in one JSON file in the user's cache directory."""
 
@@ -153,22 +202,36 @@ class FileBudgetStore:
 
     def load(self, key: str) -> LearnedBudget | None:
         """Return what was learned under `key`; an unreadable file counts as nothing learned."""
-        entry = self._read().get(key)
-        return LearnedBudget(**entry) if entry else None
+        return learned_in(self._read(), key)
 
     def save(self, key: str, budget: LearnedBudget) -> None:
         """Remember `budget`; a cache that cannot be written is logged, never an error."""
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(f"{self.path}.lock", timeout=10):
-                entries = {**self._read(), key: asdict(budget)}
-                write_atomically(self.path, json.dumps(entries, indent=1, sort_keys=True))
+                entries = with_learned(self._read(), key, budget)
+                write_atomically(self.path, json.dumps(entries, indent=1))
         except (OSError, StorageError) as exc:
             logger.warning("the learned memory budget could not be kept in %s: %s", self.path, exc)
 
-    def _read(self) -> dict[str, dict[str, int]]:
+    def _read(self) -> Entries:
         try:
-            entries = json.loads(self.path.read_text())
+            return as_entries(json.loads(self.path.read_text()))
         except (OSError, ValueError):
             return {}
-        return entries if isinstance(entries, dict) else {}
+
+
+@dataclass(frozen=True, slots=True)
+class HandedOnStore:
+    """A store for a process that goes on for one that died: `learned`, if any, comes before what is kept."""
+
+    kept: BudgetStore
+    learned: LearnedBudget | None
+
+    def load(self, key: str) -> LearnedBudget | None:
+        """Return what was handed on, else what the store has."""
+        return self.learned or self.kept.load(key)
+
+    def save(self, key: str, budget: LearnedBudget) -> None:
+        """Remember `budget` in the store."""
+        self.kept.save(key, budget)

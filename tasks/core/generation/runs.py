@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import socket
 import time
@@ -45,7 +46,7 @@ def starting_budget(
     store: BudgetStore | None = None,
     processes: int = 1,
 ) -> TokenBudget:
-    """Return the budget to begin with: what the last run learned, else what fits into half the free memory.
+    """Return the budget to begin with: what fits into half the free memory, or less if the last run learned so.
 
     `processes` of them share the memory of the device.
     """
@@ -59,8 +60,7 @@ def starting_budget(
     learned = store.load(budget_key(model)) if store is not None else None
     if learned is not None and learned.limit_tokens < limit_tokens:
         logger.info("memory: starts at %d tokens, learned from an earlier run", learned.limit_tokens)
-        limit_tokens = learned.limit_tokens
-    return TokenBudget(limit_tokens, max_rows)
+    return TokenBudget(limit_tokens, max_rows, learned)
 
 
 def remember_budget(model: LoadedModel, budget: TokenBudget, store: BudgetStore) -> None:
@@ -71,12 +71,17 @@ def remember_budget(model: LoadedModel, budget: TokenBudget, store: BudgetStore)
 
 
 def budget_key(model: LoadedModel) -> str:
-    """Model, dtype, quantisation, device, its memory in GiB, and the versions that decide what fits."""
+    """Shape of the model, dtype, quantisation, device, its memory in GiB, and the versions that decide what fits.
+
+    Not its weights: the next fine-tuned model of the same base has the same shape and uses what this one learned.
+    """
+    shapes = [(name, tuple(value.shape)) for name, value in model.model.named_parameters()]
+    digest = hashlib.sha256(repr(sorted(shapes)).encode()).hexdigest()[:12]
+    shape = f"{type(model.model).__name__} {digest}"
     identity = model.identity
-    weights = f"{identity.weights_sha256[:16]}+{(identity.adapter_sha256 or '')[:8]}"
     memory_gib = round(total_bytes(model.device) / 2**30, 1)
     versions = f"torch{library_version('torch')} transformers{library_version('transformers')}"
-    return f"{weights} {identity.dtype} {identity.quantization} {model.device} {memory_gib}GiB {versions}"
+    return f"{shape} {identity.dtype} {identity.quantization} {model.device} {memory_gib}GiB {versions}"
 
 
 def index_run(run: RunDir, rows: RunRows) -> LedgerIndex:
