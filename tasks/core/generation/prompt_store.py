@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from array import array
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,26 @@ from tasks.core.generation.ledger import Ids, storage_error
 from tasks.core.records import Prompt
 
 TOKEN_BYTES = 4
+Positions = np.ndarray[tuple[int], np.dtype[np.int64]]
+
+
+@dataclass(frozen=True, slots=True)
+class Repeats:
+    """Rows with the prompt of an earlier row: pairs of dataset positions, 16 bytes each, sorted by the earlier."""
+
+    firsts: Positions
+    repeats: Positions
+
+    @classmethod
+    def none(cls) -> Repeats:
+        """No row repeats another."""
+        return cls(np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64))
+
+    def of(self, first: int) -> list[int]:
+        """Positions of the rows that repeat the one at position `first`, ascending."""
+        start, end = np.searchsorted(self.firsts, (first, first + 1))
+        positions: list[int] = self.repeats[start:end].tolist()
+        return positions
 
 
 class PromptStore:
@@ -84,19 +105,19 @@ class PromptStore:
         """Return the prompt at `position` as a request with the row's id."""
         return Request(position, ids[position].decode(), self.token_ids(position), max_new_tokens)
 
-    def first_of_equals(self) -> tuple[np.ndarray[tuple[int], np.dtype[np.int64]], dict[int, list[int]]]:
-        """Positions of the first row of each distinct prompt, and for those the positions that repeat them."""
+    def first_of_equals(self) -> tuple[Positions, Repeats]:
+        """Positions of the first row of each distinct prompt, and the rows that repeat those."""
         digests = np.frombuffer(self._digests, dtype=np.int64) if len(self) else np.empty(0, dtype=np.int64)
         _, first, inverse = np.unique(digests, return_index=True, return_inverse=True)
         positions = self.positions
-        repeats: dict[int, list[int]] = {}
-        for slot in np.flatnonzero(first[inverse] != np.arange(len(self))):
-            original, repeat = int(positions[first[inverse[slot]]]), int(positions[slot])
-            if self.token_ids(original) == self.token_ids(repeat):
-                repeats.setdefault(original, []).append(repeat)
-            else:  # two prompts with one digest: both are asked
-                first = np.append(first, slot)
-        return positions[np.sort(first)], repeats
+        firsts = positions[first[inverse]]
+        is_first = firsts == positions
+        for slot in np.flatnonzero(~is_first):
+            # Of two different prompts with one digest both are asked.
+            is_first[slot] = self.token_ids(int(firsts[slot])) != self.token_ids(int(positions[slot]))
+        firsts, repeats = firsts[~is_first], positions[~is_first]
+        order = np.argsort(firsts, kind="stable")
+        return positions[is_first], Repeats(firsts[order], repeats[order])
 
     def remove(self) -> None:
         """Delete the scratch file."""

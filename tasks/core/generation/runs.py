@@ -20,7 +20,7 @@ from tasks.core.generation.ledger import ABSENT, Ledger, LedgerIndex, index_ledg
 from tasks.core.generation.manifest import library_version, now
 from tasks.core.generation.memory import cache_bytes_per_token, free_bytes, peak_bytes, total_bytes
 from tasks.core.generation.progress import GenerationProgress, ProgressMeter
-from tasks.core.generation.prompt_store import PromptStore
+from tasks.core.generation.prompt_store import PromptStore, Repeats
 from tasks.core.generation.rows import RunRows
 from tasks.core.generation.run_dir import RunDir, Session, append_session
 from tasks.core.generation.shards import Mask, Shard
@@ -165,7 +165,7 @@ def _completions(
         store.write(_prompts(rows, missing, prompts, unanswerable))
         for position, problem in unanswerable:
             yield _problem(rows, position, problem)
-        positions, repeats = store.positions, dict[int, list[int]]()
+        positions, repeats = store.positions, Repeats.none()
         if not settings.do_sample:  # equal greedy prompts have equal answers: compute one, write all
             positions, repeats = store.first_of_equals()
         lengths = store.lengths[np.searchsorted(store.positions, positions)]
@@ -177,7 +177,7 @@ def _completions(
             largest_answer_tokens=settings.max_new_tokens,
         )
         for row in generate_all(choice.engine, queue, budget, device=device):
-            for position in (row.position, *repeats.get(row.position, ())):
+            for position in (row.position, *repeats.of(row.position)):
                 yield _completion(rows, store, row, position)
     finally:
         store.remove()
