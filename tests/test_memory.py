@@ -5,11 +5,12 @@ from __future__ import annotations
 import resource
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
-from tasks.core.generation.memory import free_bytes, is_out_of_memory, total_bytes
+from tasks.core.generation.memory import _cgroup_limits, free_bytes, is_out_of_memory, total_bytes
 
 OUT_OF_MEMORY = [
     MemoryError(),
@@ -24,7 +25,13 @@ OUT_OF_MEMORY = [
         "[enforce fail at alloc_cpu.cpp:80] data. DefaultCPUAllocator: not enough memory: you tried to"
     ),
     RuntimeError("could not create a primitive"),
+    RuntimeError("could not create a primitive: out of memory"),
     RuntimeError("could not create a memory object"),
+    RuntimeError("could not execute a primitive"),
+    RuntimeError("std::bad_alloc"),
+    RuntimeError("Triton Error [CUDA]: out of memory"),
+    RuntimeError("HIP error: hipErrorOutOfMemory"),
+    RuntimeError("cuda runtime error (2) : out of memory at ../aten/src/THC/THCCachingHostAllocator.cpp:278"),
     RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported"),
     RuntimeError("CUDA driver error: out of memory"),
     RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
@@ -41,6 +48,13 @@ OUT_OF_MEMORY = [
 NEAR_MISSES = [
     RuntimeError("CUDA error: device-side assert triggered"),
     RuntimeError("CUDA error: an illegal memory access was encountered"),
+    RuntimeError(
+        "could not create a primitive descriptor for the matmul primitive. Run workload with environment variable "
+        "ONEDNN_VERBOSE=all to get additional diagnostic information."
+    ),
+    RuntimeError(
+        "cuda runtime error (59) : device-side assert triggered at ../aten/src/THC/THCReduceAll.cuh:327"
+    ),
     RuntimeError("mat1 and mat2 shapes cannot be multiplied (2x3 and 4x5)"),
     RuntimeError("CUBLAS_STATUS_EXECUTION_FAILED when calling cublasGemmEx"),
     RuntimeError("CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`"),
@@ -81,6 +95,27 @@ def test_free_memory_respects_a_limit_on_the_process() -> None:
     free, total, limit = map(int, run.stdout.split())
     assert 0 < free <= 2**28
     assert total == limit
+
+
+@pytest.mark.parametrize(
+    ("line", "limit", "used", "cache"),
+    [
+        ("0::/tuneproof", "memory.max", "memory.current", "inactive_file"),
+        ("5:cpu,memory:/tuneproof", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    ],
+    ids=["v2", "v1"],
+)
+def test_page_cache_that_can_be_dropped_is_free(
+    tmp_path: Path, line: str, limit: str, used: str, cache: str
+) -> None:
+    group = tmp_path / ("memory/tuneproof" if "memory" in line else "tuneproof")
+    group.mkdir(parents=True)
+    (tmp_path / "self").write_text(line + "\n")
+    (group / limit).write_text("8000\n")
+    (group / used).write_text("7000\n")
+    assert _cgroup_limits(tmp_path / "self", tmp_path) == [(8000, 7000)]
+    (group / "memory.stat").write_text(f"anon 1000\n{cache} 5500\nactive_file 500\n")
+    assert _cgroup_limits(tmp_path / "self", tmp_path) == [(8000, 1500)]
 
 
 def test_free_memory_is_below_total() -> None:

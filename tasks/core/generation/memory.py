@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import os
+import re
 import resource
 import sys
 from pathlib import Path
@@ -18,14 +19,18 @@ if TYPE_CHECKING:
 _OUT_OF_MEMORY_MESSAGES = (
     "defaultcpuallocator: can't allocate memory",
     "defaultcpuallocator: not enough memory",
-    "could not create a primitive",  # oneDNN, when the process's own limit is reached
-    "could not create a memory object",
+    "could not create a memory object",  # oneDNN, when the process's own limit is reached
+    "could not execute a primitive",
+    "std::bad_alloc",
     "cuda out of memory",
     "cuda error: out of memory",
     "cuda driver error: out of memory",
+    "cuda runtime error (2)",
+    "triton error [cuda]: out of memory",
     "cudaerrormemoryallocation",
     "hip out of memory",
     "hip error: out of memory",
+    "hiperroroutofmemory",
     "xpu out of memory",
     "mps backend out of memory",
     "cublas_status_alloc_failed",
@@ -35,6 +40,8 @@ _OUT_OF_MEMORY_MESSAGES = (
     "out of memory trying to allocate",
     "unable to mmap",  # [Errno 12] while mapping weights
 )
+# oneDNN too; "could not create a primitive descriptor for …" is another failure: an operation it does not have.
+_ONEDNN_PRIMITIVE = re.compile(r"could not create a primitive(?! descriptor)")
 
 
 def is_out_of_memory(exc: BaseException) -> bool:
@@ -49,7 +56,9 @@ def is_out_of_memory(exc: BaseException) -> bool:
     if not isinstance(exc, RuntimeError):
         return False
     message = str(exc).lower()
-    return any(known in message for known in _OUT_OF_MEMORY_MESSAGES)
+    return any(known in message for known in _OUT_OF_MEMORY_MESSAGES) or bool(
+        _ONEDNN_PRIMITIVE.search(message)
+    )
 
 
 def forget_traceback(exc: BaseException) -> None:
@@ -141,40 +150,55 @@ def _cgroup_free_bytes() -> int:
     return min((limit - used for limit, used in _cgroup_limits()), default=sys.maxsize)
 
 
-def _cgroup_limits() -> list[tuple[int, int]]:
-    """(limit, used) bytes of each memory cgroup around this process (v2 with its parents, or v1)."""
+def _cgroup_limits(
+    proc_path: Path = Path("/proc/self/cgroup"), cgroup_dir: Path = Path("/sys/fs/cgroup")
+) -> list[tuple[int, int]]:
+    """(limit, used) bytes of each memory cgroup around this process (v2 with its parents, or v1).
+
+    The page cache that the kernel drops when memory is asked for (weights that were read, say) is not used.
+    """
     pairs: list[tuple[int, int]] = []
     try:
-        lines = Path("/proc/self/cgroup").read_text().splitlines()
+        lines = proc_path.read_text().splitlines()
     except OSError:
         return pairs
     for line in lines:
         _, controllers, name = line.split(":", 2)
         if controllers == "":
-            root, names = Path("/sys/fs/cgroup"), ("memory.max", "memory.current")
+            root, names = cgroup_dir, ("memory.max", "memory.current", "inactive_file")
         elif "memory" in controllers.split(","):
-            root = Path("/sys/fs/cgroup/memory")
-            names = ("memory.limit_in_bytes", "memory.usage_in_bytes")
+            root = cgroup_dir / "memory"
+            names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
         else:
             continue
         folder = root / name.lstrip("/")
         for place in (folder, *folder.parents):
             if not place.is_relative_to(root):
                 break
-            pair = _read_limit(place / names[0], place / names[1])
+            pair = _read_limit(place / names[0], place / names[1], place / "memory.stat", names[2])
             if pair is not None:
                 pairs.append(pair)
     return pairs
 
 
-def _read_limit(limit_path: Path, used_path: Path) -> tuple[int, int] | None:
+def _read_limit(
+    limit_path: Path, used_path: Path, statistics_path: Path, cache_name: str
+) -> tuple[int, int] | None:
     try:
         limit, used = limit_path.read_text().strip(), int(used_path.read_text())
     except (OSError, ValueError):
         return None
     if limit == "max" or int(limit) >= 1 << 60:
         return None
-    return int(limit), used
+    return int(limit), max(0, used - _statistic(statistics_path, cache_name))
+
+
+def _statistic(path: Path, name: str) -> int:
+    try:
+        values = dict(line.split() for line in path.read_text().splitlines())
+        return int(values.get(name, 0))
+    except (OSError, ValueError):
+        return 0
 
 
 def peak_bytes(device: str) -> int:
