@@ -120,6 +120,27 @@ def test_a_perfect_score_has_an_interval_of_more_than_zero_width() -> None:
     assert summary.interval.method == "no variation"
 
 
+def test_perfect_corpus_figures_have_the_interval_of_a_perfect_mean() -> None:
+    texts = [f"the quick brown fox jumps over dog {i}" for i in range(5)]
+    rows = [
+        Prediction(id=str(i), question=str(i), predicted_answer=text, ground_truth=text)
+        for i, text in enumerate(texts)
+    ]
+    table = score_predictions(rows, resolve(["f1", "bleu_score", "chrf"]))
+    mean, *corpus = summarize_metrics(table, settings())
+    assert mean.interval is not None and mean.interval.low == pytest.approx(0.025 ** (1 / 5))
+    assert [(metric.value, metric.interval) for metric in corpus] == [(1.0, mean.interval)] * 2
+    for compared in compare_tables(table, table, settings()).metrics:
+        assert compared.interval is not None and compared.interval.low < 0 < compared.interval.high
+
+
+def test_a_single_question_tells_next_to_nothing() -> None:
+    table = table_of(SHARE, np.array([0.2, 0.9, 0.4]), np.zeros(3))
+    interval = summarize_metrics(table, settings())[0].interval
+    assert interval is not None
+    assert interval.high - interval.low > 0.9
+
+
 def test_the_interval_of_corpus_bleu_is_of_the_corpus_figure() -> None:
     random = np.random.default_rng(6)
     words = np.array(["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"])

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from tasks.core.errors import EvaluationError
 from tasks.core.evaluation import statistics as stats
 from tasks.core.evaluation.figures import TIE, StatisticsMatrix, rounded, written_interval
-from tasks.core.evaluation.metric import MEAN, FloatArray, Metric
+from tasks.core.evaluation.metric import FloatArray, Metric
 from tasks.core.evaluation.scoring import ScoreTable
 from tasks.core.evaluation.summary import Comparison, EvaluationSettings, MetricComparison, Winner
 
@@ -121,12 +121,12 @@ class _Paired:
         ]
         difference = figures[0] - figures[1]
         clusters = len(np.unique(self._questions[scored]))
-        interval = self._difference_interval(metric, difference, gains, clusters) if len(gains) else None
+        draws = self._difference(metric, self._left_sums, self._right_sums)
+        interval = self._difference_interval(metric, difference, draws, clusters) if len(gains) else None
         sign = -1 if metric.direction == "lower" else 1
         directed = metric.direction != "none"
         wins, losses = int((sign * gains > TIE).sum()), int((sign * gains < -TIE).sum())
         p_value, method = self._p_value(metric, difference, wins, losses, clusters == len(gains))
-        draws = self._difference(metric, self._left_sums, self._right_sums)
         effect = stats.minimum_detectable_effect(draws, self._settings.confidence) if len(gains) else None
         return MetricComparison(
             name=metric.name,
@@ -150,14 +150,13 @@ class _Paired:
         )
 
     def _difference_interval(
-        self, metric: Metric, difference: float, gains: FloatArray, clusters: int
+        self, metric: Metric, difference: float, draws: FloatArray, clusters: int
     ) -> stats.Interval | None:
-        if metric.corpus is MEAN and np.ptp(gains) <= TIE:
+        if not stats.varies(draws):
             reach = metric.maximum - metric.minimum
             return stats.no_variation_interval(
                 difference, clusters, minimum=-reach, maximum=reach, confidence=self._settings.confidence
             )
-        draws = self._difference(metric, self._left_sums, self._right_sums)
         jackknife = self._difference(metric, self._left.without_one(), self._right.without_one())
         return stats.bca_interval(difference, draws, jackknife, self._settings.confidence)
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tasks.core.evaluation import statistics as stats
-from tasks.core.evaluation.metric import MEAN, FloatArray, Metric
+from tasks.core.evaluation.metric import FloatArray, Metric
 from tasks.core.evaluation.scoring import ScoreTable
 from tasks.core.evaluation.summary import EvaluationSettings, MetricSummary, ScoreInterval
 
@@ -74,8 +74,7 @@ def _summarize(
     interval = None
     if scored.any():
         draws = matrix.figures(metric, sums)
-        same = np.ptp(values[scored]) <= TIE
-        if same and metric.corpus is MEAN:
+        if not stats.varies(draws):
             interval = stats.no_variation_interval(
                 figure,
                 len(np.unique(table.questions[scored])),

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from tasks.core.evaluation.metric import FloatArray
 
 _CELLS_IN_MEMORY = 4_000_000
+_SAME = 1e-12
 POWER = 0.8
 
 
@@ -102,13 +103,19 @@ def bca_interval(
     return Interval(float(low), float(high), "percentile bootstrap")
 
 
+def varies(draws: FloatArray) -> bool:
+    """Whether resamples differ; where they do not, a bootstrap interval would have no width."""
+    finite = draws[np.isfinite(draws)]
+    return bool(len(finite)) and bool(np.ptp(finite) > _SAME * max(1.0, float(np.abs(finite).max())))
+
+
 def no_variation_interval(
     value: float, units: int, *, minimum: float, maximum: float, confidence: float
 ) -> Interval:
-    """Interval of a mean when all units have the same value, where a bootstrap would give zero width.
+    """Interval of a figure when no resample differs from it, as when all units have the same value.
 
     With 0 of n units deviating, at most q = 1 - (alpha/2)^(1/n) of all deviate (Clopper and Pearson);
-    the mean then lies within q times the distance to each end of the range.
+    a mean then lies within q times the distance to each end of the range, and so does about every corpus figure.
     """
     deviating = 1 - ((1 - confidence) / 2) ** (1 / units)
     low = value - deviating * (value - minimum) if np.isfinite(minimum) else value
