@@ -24,7 +24,7 @@ from tasks.core.evaluation.judge_prompts import FactualVerdict, read_verdict
 from tasks.core.evaluation.judge_replies import Reply, ReplyStore
 from tasks.core.evaluation.summary import EvaluationSummary
 from tests.evaluation_runs import row, write_run
-from tests.stub_judge import Call, StubJudge, stub_judge
+from tests.stub_judge import Call, StubJudge, stub_judge, vector
 
 KEY = "geheim-0123456789-key"
 
@@ -516,6 +516,65 @@ def test_the_key_is_in_no_log_file_or_exception(
     files = [path for path in [*tmp_path.rglob("*"), *own_cache.rglob("*")] if path.is_file()]
     assert len(files) > 5
     assert not [path for path in files if KEY.encode() in path.read_bytes()]
+
+
+# The embedding endpoint
+
+
+def embedded(stub: StubJudge, path: Path, rows: int) -> EvaluationSummary:
+    """Score rows by an embedding endpoint that is asked without repeats."""
+    answers = [row(i, f"answer {i}", f"reference {i}") for i in range(rows)]
+    settings = config(
+        stub, "semantic_similarity", embedding="v", judge_max_retries=0, judge_cache_dir=str(path)
+    )
+    return evaluate_run(write_run(path / "run", answers), None, settings)
+
+
+def test_a_dead_embedding_endpoint_is_not_asked_for_every_text_and_the_reason_names_the_cause(
+    stub: StubJudge, tmp_path: Path
+) -> None:
+    def gone(call: Call, attempt: int) -> bool:
+        call.refuse(503, "gone")
+        return True
+
+    stub.trouble = gone
+    summary = embedded(stub, tmp_path, 200)
+    assert len(stub.calls) == 3
+    reasons = judged(summary, "semantic_similarity").unscored_reasons
+    assert set(reasons) == {
+        "embedding: the endpoint failed (503)",
+        "embedding: the endpoint failed (503), and is not asked any more",
+    }
+
+
+def test_one_text_that_an_embedding_endpoint_refuses_spoils_no_other(stub: StubJudge, tmp_path: Path) -> None:
+    def too_long(call: Call, attempt: int) -> bool:
+        if "answer 3" in call.body["input"]:
+            call.refuse(413, "too long")
+            return True
+        return False
+
+    stub.trouble = too_long
+    metric = judged(embedded(stub, tmp_path, 10), "semantic_similarity")
+    assert metric.unscored_reasons == {"embedding: the endpoint refuses the text (413)": 1}
+    assert len(stub.calls) == 1 + 20
+
+
+def test_vectors_are_put_to_their_texts_by_number_in_whatever_order_they_come(
+    stub: StubJudge, tmp_path: Path
+) -> None:
+    def backwards(call: Call, attempt: int) -> bool:
+        data = [
+            {"object": "embedding", "index": i, "embedding": vector(text)}
+            for i, text in enumerate(call.body["input"])
+        ]
+        body = {"object": "list", "model": "stub", "data": data[::-1]}
+        call.send(200, json.dumps(body).encode())
+        return True
+
+    in_order = judged(embedded(stub, tmp_path / "a", 5), "semantic_similarity").value
+    stub.trouble = backwards
+    assert judged(embedded(stub, tmp_path / "b", 5), "semantic_similarity").value == in_order
 
 
 # Reading replies

