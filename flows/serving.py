@@ -15,7 +15,6 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,6 +23,7 @@ import psutil
 from pydantic import ValidationError
 
 from flows.console import say
+from flows.server_place import MARK, ROOT, ServerPlace, prefect_home, ui_url_of
 from tasks.core.errors import ConfigError, TuneproofError
 from tasks.core.files import write_atomically
 from tasks.core.locking import HeldElsewhereError, owned_lock
@@ -32,37 +32,13 @@ from tasks.core.records import Record
 if TYPE_CHECKING:
     from flows.provisioning import Provisions
 
-ROOT = Path(__file__).resolve().parent.parent
 START_SECONDS = 180
 STOP_SECONDS = 20
-_MARK = "STARTED_BY_TUNEPROOF_UP"
 _LOG_TAIL_LINES = 15
 
 
 class ServingError(TuneproofError):
     """The server or the worker could not be started or stopped."""
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where a server listens and keeps its files."""
-
-    host: str
-    port: int
-    home: Path
-
-    @property
-    def own_api_url(self) -> str:
-        """The API of a server started here."""
-        return f"http://{self.host}:{self.port}/api"
-
-    def log_path(self, name: str) -> Path:
-        """What a process printed."""
-        return self.home / f"{name}.log"
-
-    def record_path(self, name: str) -> Path:
-        """Which process it is."""
-        return self.home / f"{name}.json"
 
 
 class Started(Record):
@@ -82,40 +58,37 @@ class Started(Record):
         return found if same else None
 
 
-def prefect_home() -> Path:
-    """The folder of database and logs: $PREFECT_HOME, else .prefect in the checkout."""
-    given = os.environ.get("PREFECT_HOME")
-    return Path(given).expanduser().resolve() if given else ROOT / ".prefect"
-
-
 def up(host: str, port: int, *, setup_options: Sequence[str]) -> None:
     """Start what does not run yet, create what the project needs, deploy, and tell the UI's address.
 
     With PREFECT_API_URL set, that server is used and only a worker is started here. Raises ServingError when a
     port is taken or something does not start, ConfigError for a wrong setting.
     """
-    place = Place(host, port, prefect_home())
+    place = ServerPlace(host, port, prefect_home())
     with _alone(place):
         server, worker = _running(place, "server"), _running(place, "worker")
-        given_url = os.environ.get("PREFECT_API_URL")
+        given_url = os.environ.get("PREFECT_API_URL", "").rstrip("/")
         api_url = given_url or (server.api_url if server else place.own_api_url)
+        _refuse_worker_of_another_server(worker, api_url, given=bool(given_url))
         if worker is not None and (given_url or server):
-            say(f"already running: {_ui_url(worker.api_url)} (make down ends it)")
+            say(f"already running: {ui_url_of(worker.api_url)} (make down ends it)")
             return
-        environment = _environment(place, api_url)
-        if given_url is None and server is None:
+        is_own = not given_url or (server is not None and server.api_url == given_url)
+        environment = place.environment(api_url, is_own=is_own)
+        if not given_url and server is None:
             _start_server(place, environment)
         _provision(api_url, environment, setup_options)
         _deploy(environment)
-        _start_worker(place, environment, api_url)
-        say(f"Prefect UI: {_ui_url(api_url)}")
+        if worker is None:
+            _start_worker(place, environment, api_url)
+        say(f"Prefect UI: {place.ui_url if not given_url and server is None else ui_url_of(api_url)}")
         say(f"logs: {place.log_path('server')}, {place.log_path('worker')}")
         say(f"to use it from a shell: export PREFECT_API_URL={api_url}")
 
 
 def down() -> None:
     """End the worker, its runs and the server that `up` started; answers that are there stay."""
-    place = Place("", 0, prefect_home())
+    place = ServerPlace("", 0, prefect_home())
     with _alone(place):
         ended = [name for name in ("worker", "server") if _stop(place, name)]
         orphans = _stop_all(list(_marked(place)))
@@ -124,8 +97,18 @@ def down() -> None:
         say(f"stopped: {', '.join(ended)}" if ended else "nothing was running")
 
 
+def _refuse_worker_of_another_server(worker: Started | None, api_url: str, *, given: bool) -> None:
+    if worker is None or worker.api_url == api_url:
+        return
+    wanted = f"PREFECT_API_URL is {api_url}" if given else "PREFECT_API_URL is not set"
+    raise ServingError(
+        f"a worker of {worker.api_url} is running here, and {wanted}",
+        f"end that worker with `make down`, or set PREFECT_API_URL={worker.api_url}",
+    )
+
+
 @contextmanager
-def _alone(place: Place) -> Iterator[None]:
+def _alone(place: ServerPlace) -> Iterator[None]:
     """Two `up` at once would start two servers on one database."""
     try:
         with owned_lock(place.home / "up.lock"):
@@ -136,21 +119,7 @@ def _alone(place: Place) -> Iterator[None]:
         ) from error
 
 
-def _environment(place: Place, api_url: str) -> dict[str, str]:
-    """What server, worker and deployment get: one API, one folder, the mark, no telemetry."""
-    return {
-        **os.environ,
-        "PREFECT_API_URL": api_url,
-        "PREFECT_HOME": str(place.home),
-        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-        "DO_NOT_TRACK": "1",
-        "PYTHONUNBUFFERED": "1",
-        "PWD": str(ROOT),
-        _MARK: str(place.home),
-    }
-
-
-def _start_server(place: Place, environment: dict[str, str]) -> None:
+def _start_server(place: ServerPlace, environment: dict[str, str]) -> None:
     _refuse_taken_port(place)
     say(f"starting a Prefect server on port {place.port} …")
     command = ["server", "start", "--host", place.host, "--port", str(place.port)]
@@ -167,7 +136,7 @@ def _start_server(place: Place, environment: dict[str, str]) -> None:
     )
 
 
-def _refuse_taken_port(place: Place) -> None:
+def _refuse_taken_port(place: ServerPlace) -> None:
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -208,7 +177,7 @@ def _deploy(environment: dict[str, str]) -> None:
         raise ServingError(f"the deployments were not accepted:\n{output}", "correct prefect.yaml, try again")
 
 
-def _start_worker(place: Place, environment: dict[str, str], api_url: str) -> None:
+def _start_worker(place: ServerPlace, environment: dict[str, str], api_url: str) -> None:
     from flows.provisioning import WORK_POOL
 
     # No --limit: with it, a run that is retried while its last attempt is being cleared away ends the worker
@@ -228,7 +197,7 @@ def _start_worker(place: Place, environment: dict[str, str], api_url: str) -> No
 
 
 def _start(
-    place: Place, name: str, arguments: list[str], environment: dict[str, str], api_url: str
+    place: ServerPlace, name: str, arguments: list[str], environment: dict[str, str], api_url: str
 ) -> subprocess.Popen[bytes]:
     """Start `prefect …` that outlives this command, and write down which process it is."""
     with place.log_path(name).open("w") as log:
@@ -241,7 +210,7 @@ def _start(
     return process
 
 
-def _running(place: Place, name: str) -> Started | None:
+def _running(place: ServerPlace, name: str) -> Started | None:
     try:
         started = Started.model_validate_json(place.record_path(name).read_bytes())
     except (OSError, ValidationError):
@@ -249,7 +218,7 @@ def _running(place: Place, name: str) -> Started | None:
     return started if started.process() else None
 
 
-def _stop(place: Place, name: str) -> bool:
+def _stop(place: ServerPlace, name: str) -> bool:
     """End a process and its descendants: politely, then for good. True when it was running."""
     started = _running(place, name)
     process = started.process() if started else None
@@ -272,20 +241,14 @@ def _stop_all(processes: list[psutil.Process]) -> int:
     return len(processes)
 
 
-def _marked(place: Place) -> Iterator[psutil.Process]:
+def _marked(place: ServerPlace) -> Iterator[psutil.Process]:
     """Processes that carry the mark of this folder, such as runs whose worker was killed."""
     for process in psutil.process_iter():
         try:
-            if process.environ().get(_MARK) == str(place.home) and process.pid != os.getpid():
+            if process.environ().get(MARK) == str(place.home) and process.pid != os.getpid():
                 yield process
         except psutil.Error:
             continue
-
-
-def _ui_url(api_url: str) -> str:
-    from prefect.settings import PREFECT_UI_URL
-
-    return str(PREFECT_UI_URL.value() or api_url.removesuffix("/api"))
 
 
 def _tail(path: Path) -> str:
@@ -293,7 +256,9 @@ def _tail(path: Path) -> str:
 
 
 def set_up(wanted: Provisions) -> None:
-    """Create what the project needs on the server of PREFECT_API_URL. Raises ConfigError without one."""
+    """Create what the project needs on the server of PREFECT_API_URL. Raises ConfigError without one, ServingError
+    when it does not answer or does not let us in.
+    """
     from prefect.settings import PREFECT_API_URL
 
     from flows.provisioning import provision
@@ -303,5 +268,28 @@ def set_up(wanted: Provisions) -> None:
             "there is no Prefect server to set up: PREFECT_API_URL is not set",
             "run `make up` for a server on this machine, or set PREFECT_API_URL to the one you have",
         )
-    for line in asyncio.run(provision(wanted)):
+    api_url = PREFECT_API_URL.value()
+    try:
+        lines = asyncio.run(provision(wanted))
+    except httpx.HTTPStatusError as error:
+        raise _refusal(api_url, error.response.status_code) from error
+    except httpx.TransportError as error:
+        raise ServingError(
+            f"no Prefect server answers at {api_url} ({error or type(error).__name__})",
+            "start that server, or unset PREFECT_API_URL and run `make up`, which starts one here",
+        ) from error
+    for line in lines:
         say(f"  {line}")
+
+
+def _refusal(api_url: str, status: int) -> ServingError:
+    if status in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
+        return ServingError(
+            f"{api_url} does not let us in (HTTP {status})",
+            "log in with `prefect cloud login`, or set PREFECT_API_KEY, or PREFECT_API_AUTH_STRING for a server "
+            "with a password",
+        )
+    return ServingError(
+        f"{api_url} answered with HTTP {status}",
+        "check the address, which ends in /api or, on Prefect Cloud, with the workspace; then the server's log",
+    )
