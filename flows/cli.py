@@ -40,6 +40,7 @@ app = App(
 
 ConfigPath = Annotated[Path | None, Parameter(help="TOML file; ./config.toml if it exists.")]
 OpenReport = Annotated[bool, Parameter(name="--open", negative=(), help="Open the report in a browser.")]
+HubKey = Annotated[str | None, Parameter(help="Access token of the Hugging Face Hub; better set HF_TOKEN.")]
 # Filled in from --section.key VALUE, not by cyclopts.
 Settings = Annotated[dict[str, Any] | None, Parameter(parse=False)]
 
@@ -49,9 +50,7 @@ Settings = Annotated[dict[str, Any] | None, Parameter(parse=False)]
 class Common:
     """Options of all commands that run something."""
 
-    hf_key: Annotated[
-        str | None, Parameter(help="Access token of the Hugging Face Hub; better set HF_TOKEN.")
-    ] = None
+    hf_key: HubKey = None
     dry_run: Annotated[
         bool,
         Parameter(negative=(), help="Check settings, model, data and disk; print the plan; run nothing."),
@@ -170,10 +169,14 @@ def evaluate(
 
 @app.command
 def ask(
-    question: str, config: ConfigPath = None, /, *, common: Common = NO_COMMON, settings: Settings = None
+    question: str, config: ConfigPath = None, /, *, hf_key: HubKey = None, settings: Settings = None
 ) -> None:
     """Ask the fine-tuned model one question; the answer appears as it is generated."""
-    loaded = _prepare(config, common, settings)
+    if not question.strip():
+        raise ConfigError(
+            "the question is empty", 'write it in quotes: tuneproof ask "How many legs has a dog?"'
+        )
+    loaded = _prepare(config, Common(hf_key), settings)
     from tasks.inferencer import Inferencer
 
     for piece in Inferencer(loaded).stream_inference(question):

@@ -36,7 +36,8 @@ def show_run(manifest: RunManifest, config: Config) -> None:
     """Tell where the answers are and how many rows have one."""
     path = Store(config.pipeline.runs_dir).address_of(f"{manifest.run_name}/{manifest.predictions_path}")
     errors = f", {manifest.error_count} of them with an error" if manifest.error_count else ""
-    say(f"answers: {path} ({manifest.row_count} rows{errors})")
+    cut = f", {manifest.truncated_prompt_count} prompts cut to fit" if manifest.truncated_prompt_count else ""
+    say(f"answers: {path} ({manifest.row_count} rows{errors}{cut})")
 
 
 def show_scores(summary: EvaluationSummary, config: Config, *, run: str | None = None) -> None:

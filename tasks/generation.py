@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -20,8 +19,6 @@ from tasks.finetuner import left_text
 from tasks.inferencer import Inferencer, PreparedRows
 from tasks.progress import shown_progress
 from tasks.sharding import answer_in_tasks
-
-logger = logging.getLogger(__name__)
 
 
 @task(cache_policy=NO_CACHE, persist_result=False)
@@ -54,7 +51,6 @@ def _shown(inferencer: Inferencer, prepared: PreparedRows) -> Iterator[None]:
 def publish_predictions(inferencer: Inferencer, prepared: PreparedRows, index: LedgerIndex) -> RunManifest:
     """Write all answers in dataset order, then the manifest; show a sample."""
     manifest = inferencer.publish(prepared, index)
-    logger.info("answers: %s (%d rows)", prepared.run.predictions_path, manifest.row_count)
     show_predictions(prepared.run, manifest)
     record_predictions(prepared.run.path, manifest)
     return manifest

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
@@ -12,8 +10,6 @@ from tasks.assets import record_scores
 from tasks.core.evaluation.outputs import EvaluationFiles
 from tasks.core.evaluation.summary import EvaluationSummary
 from tasks.evaluator import Evaluator
-
-logger = logging.getLogger(__name__)
 
 
 @task(cache_policy=NO_CACHE, persist_result=False)
@@ -24,5 +20,4 @@ def write_report(evaluator: Evaluator, summary: EvaluationSummary) -> Evaluation
     show_file("spreadsheet", run_name, files.spreadsheet_path)
     show_lineage(summary, files.directory)
     record_scores(files.directory, summary)
-    logger.info("report: %s", files.report_path)
     return files

@@ -272,6 +272,13 @@ def test_models_and_runs_say_how_to_get_the_first_one(tmp_path: Path) -> None:
     assert "`tuneproof infer` makes one" in tuneproof(tmp_path, "runs").stdout
 
 
+@pytest.mark.parametrize("tokens", [("ask", " "), ("ask", "How many?", "--dry-run")])
+def test_ask_refuses_what_it_cannot_do(folder: Path, tokens: tuple[str, ...]) -> None:
+    done = tuneproof(folder, *tokens)
+    assert done.returncode != 0 and "Traceback" not in done.stderr
+    assert "the question is empty" in done.stderr or "--dry-run" in done.stdout + done.stderr
+
+
 def test_ask_prints_an_answer(folder: Path, tiny_model_dir: Path) -> None:
     done = tuneproof(folder, "ask", "How many legs?", "--inferencer.model", str(tiny_model_dir))
     assert done.returncode == 0, done.stderr

@@ -171,6 +171,7 @@ def test_the_system_override_beats_the_column() -> None:
     assert _one(row, ColumnMapping("question", system="system")).system == "from the column"
     assert _one(row, ColumnMapping("question", system="system", system_override="mine")).system == "mine"
     assert _one(row, ColumnMapping("question", system="system", system_override=" ")).system is None
+    assert _one(row, ColumnMapping("question", system="not there", system_override="mine")).system == "mine"
 
 
 @pytest.mark.parametrize("system", ["", "  ", None])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import random
 import signal
@@ -330,6 +331,58 @@ def test_files_of_the_original_pipeline_are_read(tmp_path: Path) -> None:
     assert first.system_prompt == "s"
     assert first.id != second.id
     assert isinstance(first, Prediction)
+
+
+def test_lines_of_other_tools_need_no_id_and_may_hold_numbers_nulls_and_blanks(tmp_path: Path) -> None:
+    path = tmp_path / "answers.jsonl"
+    rows: list[dict[str, Any]] = [
+        {"question": "q", "predicted_answer": 4, "ground_truth": 5},
+        {"question": "q", "predicted_answer": 4, "ground_truth": 5},
+        {"user_prompt": "q", "assistant_response": None, "ground_truth": " "},
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    first, second, third = read_predictions(path)
+    assert (first.predicted_answer, first.ground_truth) == ("4", "5")
+    assert first.id.removesuffix("-0") == second.id.removesuffix("-1")
+    assert (third.predicted_answer, third.ground_truth) == ("", None)
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        ('{"question": "q"}', "it has neither predicted_answer nor assistant_response"),
+        ('{"question": ["q"], "predicted_answer": "a"}', "question: Input should be a valid string"),
+        ('["q", "a"]', "it is no object"),
+    ],
+)
+def test_what_is_wrong_with_a_line_is_named(tmp_path: Path, line: str, problem: str) -> None:
+    (tmp_path / "answers.jsonl").write_text(line)
+    with pytest.raises(DataError, match=f"line 1 is not a prediction: {problem}"):
+        list(read_predictions(tmp_path / "answers.jsonl"))
+
+
+def test_prompts_that_were_cut_are_told_once_with_their_number(
+    overrides: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        inferencer = Inferencer(config(overrides, max_sequence_length=28))
+        cut = inferencer.infer().truncated_prompt_count
+        assert 0 < cut < ROWS
+        told = [record.getMessage() for record in caplog.records if "were cut" in record.getMessage()]
+        assert len(told) == 1 and told[0].startswith(
+            f"{cut} of {ROWS} prompts were cut on the left by up to "
+        )
+        list(inferencer.stream_inference("How many legs " * 9))
+        assert "the question was cut on the left by" in caplog.text
+
+
+def test_a_missing_reference_column_is_told_once(
+    overrides: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "bare.jsonl").write_text('{"question": "How many legs has a dog?"}\n')
+    with caplog.at_level(logging.WARNING):
+        Inferencer(config(overrides, testing_data_id=str(tmp_path / "bare.jsonl"))).infer()
+    assert caplog.text.count("There is no column 'answer'") == 1
 
 
 def test_a_line_that_is_no_prediction_is_named(tmp_path: Path) -> None:

@@ -1,10 +1,12 @@
-"""Which run is evaluated when none is named."""
+"""Which run is evaluated when none is named, and what may be named."""
 
 from __future__ import annotations
 
 import shutil
 from pathlib import Path
 
+from tasks.core.config import EvaluatorConfig
+from tasks.core.evaluation.evaluate import score_run
 from tasks.core.evaluation.run_lookup import newest_run
 from tasks.core.generation.run_dir import RunDir
 from tests.evaluation_runs import sums, write_run
@@ -28,3 +30,18 @@ def test_where_every_run_serves_a_comparison_the_newest_is_taken(tmp_path: Path)
     key = RunDir(write_run(tmp_path / "probe", rows)).read_manifest().run_key
     write_run(tmp_path / "runs" / f"base-sums-{key[:8]}", rows)
     assert newest_run(tmp_path / "runs", "sums.jsonl").name == f"base-sums-{key[:8]}"
+
+
+def test_a_file_of_answers_may_have_any_name(tmp_path: Path) -> None:
+    path = tmp_path / "answers.json"
+    path.write_text('{"question": "What is 1 + 1?", "predicted_answer": "2", "ground_truth": "2"}\n')
+    score_run(path, None, EvaluatorConfig(metrics=("exact_match",), bootstrap_resamples=100))
+    assert (tmp_path / "answers.evaluation" / "scores.jsonl").is_file()
+
+
+def test_the_notes_of_an_evaluation_tell_that_prompts_were_cut(tmp_path: Path) -> None:
+    run_dir = write_run(tmp_path / "tuned", sums(4, 2))
+    manifest = RunDir(run_dir).read_manifest().model_copy(update={"truncated_prompt_count": 3})
+    (run_dir / "manifest.json").write_text(manifest.model_dump_json())
+    summary = score_run(run_dir, None, EvaluatorConfig(metrics=("exact_match",), bootstrap_resamples=100))
+    assert "3 of 4 prompts of the candidate were cut on the left to fit." in summary.notes

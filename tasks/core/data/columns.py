@@ -44,19 +44,23 @@ class ColumnMapping:
     require_reference: bool | None = None
 
 
-def examples(rows: Dataset | Sequence[Mapping[str, Any]], mapping: ColumnMapping) -> Iterator[Example]:
+def examples(
+    rows: Dataset | Sequence[Mapping[str, Any]], mapping: ColumnMapping, *, told: bool = False
+) -> Iterator[Example]:
     """One example a row, in the rows' order, read lazily; a row that cannot be asked carries its `problem`.
 
     The question column may hold text or a conversation (a list of turns). Where the column `question`
-    is not there, a column `messages` or `conversations` takes its place. Raises DataError at once for
-    a missing column.
+    is not there, a column `messages` or `conversations` takes its place. The log says so, unless the
+    same rows were `told` of before. Raises DataError at once for a missing column.
     """
     present = _column_names(rows)
-    question = _question_column(present, mapping.question)
-    reference = _reference_column(present, mapping, question)
-    if mapping.system is not None:
-        _require(present, mapping.system, "system_prompt_column")
-    return _iterate(rows, question, reference, mapping)
+    level = logging.DEBUG if told else logging.WARNING
+    question = _question_column(present, mapping.question, level)
+    reference = _reference_column(present, mapping, question, level)
+    system = mapping.system if mapping.system_override is None else None
+    if system is not None:
+        _require(present, system, "system_prompt_column")
+    return _iterate(rows, (question, reference, system), mapping.system_override)
 
 
 def rows_sha256(examples: Iterable[Example]) -> str:
@@ -106,17 +110,24 @@ def _column_names(rows: Dataset | Sequence[Mapping[str, Any]]) -> list[str]:
     return list(dict.fromkeys(name for row in rows for name in row))
 
 
-def _question_column(present: Sequence[str], wanted: str) -> str:
+def _question_column(present: Sequence[str], wanted: str, level: int) -> str:
     if wanted not in present and wanted == DEFAULT_QUESTION_COLUMN:
         conversation = next((name for name in CONVERSATION_COLUMNS if name in present), None)
         if conversation is not None:
-            _log.info("There is no column %r; the conversations in %r are asked.", wanted, conversation)
+            _log.log(
+                min(level, logging.INFO),
+                "There is no column %r; the conversations in %r are asked.",
+                wanted,
+                conversation,
+            )
             return conversation
     _require(present, wanted, "question_column")
     return wanted
 
 
-def _reference_column(present: Sequence[str], mapping: ColumnMapping, question: str) -> str | None:
+def _reference_column(
+    present: Sequence[str], mapping: ColumnMapping, question: str, level: int
+) -> str | None:
     if mapping.reference is None or mapping.reference in present:
         return mapping.reference
     is_required = mapping.require_reference
@@ -125,7 +136,8 @@ def _reference_column(present: Sequence[str], mapping: ColumnMapping, question: 
     if is_required:
         _require(present, mapping.reference, "ground_truth_column")
     if question not in CONVERSATION_COLUMNS:
-        _log.warning(
+        _log.log(
+            level,
             "There is no column %r, so the rows have no reference answers; there are: %s.",
             mapping.reference,
             ", ".join(present),
@@ -148,12 +160,14 @@ def _require(present: Sequence[str], name: str, key: str) -> None:
 
 
 def _iterate(
-    rows: Dataset | Sequence[Mapping[str, Any]], question: str, reference: str | None, mapping: ColumnMapping
+    rows: Dataset | Sequence[Mapping[str, Any]],
+    columns: tuple[str, str | None, str | None],
+    system_override: str | None,
 ) -> Iterator[Example]:
     seen = ContentCounts()
-    wanted = [name for name in (question, reference, mapping.system) if name is not None]
-    for asked, answer, system in _cells(rows, wanted, (question, reference, mapping.system)):
-        example = _example(asked, answer, system, mapping.system_override)
+    wanted = [name for name in columns if name is not None]
+    for asked, answer, system in _cells(rows, wanted, columns):
+        example = _example(asked, answer, system, system_override)
         yield _with_id(example, example_id(example, seen))
 
 

@@ -178,7 +178,7 @@ def compare_runs(
 
 def evaluation_files(candidate_dir: Path) -> EvaluationFiles:
     """Where results go: into the run directory; for a single file of predictions, a folder beside it."""
-    if candidate_dir.suffix == ".jsonl" and not candidate_dir.is_dir():
+    if candidate_dir.is_file():
         return EvaluationFiles(candidate_dir.with_suffix(".evaluation"))
     return EvaluationFiles(candidate_dir)
 

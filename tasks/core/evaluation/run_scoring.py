@@ -102,6 +102,7 @@ def _origin(manifest: RunManifest) -> dict[str, object]:
     return {
         "run_key": manifest.run_key,
         "identity": manifest.identity,
+        "cut_prompt_rows": manifest.truncated_prompt_count,
         "dataset_id": manifest.dataset_id,
         "dataset_split": manifest.dataset_split,
         "dataset_revision": manifest.dataset_revision,

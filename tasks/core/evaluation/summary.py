@@ -52,6 +52,7 @@ class RunSummary(Record):
     distinct_questions: int
     error_rows: int
     truncated_rows: int
+    cut_prompt_rows: int = Field(0, description="rows whose prompt was cut on the left to fit")
     run_key: str | None = None
     identity: RunIdentity | None = None
     dataset_id: str | None = None

@@ -198,6 +198,8 @@ def _run_notes(run: RunSummary, who: str) -> Iterator[str]:
         )
     if run.truncated_rows:
         yield f"{run.truncated_rows:,} of {run.rows:,} answers of the {who} were cut at the token limit."
+    if run.cut_prompt_rows:
+        yield f"{run.cut_prompt_rows:,} of {run.rows:,} prompts of the {who} were cut on the left to fit."
     unscored: dict[tuple[tuple[str, int], ...], list[MetricSummary]] = {}
     for metric in run.metrics:
         unscored.setdefault(tuple(metric.unscored_reasons.items()), []).append(metric)

@@ -80,6 +80,11 @@ class PromptStore:
         """Prompt lengths in tokens, in the order of `positions`."""
         return np.diff(np.frombuffer(self._starts, dtype=np.int64)).astype(np.int32)
 
+    @property
+    def cut(self) -> tuple[int, int]:
+        """How many prompts were cut, and the most tokens that one of them lost."""
+        return sum(tokens > 0 for tokens in self._truncated), max(self._truncated, default=0)
+
     def truncated_tokens(self, position: int) -> int:
         """Tokens that were cut from the prompt at `position`."""
         return self._truncated[self._slot(position)]

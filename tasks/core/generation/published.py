@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import orjson
+from pydantic import ValidationError
 
 from tasks.core.errors import DataError, LedgerCorruptError
 from tasks.core.files import flush_to_disk
@@ -22,8 +23,10 @@ from tasks.core.records import (
     GenerationSettings,
     ModelIdentity,
     Prediction,
-    PredictionMetadata,
 )
+
+_ORIGINAL_NAMES = {"question": "user_prompt", "predicted_answer": "assistant_response"}
+_TEXTS = ("id", "question", "system_prompt", "predicted_answer", "ground_truth")
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,30 +131,51 @@ def read_predictions(path: Path) -> Iterator[Prediction]:
 
 def _parse(line: bytes, path: Path, number: int, occurrences: dict[str, int]) -> Prediction:
     try:
-        row = orjson.loads(line)
-        if "predicted_answer" in row:
-            return Prediction.model_validate(row)
-        return _from_original(row, occurrences)
-    except (ValueError, KeyError, TypeError) as exc:
-        reason = str(exc).split("\n")[0]
-        raise DataError(
-            f"{path}: line {number} is not a prediction: {reason}",
-            "each line needs question and predicted_answer, or user_prompt and assistant_response",
-        ) from exc
+        return Prediction.model_validate(_completed(orjson.loads(line), occurrences))
+    except ValidationError as exc:
+        first = exc.errors(include_url=False)[0]
+        problem = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+        raise _no_prediction(path, number, problem) from exc
+    except (ValueError, TypeError) as exc:
+        raise _no_prediction(path, number, str(exc)) from exc
 
 
-def _from_original(row: dict[str, Any], occurrences: dict[str, int]) -> Prediction:
-    """Read system_prompt/user_prompt/assistant_response/ground_truth; the id is made from the content."""
-    question, answer = row["user_prompt"], row["assistant_response"]
-    system, truth = row.get("system_prompt"), row.get("ground_truth")
-    content = hashlib.sha256(orjson.dumps([question, system, truth])).hexdigest()[:16]
-    occurrence = occurrences.get(content, 0)
-    occurrences[content] = occurrence + 1
-    return Prediction(
-        id=f"{content}-{occurrence}",
-        question=question,
-        system_prompt=system,
-        predicted_answer=answer,
-        ground_truth=truth,
-        metadata=PredictionMetadata(),
+def _no_prediction(path: Path, number: int, problem: str) -> DataError:
+    return DataError(
+        f"{path}: line {number} is not a prediction: {problem}",
+        "each line needs question and predicted_answer, or user_prompt and assistant_response",
     )
+
+
+def _completed(row: Any, occurrences: dict[str, int]) -> dict[str, Any]:
+    """Our names for the original pipeline's columns, texts for numbers, and an id made from the content.
+
+    Raises ValueError when there is no question or no answer.
+    """
+    if not isinstance(row, dict):
+        raise ValueError(f"it is no object but {str(row)[:40]}")
+    for name, original in _ORIGINAL_NAMES.items():
+        if name not in row:
+            if original not in row:
+                raise ValueError(f"it has neither {name} nor {original}")
+            row[name] = row[original]
+    row |= {name: _as_text(row[name]) for name in _TEXTS if name in row}
+    row["predicted_answer"] = row["predicted_answer"] or ""
+    truth = row.get("ground_truth")
+    if isinstance(truth, str) and not truth.strip():
+        row["ground_truth"] = None
+    if row.get("id") is None:
+        row["id"] = _content_id(row, occurrences)
+    return row
+
+
+def _as_text(value: Any) -> Any:
+    return str(value) if isinstance(value, int | float) else value
+
+
+def _content_id(row: dict[str, Any], occurrences: dict[str, int]) -> str:
+    content = orjson.dumps([row["question"], row.get("system_prompt"), row.get("ground_truth")])
+    digest = hashlib.sha256(content).hexdigest()[:16]
+    occurrence = occurrences.get(digest, 0)
+    occurrences[digest] = occurrence + 1
+    return f"{digest}-{occurrence}"

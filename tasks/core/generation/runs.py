@@ -171,6 +171,7 @@ def _completions(
         lengths = store.lengths[np.searchsorted(store.positions, positions)]
         queue = RequestQueue(
             positions,
+        _warn_of_cut_prompts(store)
             lengths,
             lambda position: store.request(position, rows.ids, settings.max_new_tokens),
             shared_prefix=store.shared_prefix,
@@ -191,6 +192,16 @@ def _prompts(
 
     def askable() -> Iterator[Example]:
         for position, example in enumerate(rows.examples()):
+def _warn_of_cut_prompts(store: PromptStore) -> None:
+    count, most_tokens = store.cut
+    if count:
+        logger.warning(
+            "%d of %d prompts were cut on the left by up to %d tokens: with the answer they are longer than the "
+            "model or max_sequence_length allows",
+            *(count, len(store), most_tokens),
+        )
+
+
             if wanted[position]:
                 if example.problem is not None:
                     unanswerable.append((position, example.problem))
