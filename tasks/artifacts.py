@@ -34,10 +34,11 @@ _CELL_LENGTH = 300
 _KEY_LENGTH = 90
 _OPPONENTS = {"base": "its base model's run", "champion": "the champion's run", "run": "the run"}
 _UPDATE_INTERVAL_SECONDS = 1.0
+_TEXT_INTERVAL_SECONDS = 10.0
 
 
 class ProgressArtifact:
-    """A bar in the Prefect UI, updated at most once a second and only when it moves by a percent."""
+    """A bar in the Prefect UI, updated when it moves by a percent, at most once a second, or every ten seconds."""
 
     def __init__(self, key: str, description: str) -> None:
         self._key, self._description = artifact_key(key), description
@@ -48,10 +49,11 @@ class ProgressArtifact:
     def show(self, done: float, total: float, text: str) -> None:
         """Show how far the work is; the end is always shown."""
         percent = 100.0 * min(1.0, done / total) if total else 100.0
-        recent = time.monotonic() - self._updated < _UPDATE_INTERVAL_SECONDS
-        if percent < 100 and (recent or percent - self._percent < 1):
+        age_seconds = time.monotonic() - self._updated
+        moved = percent - self._percent >= 1 or age_seconds >= _TEXT_INTERVAL_SECONDS
+        if percent < 100 and (age_seconds < _UPDATE_INTERVAL_SECONDS or not moved):
             return
-        if percent == self._percent:
+        if percent == self._percent == 100:
             return
         description = f"{self._description}: {text}"
         if self._artifact_id is None:

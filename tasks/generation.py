@@ -39,12 +39,35 @@ def _shown(inferencer: Inferencer, prepared: PreparedRows) -> Iterator[None]:
     with shown_progress("generation", prepared.run_name) as show:
 
         def report(progress: GenerationProgress) -> None:
-            counts = f"{progress.rows_done} rows, {progress.tokens_per_second:.0f} tokens/s"
-            parts = (counts, left_text(progress.eta_seconds))
-            show(progress.rows_done, progress.rows_total, ", ".join(filter(None, parts)))
+            show(progress.rows_done, progress.rows_total, progress_text(progress))
 
         inferencer.on_progress = report
         yield
+
+
+def progress_text(progress: GenerationProgress) -> str:
+    """Give `450k rows, 12/s, 3.4k tok/s, 1:20 left, 0 OOM, 2 errors, budget 131k`, short enough for one line."""
+    parts = (
+        f"{_short(progress.rows_done)} rows",
+        f"{_short(progress.rows_per_second)}/s",
+        f"{_short(progress.tokens_per_second)} tok/s",
+        left_text(progress.eta_seconds),
+        f"{_short(progress.out_of_memory_count)} OOM",
+        f"{_short(progress.error_rows)} error{'' if progress.error_rows == 1 else 's'}",
+        f"budget {_short(progress.limit_tokens)}" if progress.limit_tokens else "",
+    )
+    return ", ".join(filter(None, parts))
+
+
+def _short(number: float) -> str:
+    """Give a number in at most four characters: 0.7, 12, 1.2k, 45k, 3.1M."""
+    for unit in ("", "k", "M", "G"):
+        if number < 9.95:
+            return f"{number:.0f}{unit}" if number == int(number) else f"{number:.1f}{unit}"
+        if number < 999.5:
+            return f"{number:.0f}{unit}"
+        number /= 1000
+    return f"{number:.0f}T"
 
 
 @task(cache_policy=NO_CACHE, persist_result=False)

@@ -13,6 +13,8 @@ from tasks.artifacts import ProgressArtifact
 logger = logging.getLogger(__name__)
 
 _LOG_EVERY_PERCENT = 10
+# Leaves room for the figures on a line of 100 characters.
+_BAR_WIDTH = 5
 
 
 class Show(Protocol):
@@ -41,7 +43,7 @@ def _terminal_bar(what: str) -> Iterator[Show]:
 
     columns = (
         TextColumn("{task.description}"),
-        BarColumn(),
+        BarColumn(bar_width=_BAR_WIDTH),
         TaskProgressColumn(),
         TextColumn("{task.fields[text]}"),
     )

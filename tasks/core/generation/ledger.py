@@ -24,6 +24,7 @@ logger = logging.getLogger(__name__)
 Ids = np.ndarray[tuple[int], np.dtype[np.bytes_]]
 Offsets = np.ndarray[tuple[int], np.dtype[np.int64]]
 Sources = np.ndarray[tuple[int], np.dtype[np.int32]]
+Flags = np.ndarray[tuple[int], np.dtype[np.bool_]]
 ABSENT = -1
 """Offset of a row that the ledger does not have."""
 
@@ -36,11 +37,12 @@ _OPEN_FILES = 64
 class LedgerIndex:
     """Where each row's line is, by dataset position: in which of the ledgers, and its byte offset there.
 
-    `offsets` is `ABSENT` for a row that none of them has; `sources` counts in `paths`.
+    `offsets` is `ABSENT` for a row that none of them has; `sources` counts in `paths`; `failed` marks error rows.
     """
 
     offsets: Offsets
     sources: Sources
+    failed: Flags
     paths: tuple[Path, ...]
 
     @property
@@ -48,9 +50,11 @@ class LedgerIndex:
         """Rows the ledger has."""
         return int(np.count_nonzero(self.offsets != ABSENT))
 
-    def only(self, wanted: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> LedgerIndex:
+    def only(self, wanted: Flags) -> LedgerIndex:
         """Return the index of some of the rows."""
-        return LedgerIndex(self.offsets[wanted], self.sources[wanted], self.paths)
+        return LedgerIndex(
+            self.offsets[wanted], self.sources[wanted], self.failed[wanted], self.paths
+        )
 
     def missing_positions(self) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
         """Positions of the rows the ledger lacks, ascending."""
@@ -156,19 +160,20 @@ def index_ledgers(paths: Sequence[Path], ids: Ids) -> LedgerIndex:
     """
     offsets = np.full(len(ids), ABSENT, dtype=np.int64)
     sources = np.zeros(len(ids), dtype=np.int32)
+    failed = np.zeros(len(ids), dtype=np.bool_)
     order = np.argsort(ids, kind="stable")
     sorted_ids = ids[order]
     for source, path in enumerate(paths):
         try:
-            for offset, completion_id in _line_ids(path):
+            for offset, completion_id, error in _line_heads(path):
                 place = int(np.searchsorted(sorted_ids, completion_id))
                 if place < len(sorted_ids) and sorted_ids[place] == completion_id:
                     position = int(order[place])
                     if offsets[position] == ABSENT:
-                        offsets[position], sources[position] = offset, source
+                        offsets[position], sources[position], failed[position] = offset, source, error
         except FileNotFoundError:
             continue
-    return LedgerIndex(offsets, sources, tuple(paths))
+    return LedgerIndex(offsets, sources, failed, tuple(paths))
 
 
 def read_lines(index: LedgerIndex) -> Iterator[bytes]:
@@ -205,19 +210,22 @@ def read_at(path: Path, offsets: Sequence[int] | Offsets) -> Iterator[Completion
             yield Completion(**orjson.loads(file.readline()))
 
 
-def _line_ids(path: Path) -> Iterator[tuple[int, bytes]]:
+def _line_heads(path: Path) -> Iterator[tuple[int, bytes, bool]]:
+    """Offset, id and whether it is an error row, for each line."""
     with path.open("rb") as file:
         offset = 0
         for number, line in enumerate(file, start=1):
             if not line.endswith(b"\n"):
                 return
             try:
-                yield offset, orjson.loads(line)["id"].encode()
+                row = orjson.loads(line)
+                head = row["id"].encode(), row.get("error") is not None
             except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError) as exc:
                 raise LedgerCorruptError(
                     f"{path}: line {number} is damaged: {line[:80]!r}",
                     "remove that line (its row is generated again), or delete the run directory to start over",
                 ) from exc
+            yield offset, *head
             offset += len(line)
 
 

@@ -11,7 +11,7 @@ from tasks.core.generation.budget import TokenBudget
 
 @dataclass(frozen=True, slots=True)
 class GenerationProgress:
-    """A snapshot; rates are over this session, `rows_done` counts rows of earlier sessions too."""
+    """A snapshot; rates are over this session, all counts include earlier sessions."""
 
     rows_done: int
     rows_total: int
@@ -25,7 +25,10 @@ class GenerationProgress:
 
 
 class ProgressMeter:
-    """Counts finished rows and reports at most every `interval_seconds`, and once at the end."""
+    """Counts finished rows and reports at most every `interval_seconds`, and once at the end.
+
+    `rows_done`, `error_rows` and `out_of_memory_count` are those of earlier sessions.
+    """
 
     def __init__(
         self,
@@ -34,11 +37,14 @@ class ProgressMeter:
         budget: TokenBudget,
         report: Callable[[GenerationProgress], None] | None,
         *,
+        error_rows: int = 0,
+        out_of_memory_count: int = 0,
         interval_seconds: float = 1.0,
     ) -> None:
         self._total, self._done, self._budget, self._report = rows_total, rows_done, budget, report
+        self._errors, self._earlier_out_of_memory = error_rows, out_of_memory_count
         self._interval_seconds = interval_seconds
-        self._new_rows = self._new_tokens = self._errors = self._batch_size = 0
+        self._new_rows = self._new_tokens = self._batch_size = 0
         self._started = time.monotonic()
         self._reported = 0.0
 
@@ -69,6 +75,6 @@ class ProgressMeter:
                 eta_seconds=(self._total - self._done) / rate if rate else None,
                 limit_tokens=self._budget.limit_tokens,
                 batch_size=self._batch_size,
-                out_of_memory_count=self._budget.out_of_memory_count,
+                out_of_memory_count=self._earlier_out_of_memory + self._budget.out_of_memory_count,
             )
         )

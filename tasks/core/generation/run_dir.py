@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -183,6 +183,13 @@ class Session(Record):
     peak_memory_bytes: int | None = None
     limit_tokens: int = 0
     device: str = "cpu"
+
+
+def count_out_of_memory(parts: Iterable[RunDir]) -> int:
+    """How often memory ran out in all sessions that have ended."""
+    sessions = (session for part in parts for session in read_sessions(part))
+    events = (event for session in sessions for event in session.memory_events)
+    return sum(event["kind"] in ("out_of_memory", "process_died") for event in events)
 
 
 def append_session(run: RunDir, session: Session) -> None:

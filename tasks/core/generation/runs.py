@@ -22,7 +22,7 @@ from tasks.core.generation.memory import cache_bytes_per_token, free_bytes, peak
 from tasks.core.generation.progress import GenerationProgress, ProgressMeter
 from tasks.core.generation.prompt_store import PromptStore, Repeats
 from tasks.core.generation.rows import RunRows
-from tasks.core.generation.run_dir import RunDir, Session, append_session
+from tasks.core.generation.run_dir import RunDir, Session, append_session, count_out_of_memory
 from tasks.core.generation.shards import Mask, Shard
 from tasks.core.records import Completion, Example, GenerationSettings, Prompt
 
@@ -116,9 +116,17 @@ def answer_missing(
     answered = 0
     part = run if shard is None else run.shard(shard)
     with Ledger(part.ledger_path) as ledger:
-        missing = missing_mask(run, rows, shard)
-        total = len(rows) if shard is None else int(shard.mask(rows.ids).sum())
-        meter = ProgressMeter(total, total - int(missing.sum()), budget, report)
+        before = index_run(run, rows)
+        own = np.ones(len(rows), dtype=np.bool_) if shard is None else shard.mask(rows.ids)
+        missing = own & (before.offsets == ABSENT)
+        meter = ProgressMeter(
+            int(own.sum()),
+            int(own.sum() - missing.sum()),
+            budget,
+            report,
+            error_rows=int((own & before.failed).sum()),
+            out_of_memory_count=count_out_of_memory(run.parts() if shard is None else [part]),
+        )
         try:
             for completion in _completions(part, rows, missing, prompts, choice, budget, settings, device):
                 ledger.append(completion)

@@ -14,7 +14,7 @@ import orjson
 
 from tasks.core.generation.ledger import LedgerIndex
 from tasks.core.generation.progress import GenerationProgress
-from tasks.core.generation.run_dir import RunDir, read_sessions
+from tasks.core.generation.run_dir import RunDir, count_out_of_memory, read_sessions
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +26,8 @@ class LedgerWatch:
         self._run = run
         self._total, self._done = len(index.offsets), index.finished
         self._read_bytes: dict[Path, int] = {path: path.stat().st_size for path in run.ledger_paths()}
-        self._rows = self._tokens = self._errors = self._batch_size = 0
+        self._rows = self._tokens = self._batch_size = 0
+        self._errors = int(index.failed.sum())
         self._started = time.monotonic()
 
     def look(self) -> GenerationProgress:
@@ -42,8 +43,8 @@ class LedgerWatch:
         seconds = max(1e-6, time.monotonic() - self._started)
         rate = self._rows / seconds
         done = min(self._total, self._done + self._rows)
-        sessions = [session for part in self._run.parts() for session in read_sessions(part)]
-        events = [event for session in sessions for event in session.memory_events]
+        parts = self._run.parts()
+        sessions = [session for part in parts for session in read_sessions(part)]
         return GenerationProgress(
             rows_done=done,
             rows_total=self._total,
@@ -53,7 +54,7 @@ class LedgerWatch:
             eta_seconds=(self._total - done) / rate if rate else None,
             limit_tokens=sessions[-1].limit_tokens if sessions else 0,
             batch_size=self._batch_size,
-            out_of_memory_count=sum(event["kind"] in ("out_of_memory", "process_died") for event in events),
+            out_of_memory_count=count_out_of_memory(parts),
         )
 
     def _count(self, line: bytes) -> None:
