@@ -52,9 +52,7 @@ class LedgerIndex:
 
     def only(self, wanted: Flags) -> LedgerIndex:
         """Return the index of some of the rows."""
-        return LedgerIndex(
-            self.offsets[wanted], self.sources[wanted], self.failed[wanted], self.paths
-        )
+        return LedgerIndex(self.offsets[wanted], self.sources[wanted], self.failed[wanted], self.paths)
 
     def missing_positions(self) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
         """Positions of the rows the ledger lacks, ascending."""
