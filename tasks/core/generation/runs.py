@@ -171,6 +171,7 @@ def _completions(
     unanswerable: list[tuple[int, str]] = []
     try:
         store.write(_prompts(rows, missing, prompts, unanswerable))
+        _warn_of_cut_prompts(store)
         for position, problem in unanswerable:
             yield _problem(rows, position, problem)
         positions, repeats = store.positions, Repeats.none()
@@ -179,7 +180,6 @@ def _completions(
         lengths = store.lengths[np.searchsorted(store.positions, positions)]
         queue = RequestQueue(
             positions,
-        _warn_of_cut_prompts(store)
             lengths,
             lambda position: store.request(position, rows.ids, settings.max_new_tokens),
             shared_prefix=store.shared_prefix,
@@ -192,14 +192,6 @@ def _completions(
         store.remove()
 
 
-def _prompts(
-    rows: RunRows, wanted: Mask, prompts: PromptBuilder, unanswerable: list[tuple[int, str]]
-) -> Iterator[tuple[int, Prompt]]:
-    """Yield the prompts of the wanted rows; rows that have none go to `unanswerable` with the reason."""
-    positions: deque[int] = deque()
-
-    def askable() -> Iterator[Example]:
-        for position, example in enumerate(rows.examples()):
 def _warn_of_cut_prompts(store: PromptStore) -> None:
     count, most_tokens = store.cut
     if count:
@@ -209,6 +201,15 @@ def _warn_of_cut_prompts(store: PromptStore) -> None:
             *(count, len(store), most_tokens),
         )
 
+
+def _prompts(
+    rows: RunRows, wanted: Mask, prompts: PromptBuilder, unanswerable: list[tuple[int, str]]
+) -> Iterator[tuple[int, Prompt]]:
+    """Yield the prompts of the wanted rows; rows that have none go to `unanswerable` with the reason."""
+    positions: deque[int] = deque()
+
+    def askable() -> Iterator[Example]:
+        for position, example in enumerate(rows.examples()):
 
             if wanted[position]:
                 if example.problem is not None:
