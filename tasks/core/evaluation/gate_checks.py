@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from tasks.core.errors import EvaluationError
 from tasks.core.evaluation import statistics as stats
 from tasks.core.evaluation.metric import Metric
+from tasks.core.evaluation.origin_checks import check, origin_checks
 from tasks.core.evaluation.summary import GateCheck, MetricComparison, Opponent
 from tasks.core.evaluation.wording import is_share, label, percent, shown, shown_difference
 
@@ -17,9 +18,7 @@ if TYPE_CHECKING:
     from tasks.core.config import GateConfig
     from tasks.core.evaluation.gate import GateInputs
 
-Outcome = Literal["passed", "failed", "undecided", "skipped"]
 _NAMES: dict[Opponent, str] = {"base": "the base model", "champion": "the champion", "run": "the baseline"}
-_MOST_QUOTED = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +54,12 @@ class Checks:
             for guard, p in zip(self._guards, adjusted[1:], strict=True)
         ]
         found.append(self._errors_check())
-        evidence = (*self._rows_checks(), self._effect_check(), self._noise_check(), *self._origin_checks())
+        evidence = (
+            *self._rows_checks(),
+            self._effect_check(),
+            self._noise_check(),
+            *origin_checks(self._in, self._settings),
+        )
         return found + [Finding(check) for check in evidence if check is not None]
 
     # --- the figures
@@ -102,16 +106,16 @@ class Checks:
         primary, gain = self._primary, self._gain(self._primary)
         name = f"{label(primary.name)} is the primary metric"
         if primary.difference is None or primary.p_value is None:
-            return _check(name, "undecided", f"{label(primary.name)} could not be compared on any row.")
+            return check(name, "undecided", f"{label(primary.name)} could not be compared on any row.")
         figures = self._figures(primary) + f", {_p_in_words(primary.p_value)}"
         if self._is_same_model():
-            return _check(name, "undecided", f"Both runs are answers of the same model; {figures}.")
+            return check(name, "undecided", f"Both runs are answers of the same model; {figures}.")
         if gain > 0 and primary.p_value <= self._alpha:
-            return _check(name, "passed", f"The candidate is better than {self._opponent}: {figures}.")
+            return check(name, "passed", f"The candidate is better than {self._opponent}: {figures}.")
         if gain < 0 and worse_p_value <= self._alpha and -gain > (self._in.noise.value or 0.0):
-            return _check(name, "failed", f"The candidate is worse than {self._opponent}: {figures}.")
+            return check(name, "failed", f"The candidate is worse than {self._opponent}: {figures}.")
         told = f"No difference from {self._opponent} can be shown: {figures}."
-        return _check(name, "undecided", " ".join([told, *self._rows_needed(primary)]))
+        return check(name, "undecided", " ".join([told, *self._rows_needed(primary)]))
 
     def _is_same_model(self) -> bool:
         mine, theirs = self._in.candidate.identity, self._in.opponent.identity
@@ -135,21 +139,21 @@ class Checks:
         share, margin = self._is_share(guard), self._margin(guard)
         name, allowed = f"{label(guard.name)} does not fall", _amount(margin, share)
         if guard.difference is None:
-            return _check(name, "undecided", f"{label(guard.name)} could not be compared on any row.")
+            return check(name, "undecided", f"{label(guard.name)} could not be compared on any row.")
         figures = self._figures(guard)
         # A corpus figure can fall although no row does: rows that score 0 as before, at greater length.
         if guard.losses == 0 and self._gain(guard) >= 0:
-            return _check(name, "passed", f"No row is worse by {label(guard.name)}: {figures}.")
+            return check(name, "passed", f"No row is worse by {label(guard.name)}: {figures}.")
         if fall_p_value <= self._alpha:
-            return _check(
+            return check(
                 name, "failed", f"{label(guard.name)} falls by more than the allowed {allowed}: {figures}."
             )
         if self._lowest_gain(guard) > -margin:
-            return _check(
+            return check(
                 name, "passed", f"{label(guard.name)} falls by less than {allowed}, if at all: {figures}."
             )
         told = f"{label(guard.name)} may have fallen by more than the allowed {allowed}: {figures}."
-        return _check(name, "undecided", told)
+        return check(name, "undecided", told)
 
     def _lowest_gain(self, compared: MetricComparison) -> float:
         interval = compared.interval
@@ -162,17 +166,17 @@ class Checks:
         mine, theirs = (run.error_rows / run.rows for run in (self._in.candidate, self._in.opponent))
         told = f"{self._in.candidate.error_rows:,} of {self._in.candidate.rows:,} rows have an error"
         if mine <= allowed:
-            return Finding(_check(name, "passed", f"{told}; {allowed:.1%} are allowed."))
+            return Finding(check(name, "passed", f"{told}; {allowed:.1%} are allowed."))
         if theirs >= mine:
             others = f"{self._in.opponent.error_rows:,} of {self._opponent}'s"
             told += f", and {others}: look at the data and the machine."
-            return Finding(_check(name, "undecided", told))
-        return Finding(_check(name, "failed", f"{told}; {allowed:.1%} are allowed."), rejects=True)
+            return Finding(check(name, "undecided", told))
+        return Finding(check(name, "failed", f"{told}; {allowed:.1%} are allowed."), rejects=True)
 
     def _rows_checks(self) -> Iterator[GateCheck]:
         least, found = self._settings.minimum_rows, self._primary.clusters
         told = f"{found:,} different questions are scored in both runs; at least {least:,} are asked for."
-        yield _check("Enough rows", "passed" if found >= least else "undecided", told)
+        yield check("Enough rows", "passed" if found >= least else "undecided", told)
         yield self._scored_check()
 
     def _scored_check(self) -> GateCheck:
@@ -188,8 +192,8 @@ class Checks:
         allowed = self._settings.maximum_unscored_rate
         told = f"{label(worst)} {how} for {rows:,} of {paired:,} rows; {allowed:.1%} are allowed"
         if rows <= allowed * paired:
-            return _check("Enough rows scored", "passed", f"{told}.")
-        return _check(
+            return check("Enough rows scored", "passed", f"{told}.")
+        return check(
             "Enough rows scored", "undecided", f"{told} (gate.maximum_unscored_rate); the report says why."
         )
 
@@ -201,14 +205,14 @@ class Checks:
         told = (
             f"The gain is {_signed(gain, share)}; less than {_amount(least, share)} is not worth a promotion."
         )
-        return _check("The gain is worth it", "passed" if gain >= least else "undecided", told)
+        return check("The gain is worth it", "passed" if gain >= least else "undecided", told)
 
     def _noise_check(self) -> GateCheck:
         noise, name = self._in.noise, "The difference is above the noise"
         if noise.value is None:
-            return _check(name, "skipped", f"The noise was not measured: {noise.reason}.")
+            return check(name, "skipped", f"The noise was not measured: {noise.reason}.")
         if noise.reason is not None:
-            return _check(name, "passed", f"There is no noise: {noise.reason}.")
+            return check(name, "passed", f"There is no noise: {noise.reason}.")
         share = self._is_share(self._primary)
         told = (
             f"Answered again in other batches, {noise.changed} of {noise.rows} rows score differently, by "
@@ -216,51 +220,8 @@ class Checks:
         )
         effect = abs(self._gain(self._primary))
         if noise.value == 0 or effect > noise.value:
-            return _check(name, "passed", f"{told}.")
-        return _check(name, "undecided", f"{told}; the difference of {_amount(effect, share)} is no larger.")
-
-    def _origin_checks(self) -> Iterator[GateCheck]:
-        if self._in.missing_champion is not None:
-            yield _check("Compared with the champion", "undecided", f"{self._in.missing_champion}.")
-        yield self._settings_check()
-        yield self._template_check()
-        yield self._overlap_check()
-
-    def _settings_check(self) -> GateCheck:
-        mine, theirs, name = self._in.candidate.identity, self._in.opponent.identity, "Same settings"
-        if mine is None or theirs is None:
-            return _check(name, "skipped", "A plain file of answers says nothing about its settings.")
-        of_the_model = (*mine.model.content(), "rows")
-        lines = [line for line in theirs.differences(mine) if line.partition(":")[0] not in of_the_model]
-        if lines:
-            return _check(
-                name, "failed", f"Both runs must have the same settings; other: {'; '.join(lines)}."
-            )
-        return _check(name, "passed", "Both models answered with the same settings.")
-
-    def _template_check(self) -> GateCheck:
-        name = "Same chat template"
-        if self._in.same_template is None:
-            return _check(name, "skipped", "The candidate's training is not known.")
-        if self._in.same_template:
-            return _check(name, "passed", "Training and answers used the same chat template.")
-        told = "The candidate was trained with another chat template than it answers with."
-        return _check(name, "failed", told)
-
-    def _overlap_check(self) -> GateCheck:
-        overlap, name = self._in.overlap, "Test questions are new"
-        if isinstance(overlap, str):
-            return _check(name, "skipped", f"Training data was not compared: {overlap}.")
-        same = overlap.exact_test_rows + overlap.near_test_rows
-        allowed = f"{self._settings.maximum_overlap:.1%} are allowed"
-        told = (
-            f"{same:,} of {overlap.test_rows:,} test questions are in the training data "
-            f"({overlap.exact_test_rows:,} exactly, {overlap.near_test_rows:,} nearly; {allowed})"
-        )
-        if overlap.share <= self._settings.maximum_overlap:
-            return _check(name, "passed", f"{told}.")
-        quoted = "; ".join(f"“{_shortened(question)}”" for question in overlap.questions[:_MOST_QUOTED])
-        return _check(name, "failed", f"{told}: {quoted}")
+            return check(name, "passed", f"{told}.")
+        return check(name, "undecided", f"{told}; the difference of {_amount(effect, share)} is no larger.")
 
     # --- words
 
@@ -278,10 +239,6 @@ class Checks:
             f"{shown(compared.baseline or 0.0, share)}, {_signed(compared.difference or 0.0, share)}{between} "
             f"on {compared.rows:,} rows"
         )
-
-
-def _check(name: str, outcome: Outcome, detail: str) -> GateCheck:
-    return GateCheck(name=name, outcome=outcome, detail=detail)
 
 
 def _sign(compared: MetricComparison) -> int:
@@ -306,8 +263,3 @@ def _round_up(rows: float) -> int:
         return 10**12
     step: int = 10 ** max(0, len(str(int(rows))) - 2)
     return math.ceil(rows / step) * step
-
-
-def _shortened(question: str, length: int = 80) -> str:
-    flat = " ".join(question.split())
-    return flat if len(flat) <= length else f"{flat[: length - 1]}…"

@@ -1,0 +1,71 @@
+"""What the gate looks at besides the scores: where the answers come from, and what the model was trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Literal
+
+from tasks.core.evaluation.summary import GateCheck
+
+if TYPE_CHECKING:
+    from tasks.core.config import GateConfig
+    from tasks.core.evaluation.gate import GateInputs
+
+Outcome = Literal["passed", "failed", "undecided", "skipped"]
+_MOST_QUOTED = 2
+
+
+def check(name: str, outcome: Outcome, detail: str) -> GateCheck:
+    """One thing the gate looked at; `detail` is a sentence."""
+    return GateCheck(name=name, outcome=outcome, detail=detail)
+
+
+def origin_checks(inputs: GateInputs, settings: GateConfig) -> Iterator[GateCheck]:
+    """Whether both runs compare: the same opponent, settings and template, and test questions that are new."""
+    if inputs.missing_champion is not None:
+        yield check("Compared with the champion", "undecided", f"{inputs.missing_champion}.")
+    yield _settings_check(inputs)
+    yield _template_check(inputs)
+    yield _overlap_check(inputs, settings)
+
+
+def _settings_check(inputs: GateInputs) -> GateCheck:
+    mine, theirs, name = inputs.candidate.identity, inputs.opponent.identity, "Same settings"
+    if mine is None or theirs is None:
+        return check(name, "skipped", "A plain file of answers says nothing about its settings.")
+    of_the_model = (*mine.model.content(), "rows")
+    lines = [line for line in theirs.differences(mine) if line.partition(":")[0] not in of_the_model]
+    if lines:
+        return check(name, "failed", f"Both runs must have the same settings; other: {'; '.join(lines)}.")
+    return check(name, "passed", "Both models answered with the same settings.")
+
+
+def _template_check(inputs: GateInputs) -> GateCheck:
+    name = "Same chat template"
+    if inputs.same_template is None:
+        return check(name, "skipped", "The candidate's training is not known.")
+    if inputs.same_template:
+        return check(name, "passed", "Training and answers used the same chat template.")
+    told = "The candidate was trained with another chat template than it answers with."
+    return check(name, "failed", told)
+
+
+def _overlap_check(inputs: GateInputs, settings: GateConfig) -> GateCheck:
+    overlap, name = inputs.overlap, "Test questions are new"
+    if isinstance(overlap, str):
+        return check(name, "skipped", f"Training data was not compared: {overlap}.")
+    same = overlap.exact_test_rows + overlap.near_test_rows
+    allowed = f"{settings.maximum_overlap:.1%} are allowed"
+    told = (
+        f"{same:,} of {overlap.test_rows:,} test questions are in the training data "
+        f"({overlap.exact_test_rows:,} exactly, {overlap.near_test_rows:,} nearly; {allowed})"
+    )
+    if overlap.share <= settings.maximum_overlap:
+        return check(name, "passed", f"{told}.")
+    quoted = "; ".join(f"“{_shortened(question)}”" for question in overlap.questions[:_MOST_QUOTED])
+    return check(name, "failed", f"{told}: {quoted}")
+
+
+def _shortened(question: str, length: int = 80) -> str:
+    flat = " ".join(question.split())
+    return flat if len(flat) <= length else f"{flat[: length - 1]}…"
