@@ -83,7 +83,14 @@ def test_the_original_configuration_file_loads_and_keeps_its_values() -> None:
 def test_meaningless_keys_of_the_original_warn_by_name(caplog: pytest.LogCaptureFixture) -> None:
     load_config(ORIGINAL, environ={})
     warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
-    for word in ("use_flash_attention", "wandb_project_name", "[mlflow]", '"unsloth"', "is_multimodel"):
+    for word in (
+        "use_flash_attention",
+        "wandb_project_name",
+        "[mlflow]",
+        '"unsloth"',
+        "is_multimodel",
+        "hf_user_id",
+    ):
         assert sum(word in warning for warning in warnings) == 1, word
 
 
@@ -307,10 +314,26 @@ def test_four_and_eight_bits_together_are_refused_naming_both_lines(load: Load) 
         ('[evaluator]\nmetrics = ["answer_accuracy"]\n', "set llm to the name of a model"),
         ("[evaluator]\njudge_budget_dollars = 1\n", "needs cost_per_million_input_tokens"),
         ('[evaluator]\njudge_base_url = "https://me:word@host/v1"\n', "without a password"),
+        (
+            '[evaluator]\njudge_base_url = "https://host/v1?api-key=word"\n',
+            "(a key belongs where judge_api_key says)",
+        ),
+        (
+            '[evaluator]\nembedding_base_url = "https://host/v1#word"\n',
+            "(a key belongs where judge_api_key says)",
+        ),
     ],
 )
 def test_settings_that_do_not_fit_each_other_are_refused(load: Load, text: str, words: str) -> None:
     assert words in message_of(load, text)
+
+
+@pytest.mark.parametrize(
+    "address", ["https://me:hush@host/v1", "https://host/v1?api-key=hush", "http://h/#hush"]
+)
+def test_what_an_address_carries_is_not_shown_in_the_message_about_it(load: Load, address: str) -> None:
+    message = message_of(load, f'[evaluator]\njudge_base_url = "{address}"\n')
+    assert "hush" not in message and "judge_base_url" in message
 
 
 def test_an_unset_variable_is_named(load: Load) -> None:

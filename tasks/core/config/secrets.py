@@ -7,6 +7,8 @@ import re
 _TOKEN = re.compile(
     r"^hf_[A-Za-z0-9]{8,}$|hf_[A-Za-z0-9]{20,}|\bsk-[A-Za-z0-9_-]{16,}|\bgh[pousr]_[A-Za-z0-9]{20,}"
 )
+# What an address may carry: a password before the host, anything after the path.
+_IN_ADDRESS = re.compile(r"(https?://)[^/\s@\"]+(?=@)|(https?://[^\s?#\"]*[?#])[^\s\"]+")
 _SECRET_KEY = re.compile(r"(^|_)(key|token|secret|password)$")
 
 
@@ -31,5 +33,5 @@ def secret_variable(key_or_value: str) -> str:
 
 
 def hide_secrets(text: str) -> str:
-    """Replace what looks like a token."""
-    return _TOKEN.sub("(hidden)", text)
+    """Replace what looks like a token, and what an address carries besides host and path."""
+    return _IN_ADDRESS.sub(lambda found: f"{found[1] or found[2]}(hidden)", _TOKEN.sub("(hidden)", text))

@@ -93,8 +93,9 @@ KeyPlace = Annotated[
 ]
 WebAddress = Annotated[
     str,
-    StringConstraints(pattern=r"^https?://[^\s@]+$"),
-    InWords("an http or https address without a password"),
+    # It is written into summaries and reports, so nothing that could be a key may be in it.
+    StringConstraints(pattern=r"^https?://[^\s@?#]+$"),
+    InWords("an http or https address without a password, ? and # (a key belongs where judge_api_key says)"),
 ]
 RunNamePart = Annotated[str, Field(max_length=100), AfterValidator(_safe_run_name)]
 RunName = Annotated[str, Field(max_length=100), AfterValidator(_safe_run_name)]
@@ -481,7 +482,6 @@ class EvaluatorConfig(RunNaming):
         None,
         description="Its layer that is compared; none = the one that bert-score knows to be best, else the last.",
     )
-    hf_user_id: NonEmpty | None = Field(None, description="Hub user or organisation of the results.")
 
     @field_validator("metrics")
     @classmethod
