@@ -255,11 +255,15 @@ class Inferencer:
 
         The model may live and die in a child process, see `generates_in_child`; with num_shards above 1 the rows
         are answered in shards. Raises RunLockedError when another process writes the same run,
-        StorageError when the disk is full.
+        StorageError when the disk is full, TypeError for a dataset that process_dataset has not prepared.
         """
         if self.settings.num_shards > 1:
             from tasks.shard_work import answer_in_shards
 
+        if not isinstance(prepared, PreparedRows):
+            raise TypeError(
+                f"generate_responses takes what process_dataset(dataset) returns, not a {type(prepared).__name__}"
+            )
             return answer_in_shards(self, prepared)
         if self.generates_in_child:
             from tasks.isolated_inference import generate_in_child

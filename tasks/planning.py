@@ -136,6 +136,7 @@ def _plan_fine_tuning(config: Config) -> PlannedPhase:
                 settings.validation_data_id,
                 split=settings.validation_data_split,
                 revision=settings.validation_data_revision,
+                max_rows=settings.max_rows,
             )
             _told_rows(phase, "validation rows", settings.validation_data_id, _mapped(config, validation))
     with phase.finding():

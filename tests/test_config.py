@@ -269,6 +269,18 @@ def test_a_wrong_value_is_reported_with_its_line_and_what_is_allowed(
     assert allowed in message
 
 
+def test_use_cache_of_the_original_pipeline_is_ignored_with_a_warning(
+    load: Load, caplog: pytest.LogCaptureFixture
+) -> None:
+    load("[inferencer]\nuse_cache = false\n")
+    assert "[inferencer] use_cache is ignored" in caplog.text
+
+
+def test_an_engine_that_is_none_is_told_how_one_of_ones_own_is_named(load: Load) -> None:
+    message = message_of(load, '[inferencer]\nengine = "foo"\n')
+    assert 'must be module:Class (an engine of your own), or "auto"' in message
+
+
 def test_a_wrong_item_of_a_list_names_what_was_meant(load: Load) -> None:
     assert '"blue_score" you may mean "bleu_score"' in message_of(
         load, '[evaluator]\nmetrics = ["f1", "blue_score"]'
@@ -297,6 +309,17 @@ def test_four_and_eight_bits_together_are_refused_naming_both_lines(load: Load) 
     message = message_of(load, "[fine_tuner]\nload_in_4bit = true\n\nload_in_8bit = true\n")
     for word in ("load_in_4bit and load_in_8bit are both true", "line 2", "line 4", "[fine_tuner]"):
         assert word in message
+
+
+def test_conflicts_are_listed_beside_wrong_values_unless_these_cause_them(load: Load) -> None:
+    message = message_of(
+        load,
+        "[fine_tuner]\nload_in_4bit = true\nload_in_8bit = true\nrank = 0\n"
+        '[inferencer]\nmax_new_tokens = "few"\nmax_sequence_length = 300\n[evaluator]\nmetrics = ["preference"]\n',
+    )
+    assert message.startswith("4 settings are wrong")
+    for words in ("are both true", "rank = 0", 'max_new_tokens = "few"', "llm is not set"):
+        assert message.count(words) == 1
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from tasks.core.config import Config, load_config
-from tasks.core.errors import DataError, RunKeyMismatchError, RunLockedError
+from tasks.core.errors import DataError, RunKeyMismatchError, RunLockedError, StorageError
 from tasks.core.generation.inflight import InflightEngine
 from tasks.core.generation.published import read_predictions
 from tasks.core.generation.run_dir import RunDir
@@ -195,6 +195,18 @@ def test_a_runs_model_is_searched_with_prefix_and_suffix_then_by_its_bare_name(
     assert chosen() == "legs"
     make_run(models_dir, "a-legs-b", base=tiny_model_dir)
     assert chosen() == "a-legs-b"
+
+
+def test_a_folder_of_runs_that_is_a_file_is_told(overrides: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "runs").write_text("")
+    with pytest.raises(StorageError, match="a part of this path is a file"):
+        Inferencer(config(overrides)).infer()
+
+
+def test_a_dataset_that_was_not_processed_is_refused_in_words(overrides: dict[str, Any]) -> None:
+    inferencer = Inferencer(config(overrides))
+    with pytest.raises(TypeError, match="takes what process_dataset"):
+        inferencer.generate_responses(inferencer.load_dataset())  # type: ignore[arg-type]
 
 
 def test_a_second_writer_is_told_who_holds_the_run(overrides: dict[str, Any]) -> None:

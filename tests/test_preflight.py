@@ -156,3 +156,9 @@ def test_too_little_disk_space_is_an_error_with_both_sizes(tmp_path: Path) -> No
 
 def test_enough_disk_space_is_no_error(tmp_path: Path) -> None:
     check_disk_space(tmp_path / "not" / "there" / "yet", 1)
+
+
+def test_a_file_where_a_folder_is_needed_is_told(tmp_path: Path) -> None:
+    (tmp_path / "runs").write_text("")
+    with pytest.raises(StorageError, match="runs is a file"):
+        check_disk_space(tmp_path / "runs" / "mine", 1)

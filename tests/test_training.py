@@ -751,6 +751,26 @@ def test_rows_that_cannot_be_learnt_are_left_out_counted_and_explained(
     assert caplog.text.count("\n    row ") == 3
 
 
+def test_rows_beyond_the_position_table_are_cut_to_it(
+    settings: dict[str, Any], tmp_path: Path, tiny_tokenizer: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    import transformers
+
+    shape = {"n_embd": 32, "n_layer": 1, "n_head": 2, "n_positions": 64}
+    model = transformers.GPT2LMHeadModel(transformers.GPT2Config(vocab_size=len(tiny_tokenizer), **shape))
+    model.save_pretrained(tmp_path / "gpt2")
+    tiny_tokenizer.save_pretrained(tmp_path / "gpt2")
+    rows = [
+        {"question": f"How many apples has Anna? {i} " * (1 + 40 * (i == 3)), "answer": "4"} for i in range(4)
+    ]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    changes = {"base_model_id": str(tmp_path / "gpt2"), "training_data_id": str(tmp_path / "rows.jsonl")}
+    result = run(settings, tmp_path / "models", **changes, epochs=1)
+    assert (result.manifest.truncated_row_count, result.manifest.training_row_count) == (1, 4)
+    assert result.manifest.settings["max_sequence_length"] == 64
+    assert "the model has 64 positions" in caplog.text
+
+
 def test_no_usable_row_is_an_error_with_the_reasons(settings: dict[str, Any], tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text(json.dumps({"question": " ", "answer": "x"}) + "\n")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from tests.conftest import PACKAGED_MODEL_ID
 
 pytestmark = pytest.mark.slow
 
-ROWS = 24
+ROWS = int(os.environ.get("GSM8K_ROWS", 24))  # GSM8K_ROWS=200 for a look at more of them
 
 
 def test_gsm8k_is_answered_and_scored_row_by_row(

@@ -17,7 +17,8 @@ LEGACY_KEYS: Mapping[tuple[str, str], str] = {
     ("fine_tuner", "finetune_language_layers"): _TEXT_MODELS_ONLY,
     ("fine_tuner", "finetune_attention_modules"): "name the layers in target_modules",
     ("fine_tuner", "finetune_mlp_modules"): "name the layers in target_modules",
-    ("evaluator", "hf_user_id"): "scores stay beside the answers; push_promoted puts them into the model's card",
+    ("evaluator", "hf_user_id"): "scores stay beside the answers; push_promoted puts them into the card",
+    ("inferencer", "use_cache"): "keys and values of earlier tokens are always kept",
 }
 LEGACY_VALUES: Mapping[tuple[str, str, str], str] = {
     ("fine_tuner", "use_gradient_checkpointing", "unsloth"): "counts as true",

@@ -295,10 +295,34 @@ def _checked(gathered: _Gathered) -> Config:
         config = Config.model_validate(values)
     except ValidationError as error:
         origins = {place: setting.origin for place, setting in gathered.settings.items()}
-        problems += describe_problems(error, values, origins)
+        found = describe_problems(error, values, origins) + _hidden_conflicts(error, values, origins)
+        problems += dict.fromkeys(found)
     if problems:
         raise _as_error(problems)
     return config
+
+
+def _hidden_conflicts(
+    error: ValidationError, values: Mapping[str, Mapping[str, Any]], origins: Mapping[tuple[str, str], str]
+) -> list[str]:
+    """Conflicts between keys are looked for only where each value is right, so look again without the wrong ones.
+
+    One that needs a key left out is no conflict of what was written.
+    """
+    wrong = {finding["loc"][:2] for finding in error.errors(include_url=False) if len(finding["loc"]) > 1}
+    right = {
+        section: {key: value for key, value in table.items() if (section, key) not in wrong}
+        for section, table in values.items()
+    }
+    if not wrong:
+        return []
+    try:
+        Config.model_validate(right)
+    except ValidationError as hidden:
+        left_out = {str(key) for _, key in wrong}
+        found = describe_problems(hidden, right, origins)
+        return [line for line in found if not left_out & set(re.findall(r"\w+", line))]
+    return []
 
 
 def _as_error(problems: list[str]) -> ConfigError:

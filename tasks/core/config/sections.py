@@ -229,9 +229,12 @@ class FineTunerConfig(RunNaming, ModelLoading, ColumnNames):
     training_data_split: NonEmpty | None = Field("train", description="Split to train on.")
     training_data_revision: NonEmpty | None = Field(None, description="Branch, tag or commit of Hub data.")
     validation_data_id: NonEmpty | None = Field(None, description="Data to measure the loss on, if any.")
-    validation_data_split: NonEmpty | None = Field(None, description="Split to validate on.")
+    validation_data_split: NonEmpty | None = Field("validation", description="Split to validate on.")
     validation_data_revision: NonEmpty | None = Field(None, description="Branch, tag or commit of Hub data.")
-    dataset_num_proc: Count | None = Field(None, description="Processes that prepare data; none = one.")
+    dataset_num_proc: Count | None = Field(
+        None,
+        description="Processes that prepare a dataset of the Hub; none = one. Files are always read by one.",
+    )
 
     full_finetuning: bool = Field(False, description="Train all weights instead of a LoRA adapter.")
     rank: Count = Field(16, description="LoRA rank: size of the adapter.")
@@ -302,7 +305,9 @@ class FineTunerConfig(RunNaming, ModelLoading, ColumnNames):
         return self
 
 
-OwnEngine = Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
+OwnEngine = Annotated[
+    str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$"), InWords("module:Class (an engine of your own)")
+]
 """An engine of the user's own: the class `Class` of the importable `module`."""
 
 
@@ -349,7 +354,6 @@ class InferencerConfig(RunNaming, ModelLoading, ColumnNames):
     early_stopping: bool = Field(False, description="Beam search: stop as soon as enough beams are done.")
     stop_strings: tuple[NonEmpty, ...] = Field((), description="Texts that end an answer.")
     seed: Seed = Field(42, description="Random seed; each row draws from its own stream.")
-    use_cache: bool = Field(True, description="Keep keys and values of earlier tokens; false is only slow.")
 
     batch_size: Count | None = Field(None, description="Most rows at once; none = by memory.")
     max_batch_tokens: Count | None = Field(None, description="Most tokens at once; none = by memory.")

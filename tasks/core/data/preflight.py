@@ -83,10 +83,12 @@ def find_overlap(train: Iterable[Example], test: Iterable[Example]) -> Overlap:
 
 
 def check_disk_space(path: Path, needed_bytes: int) -> None:
-    """Raise StorageError unless the disk of `path`, which need not exist yet, has `needed_bytes` free."""
+    """Raise StorageError unless `path`, which need not exist yet, can be a folder with `needed_bytes` free."""
     folder = path.expanduser().absolute()
     while not folder.exists():
         folder = folder.parent
+    if not folder.is_dir():
+        raise StorageError(f"{folder} is a file, and a folder is needed there.", "Name another folder.")
     free_bytes = shutil.disk_usage(folder).free
     if free_bytes < needed_bytes:
         raise StorageError(

@@ -252,6 +252,11 @@ def storage_error(exc: OSError, path: Path) -> StorageError:
             f"no space left while writing {path}",
             "free some space and run the same command again: all rows finished so far are kept",
         )
+    if exc.errno in (errno.ENOTDIR, errno.EEXIST):
+        return StorageError(
+            f"{path} cannot be written: a part of this path is a file, and a folder is needed there",
+            "set pipeline.runs_dir to a folder, or move that file away",
+        )
     return StorageError(
         f"{path} cannot be written: {exc.strerror or exc}",
         "check the path and its permissions; rows finished so far are kept",

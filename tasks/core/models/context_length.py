@@ -11,6 +11,8 @@ from tasks.core.errors import ConfigError
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from tasks.core.models.specs import ModelSpec
+
 logger = logging.getLogger(__name__)
 
 
@@ -36,7 +38,22 @@ def context_length(model: PreTrainedModel) -> ContextLength:
     return ContextLength(tokens, is_fixed=tokens is not None and not rotary)
 
 
-def possible_length(context: ContextLength, *, max_sequence_length: int, max_new_tokens: int) -> int:
+def context_length_of(spec: ModelSpec) -> ContextLength:
+    """The same without weights in memory. Raises ModelNotFoundError, ModelLoadError."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from tasks.core.models.explaining import explained
+    from tasks.core.models.specs import find_source, read_config
+
+    config = read_config(find_source(spec, with_weights=False))
+    with explained(spec.model_id), torch.device("meta"):
+        return context_length(
+            AutoModelForCausalLM.from_config(config, trust_remote_code=spec.trust_remote_code)
+        )
+
+
+def possible_length(context: ContextLength, *, max_sequence_length: int, max_new_tokens: int = 0) -> int:
     """Return `max_sequence_length` (tokens), or what the model can take if that is less.
 
     Raises ConfigError when that leaves no room for a prompt.

@@ -79,6 +79,7 @@ def _prepare(
     config: FineTunerConfig, on_progress: Callable[[TrainingProgress], None] | None
 ) -> tuple[Job, TrainingIdentity]:
     """Read base, tokenizer and rows: enough to tell what this training is, before weights are loaded."""
+    from tasks.core.models.context_length import context_length_of, possible_length
     from tasks.core.models.loading import ModelSpec, identify, load_tokenizer
     from tasks.core.models.placement import choose_device
     from tasks.core.training.job import Job
@@ -96,6 +97,8 @@ def _prepare(
     )
     base = identify(spec)
     precision = choose_precision(config, base.dtype, device)
+    possible = possible_length(context_length_of(spec), max_sequence_length=config.max_sequence_length)
+    config = config.model_copy(update={"max_sequence_length": possible})
     data = read_training_data(config, load_tokenizer(spec))
     identity = TrainingIdentity.of(config, base, data, precision.compute)
     job = Job(config, replace(spec, dtype=precision.weights), base, data, precision, device, on_progress)

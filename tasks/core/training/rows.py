@@ -121,7 +121,7 @@ def read_training_data(config: FineTunerConfig, tokenizer: PreTrainedTokenizerBa
             config,
             builder,
             config.validation_data_id,
-            split=config.validation_data_split or "validation",
+            split=config.validation_data_split,
             revision=config.validation_data_revision,
             max_rows=config.max_rows,
         )
