@@ -18,6 +18,7 @@ from flows.parameters import (
 )
 from flows.run_logs import send_core_logs_to_prefect
 from tasks.core.config import Config
+from tasks.core.evaluation.noise import find_repeat
 from tasks.core.models.registry import slug
 from tasks.core.records import RunManifest
 from tasks.devices import held_device
@@ -28,7 +29,7 @@ from tasks.inferencer import Inferencer, PreparedRows
 from tasks.loading import load_model_and_tokenizer
 from tasks.memory_budgets import PrefectBudgetStore
 from tasks.processing import process_dataset
-from tasks.repeating import repeat_some_rows
+from tasks.repeating import is_repeated, repeat_some_rows
 
 # The noise is measured on the candidate only.
 _ANSWERED_ONCE = "gate.noise_rows=0"
@@ -83,6 +84,7 @@ def infer(
     found_done = manifest is not None
     if manifest is not None:
         show_predictions(prepared.run, manifest)
+        _measure_noise_if_missing(inferencer, prepared, manifest)
     else:
         manifest = _generate(inferencer, prepared)
     if compare_with_base:
@@ -115,6 +117,13 @@ def _generate(inferencer: Inferencer, prepared: PreparedRows) -> RunManifest:
         repeat_some_rows(inferencer, prepared, manifest)
         inferencer.release_model()
     return manifest
+
+
+def _measure_noise_if_missing(inferencer: Inferencer, prepared: PreparedRows, manifest: RunManifest) -> None:
+    """Repeat some rows of a finished run whose process ended before it did."""
+    if find_repeat(prepared.run.path) is None and is_repeated(inferencer, manifest):
+        with held_device(inferencer.settings.device, inferencer.config.pipeline.gpu_concurrency_limit):
+            repeat_some_rows(inferencer, prepared, manifest)
 
 
 def infer_with_base_model(config: Config, candidate: RunManifest) -> RunManifest | None:

@@ -54,10 +54,15 @@ class RepeatedRows(Inferencer):
         return (example for number, example in enumerate(super().examples(dataset)) if number in chosen)
 
 
+def is_repeated(inferencer: Inferencer, manifest: RunManifest) -> bool:
+    """Tell whether rows of a run are answered again: they are wanted, and can depend on the batches."""
+    return inferencer.config.gate.noise_rows > 0 and why_no_noise(manifest) is None
+
+
 @task(cache_policy=NO_CACHE, persist_result=False)
 def repeat_some_rows(inferencer: Inferencer, prepared: PreparedRows, manifest: RunManifest) -> None:
     """Answer a few rows again for the gate, if their answers can depend on the batches; never fails the run."""
-    if not inferencer.config.gate.noise_rows or why_no_noise(manifest) is not None:
+    if not is_repeated(inferencer, manifest):
         return
     try:
         repeated = RepeatedRows.of(inferencer, prepared)

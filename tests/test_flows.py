@@ -178,6 +178,22 @@ def test_work_that_is_done_ends_at_once_and_is_told_apart(settings: Path, tiny_m
     assert evaluate(str(settings), run="done", return_state=True).name == "Completed"
 
 
+def test_the_noise_is_measured_later_when_the_process_ended_before_it_was(
+    settings: Path, tiny_model_dir: Path
+) -> None:
+    from flows.inference import infer
+
+    def infer_with(noise_rows: int) -> str | None:
+        chosen = ("inferencer.engine=generate", f"gate.noise_rows={noise_rows}")
+        given = {"model": str(tiny_model_dir), "run_name": "noisy", "settings": chosen}
+        return infer(str(settings), **given, return_state=True).name
+
+    repeated = Path("runs/noisy/repeat-3/manifest.json")
+    assert infer_with(0) == "Completed" and not repeated.exists()  # as after a death behind the publishing
+    assert infer_with(0) == "Already done" and not repeated.exists()
+    assert infer_with(3) == "Already done" and repeated.is_file()
+
+
 def test_a_phase_that_is_left_out_counts_as_success(settings: Path, tiny_model_dir: Path) -> None:
     from flows.pipeline import finetune_infer_evaluate
 
