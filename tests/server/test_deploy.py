@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
+import time
 from typing import Any
 
 import httpx
@@ -127,23 +129,79 @@ def test_the_kubernetes_template_is_accepted(server: Server) -> None:
     assert httpx.delete(f"{server.api_url}/work_pools/on-kubernetes", timeout=60).status_code == 204
 
 
-def test_a_run_on_a_gpu_holds_a_slot_of_the_limit_and_gives_it_back(server: Server) -> None:
-    script = """
-from prefect.client.orchestration import get_client
-from tasks import devices
+ON_A_GPU = """
+from types import SimpleNamespace
+import torch
+from tasks.core.generation import memory
 from tasks.core.models import placement
 
 placement.available_devices = lambda: ["cuda:0", "cpu"]
-
-def taken():
-    with get_client(sync_client=True) as client:
-        return client._client.get("/v2/concurrency_limits/gpu").json()["active_slots"]
-
-with devices.held_device("auto", "gpu"):
-    print("within:", taken())
-print("after:", taken())
+torch.cuda.get_device_properties = lambda device: SimpleNamespace(uuid="zero")
+memory.release = lambda device: None
 """
-    environment = {**server.environment, "TUNEPROOF_CACHE": str(server.home / "cache")}
-    command = [sys.executable, "-c", script]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-    assert done.stdout.splitlines() == ["within: 1", "after: 0"], done.stderr
+
+
+def on_a_gpu(server: Server, script: str) -> subprocess.Popen[str]:
+    """Run a script on a machine with one GPU, whose UUID is zero."""
+    return subprocess.Popen(
+        [sys.executable, "-c", ON_A_GPU + script],
+        cwd=ROOT,
+        env={**server.environment, "TUNEPROOF_CACHE": str(server.home / "cache")},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_a_run_on_a_gpu_holds_a_slot_of_the_limit_and_gives_it_back(server: Server) -> None:
+    script = """
+from prefect.client.orchestration import get_client
+from tasks.devices import held_device
+
+def taken(name):
+    with get_client(sync_client=True) as client:
+        return client._client.get(f"/v2/concurrency_limits/{name}").json()["active_slots"]
+
+for limit, name in (("gpu", "gpu"), ("gpu-{device}", "gpu-GPU-zero")):
+    with held_device("auto", limit):
+        print("within:", taken(name))
+    print("after:", taken(name))
+"""
+    output, errors = on_a_gpu(server, script).communicate(timeout=120)
+    assert output.splitlines() == ["within: 1", "after: 0"] * 2, errors
+
+
+def test_a_run_that_waits_for_a_slot_says_so_in_its_logs_and_ends_when_it_is_interrupted(
+    server: Server,
+) -> None:
+    server.post("/v2/concurrency_limits/", name="taken", limit=1)
+    server.post("/v2/concurrency_limits/increment", names=["taken"], slots=1, mode="concurrency")
+    script = """
+from prefect import flow
+from prefect.runtime import flow_run
+from flows.run_logs import send_core_logs_to_prefect
+from tasks.devices import held_device
+
+@flow
+def waits():
+    send_core_logs_to_prefect()
+    print(flow_run.id, flush=True)
+    with held_device("auto", "taken"):
+        pass
+
+waits()
+"""
+    process = on_a_gpu(server, script)
+    try:
+        assert process.stdout is not None
+        run_id = process.stdout.readline().strip()
+        told = "waiting for a slot of the concurrency limit taken"
+        wait_until(lambda: told in server.logs(run_id))
+        interrupted = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=60)
+        assert time.monotonic() - interrupted < 10
+        assert server.logs(run_id).count(told) == 1
+    finally:
+        process.kill()
+        process.wait()

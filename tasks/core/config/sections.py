@@ -579,7 +579,7 @@ class PipelineConfig(Section):
     gpu_concurrency_limit: NonEmpty | None = Field(
         "gpu",
         description="Global concurrency limit of the Prefect server of which a run holds a slot while it uses a "
-        "GPU; {device} in it becomes cuda-0, cuda-1, …; none = no limit.",
+        "GPU; {device} in it becomes the UUID of the GPU, GPU-…, for a limit of each; none = no limit.",
     )
     compare_with_base: bool = Field(True, description="Also let the base model answer, to compare.")
     compare_with_champion: bool = Field(
