@@ -54,8 +54,12 @@ class PreparedRows:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the run for writing, against processes here and machines elsewhere. Raises RunLockedError."""
+        """Hold the run for writing, against processes here and machines elsewhere.
+
+        Raises RunLockedError, and RunKeyMismatchError when another machine made it a run with other settings.
+        """
         with self.run.locked(), self.sync.leased():
+            self.sync.claim(self.identity)  # another machine may have begun in the same moment
             yield
 
 
@@ -196,8 +200,7 @@ class Inferencer:
         run = RunDir(self.runs.local / name)
         sync = RunSync(self.runs, run, self.config.pipeline.sync_seconds)
         sync.pull()
-        run.claim(identity)
-        sync.push_identity()
+        sync.claim(identity)
         return PreparedRows(rows, identity, run, name, sync)
 
     def run_identity(self, rows: RunRows) -> RunIdentity:
@@ -257,13 +260,13 @@ class Inferencer:
         are answered in shards. Raises RunLockedError when another process writes the same run,
         StorageError when the disk is full, TypeError for a dataset that process_dataset has not prepared.
         """
-        if self.settings.num_shards > 1:
-            from tasks.shard_work import answer_in_shards
-
         if not isinstance(prepared, PreparedRows):
             raise TypeError(
                 f"generate_responses takes what process_dataset(dataset) returns, not a {type(prepared).__name__}"
             )
+        if self.settings.num_shards > 1:
+            from tasks.shard_work import answer_in_shards
+
             return answer_in_shards(self, prepared)
         if self.generates_in_child:
             from tasks.isolated_inference import generate_in_child
@@ -335,7 +338,7 @@ class Inferencer:
 
     def finished(self, prepared: PreparedRows) -> RunManifest | None:
         """Return the manifest when all of this was answered before and the file is untouched, else None."""
-        return prepared.run.finished_manifest()
+        return prepared.run.finished_manifest_of(prepared.identity.run_key)
 
     def infer(self) -> RunManifest:
         """Do all steps, or none of the expensive ones when the run is already there; return its manifest."""

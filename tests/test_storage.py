@@ -15,13 +15,14 @@ from typing import Any
 import pytest
 
 from tasks.core.config import load_config
-from tasks.core.errors import RunLockedError, StorageError
+from tasks.core.errors import RunKeyMismatchError, RunLockedError, StorageError
+from tasks.core.generation.lease import lease
 from tasks.core.generation.ledger import Ledger
 from tasks.core.generation.run_dir import RunDir
 from tasks.core.generation.run_sync import RunSync
 from tasks.core.generation.shards import all_shards
 from tasks.core.models.model_store import bring_wanted, list_manifests, send_model
-from tasks.core.records import Completion
+from tasks.core.records import Completion, RunIdentity
 from tasks.core.storage import Store, local_copy
 from tasks.evaluator import Evaluator
 from tasks.inferencer import Inferencer
@@ -245,6 +246,52 @@ def test_another_machine_is_refused_while_a_run_is_held_and_let_in_when_its_hold
     Store(bucket).write("run/lease.json", json.dumps(outlived).encode())
     machine.use("two")
     assert inferencer(overrides, bucket).infer().row_count == ROWS
+
+
+def test_a_lease_that_another_machine_took_over_is_left_to_it(bucket: str, machine: Machine) -> None:
+    store, name = Store(bucket), "run/lease.json"
+    with lease(store, name):
+        mine = json.loads(store.read(name) or b"")
+        store.write(name, json.dumps(mine | {"machine": "other"}).encode())
+    assert json.loads(store.read(name) or b"")["machine"] == "other"
+
+
+def test_of_two_machines_that_begin_one_run_with_different_settings_one_is_refused(
+    overrides: dict[str, Any], bucket: str, machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine.use("two")
+    second = inferencer(overrides, bucket, max_new_tokens=3)
+    dataset, claim = second.load_dataset(), RunSync.claim
+
+    def claim_too_late(sync: RunSync, identity: RunIdentity) -> None:
+        """The first machine claims the run after the second one has looked whether anybody did."""
+        monkeypatch.setattr(RunSync, "claim", claim)
+        machine.use("one")
+        first = inferencer(overrides, bucket)
+        first.process_dataset(first.load_dataset())
+        machine.use("two")
+        sync.claim(identity)
+
+    monkeypatch.setattr(RunSync, "claim", claim_too_late)
+    with pytest.raises(RunKeyMismatchError, match="max_new_tokens: 4 -> 3"):
+        second.process_dataset(dataset)
+    machine.use("one")
+    assert inferencer(overrides, bucket).infer().row_count == ROWS
+
+
+def test_a_run_that_another_machine_gave_other_settings_is_not_taken_for_finished(
+    overrides: dict[str, Any], bucket: str, machine: Machine
+) -> None:
+    late = inferencer(overrides, bucket, max_new_tokens=3)
+    prepared = late.process_dataset(late.load_dataset())
+    Store(bucket).remove("run/identity.json")
+    machine.use("two")
+    inferencer(overrides, bucket).infer()
+    machine.use("one")
+    prepared.sync.pull()
+    assert late.finished(prepared) is None
+    with pytest.raises(RunKeyMismatchError, match="max_new_tokens: 4 -> 3"), prepared.locked():
+        pass
 
 
 def test_evaluation_reads_a_run_by_its_url_and_sends_its_results_there(

@@ -182,6 +182,26 @@ class Store:
             files.makedirs(posixpath.dirname(address), exist_ok=True)
             files.pipe_file(address, content)
 
+    def write_once(self, name: str, content: bytes) -> bool:
+        """Write a small file there unless there is one; return whether it was written. Raises StorageError.
+
+        Of several machines at once one wins, where the file system can tell; S3 can.
+        """
+        with _explained(self.place, "written"):
+            files, root = _open(self.place)
+            address = posixpath.join(root, name)
+            if files.exists(address):
+                return False
+            files.makedirs(posixpath.dirname(address), exist_ok=True)
+            try:
+                files.pipe_file(address, content, mode="create")
+            except Exception:  # another one was first, or it cannot be written under that condition
+                files.invalidate_cache()
+                if files.exists(address):
+                    return False
+                files.pipe_file(address, content)
+            return True
+
     def remove(self, name: str) -> None:
         """Remove a file there, if it is there. Raises StorageError."""
         with _explained(self.place, "written"):

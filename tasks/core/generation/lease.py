@@ -38,7 +38,7 @@ def lease(store: Store, name: str) -> Iterator[None]:
     """Hold `name` for this machine and renew it; a holder that died is waited out for two minutes at most.
 
     Processes of one machine share it (a file lock parts them). Two machines that ask within the same second
-    may both get it; their rows are the same, so nothing is mixed, only computed twice. Raises RunLockedError.
+    may both get it; a run has one identity, so nothing is mixed, only computed twice. Raises RunLockedError.
     """
     machine = _machine(store)
     holder = _read(store, name)
@@ -57,7 +57,8 @@ def lease(store: Store, name: str) -> Iterator[None]:
         over.set()
         thread.join()
         try:
-            store.remove(name)
+            if _is_held_by(store, name, machine):
+                store.remove(name)
         except StorageError as exc:
             logger.warning("%s", exc.what)
 
@@ -65,9 +66,20 @@ def lease(store: Store, name: str) -> Iterator[None]:
 def _renew(store: Store, name: str, machine: str, over: threading.Event) -> None:
     while not over.wait(_RENEW_SECONDS):
         try:
+            if not _is_held_by(store, name, machine):
+                logger.warning(
+                    "%s/%s was taken over by another machine, which found it had run out", store.place, name
+                )
+                return
             _write(store, name, machine)
         except StorageError as exc:
             logger.warning("%s", exc.what)
+
+
+def _is_held_by(store: Store, name: str, machine: str) -> bool:
+    """Whether no other machine took over, as it may when this one stood still for longer than the lease."""
+    holder = _read(store, name)
+    return holder is None or holder.machine == machine
 
 
 def _write(store: Store, name: str, machine: str) -> None:

@@ -23,6 +23,7 @@ from tasks.core.errors import StorageError
 from tasks.core.files import write_atomically
 from tasks.core.generation.lease import lease
 from tasks.core.generation.run_dir import RunDir
+from tasks.core.records import RunIdentity
 from tasks.core.storage import Store
 
 logger = logging.getLogger(__name__)
@@ -71,9 +72,16 @@ class RunSync:
                     ledger.seek(start)
                     ledger.write(self.store.read(f"{below}/{name}") or b"")
 
-    def push_identity(self) -> None:
-        """Tell other machines which settings the run belongs to."""
-        self.store.push([self.run.identity_path])
+    def claim(self, identity: RunIdentity) -> None:
+        """Bind the run to `identity`, here and against other machines; of several that claim it at once one wins.
+
+        Raises RunKeyMismatchError when it belongs to other settings.
+        """
+        self.run.claim(identity)
+        name, path = self.run.path.name, self.run.identity_path
+        if self.store.is_remote and not self.store.write_once(f"{name}/{path.name}", path.read_bytes()):
+            self.store.pull(name, only=[path.name])
+            self.run.claim(identity)
 
     def push_published(self) -> None:
         """Send what is left of all ledgers of this machine, then the published files, the manifest last."""
