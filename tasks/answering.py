@@ -20,16 +20,18 @@ def answer_here(inferencer: Inferencer, prepared: PreparedRows, shard: Shard | N
     model, settings = inferencer.load_model_and_tokenizer(), inferencer.generation_settings()
     budget = inferencer.token_budget()
     with prepared.sync.sending(prepared.run if shard is None else prepared.run.shard(shard)):
+        choice = choose_engine(
+            inferencer.settings.engine,
+            model,
+            settings,
+            longest_tokens=inferencer.settings.max_sequence_length,
+        )
+        inferencer.engine_name = choice.engine.name
         index = answer_missing(
             prepared.run,
             prepared.rows,
             prompts=inferencer.prompt_builder(),
-            choice=choose_engine(
-                inferencer.settings.engine,
-                model,
-                settings,
-                longest_tokens=inferencer.settings.max_sequence_length,
-            ),
+            choice=choice,
             budget=budget,
             settings=settings,
             device=model.device,

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import logging
+import socket
+import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING
 
 from tasks.core.config import with_overrides
-from tasks.core.generation.budget import TokenBudget
+from tasks.core.generation.budget import BudgetStore, HandedOnStore, MemoryEvent
+from tasks.core.generation.deaths import Admitted, DeathLadder, Step
 from tasks.core.generation.isolation import ChildDiedError, ChildEnd, run_in_child
 from tasks.core.generation.ledger import Ledger, LedgerIndex
 from tasks.core.generation.manifest import now
 from tasks.core.generation.progress import GenerationProgress
 from tasks.core.generation.run_dir import Session, append_session
-from tasks.core.generation.runs import index_run
+from tasks.core.generation.runs import budget_key, index_run, missing_mask
 from tasks.core.generation.shards import Shard
 from tasks.core.records import Completion
 from tasks.part_work import ALONE, PartWork, Seat, hand_over
@@ -25,18 +28,26 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Native crashes that may or may not be for lack of memory are retried with half the batch this often.
-UNCERTAIN_DEATHS = 3
 IN_CHILD = {"inferencer.isolation": "none"}
 
 
 @dataclass(frozen=True, slots=True)
-class Admitted:
-    """What the child's next batch holds; `alone` is the id of its only row."""
+class Began:
+    """What a child says before its first batch; `budget_key` is where its learned budget is kept."""
 
-    rows: int
-    tokens: int
-    alone: str | None
+    budget_key: str
+    engine: str
+    device: str
+
+
+@dataclass(slots=True)
+class Heard:
+    """What the parent knows of a child from its messages, and since when it answers."""
+
+    began: Began | None = None
+    last: Admitted = field(default_factory=lambda: Admitted(0, 0))
+    started: float = field(default_factory=time.monotonic)
+    started_at: str = field(default_factory=lambda: now("milliseconds"))
 
 
 def generate_in_child(
@@ -49,68 +60,133 @@ def generate_in_child(
 ) -> LedgerIndex:
     """Generate in children until the ledger is whole: after a death with half the tokens, from the ledger on.
 
-    With `shard` only its rows, else those of the whole run. A row that kills the child alone becomes an error
-    row. Raises ChildDiedError when the child was ended by somebody, or keeps dying with no sign that memory is
-    the reason; it is ended when `stopped` says so.
+    With `shard` only its rows, else those of the whole run. A row that is alone at two deaths becomes an error
+    row. Raises ChildDiedError when the child was ended by somebody, or keeps dying though its batches are small
+    or no longer get smaller; it is ended when `stopped` says so.
     """
     inferencer.release_model()
     work = hand_over(inferencer, prepared, shard, seat)
     work = replace(work, config=with_overrides(work.config, IN_CHILD))
-    uncertain = 0
+    deaths = _Deaths(prepared, shard, inferencer.budget_store)
     while True:
-        last = Admitted(0, 0, None)
+        heard = Heard()
 
-        def hear(message: Admitted | GenerationProgress) -> None:
-            nonlocal last
-            if isinstance(message, Admitted):
-                last = message
+        def hear(message: Began | Admitted | GenerationProgress, heard: Heard = heard) -> None:
+            if isinstance(message, Began):
+                heard.began, heard.started, heard.started_at = message, time.monotonic(), now("milliseconds")
+            elif isinstance(message, Admitted):
+                heard.last = message
             elif inferencer.on_progress is not None:
                 inferencer.on_progress(message)
 
-        end = run_in_child(_generate, work, hear, stopped)
+        work = replace(work, budget_store=HandedOnStore(inferencer.budget_store, deaths.ladder.learned))
+        try:
+            end = run_in_child(_generate, work, hear, stopped)
+        except BaseException:
+            deaths.count_answered(heard)
+            raise
         if end is None:
             return index_run(prepared.run, prepared.rows)
-        uncertain += not end.killed_for_memory
-        if not end.may_be_memory or uncertain > UNCERTAIN_DEATHS or last.rows == 0:
+        step = deaths.write_down(end, heard)
+        if deaths.missing == 0 and _has_references(inferencer, prepared, shard):
+            return index_run(prepared.run, prepared.rows)
+        if step == "give_up":
+            held = heard.last
             raise ChildDiedError(
-                f"the generating process ended with {end.cause} at {last.rows} rows, {last.tokens} tokens",
+                f"the generating process ended with {end.cause} at {held.rows} rows, {held.tokens} tokens",
                 "run the same command again to resume; all rows finished so far are kept",
             )
-        work = _after_death(work, prepared, end, last)
 
 
-def _after_death(work: PartWork, prepared: PreparedRows, end: ChildEnd, last: Admitted) -> PartWork:
-    """Write down what happened and return the work with half the tokens; a row alone becomes an error row."""
-    message = f"the process ended with {end.cause}"
-    part = prepared.run if work.shard is None else prepared.run.shard(work.shard)
-    budget = TokenBudget(last.tokens, last.rows)
-    budget.admit(last.rows, last.tokens)
-    if last.alone is not None:
-        budget.fail_row(message)
-        with part.locked(), Ledger(part.ledger_path) as ledger:
-            error = f"out of memory with this row alone: {message}"
-            ledger.append(Completion(last.alone, "", "error", 0, 0, 0.0, 1, error=error))
-    else:
-        budget.shrink(message, kind="process_died")
-    session = Session(
-        engine="child process",
-        shard=None if work.shard is None else work.shard.name,
-        started_at=now(),
-        seconds=0.0,
-        rows=0,
-        memory_events=budget.events_as_dicts(),
-        limit_tokens=budget.limit_tokens,
-    )
-    append_session(part, session)
-    smaller = {"inferencer.max_batch_tokens": budget.limit_tokens}
-    return replace(work, config=with_overrides(work.config, smaller))
+class _Deaths:
+    """The deaths of one run's or shard's children: what they left, and what follows from them."""
+
+    def __init__(self, prepared: PreparedRows, shard: Shard | None, store: BudgetStore) -> None:
+        self.ladder = DeathLadder()
+        self._prepared, self._shard, self._store = prepared, shard, store
+        self._part = prepared.run if shard is None else prepared.run.shard(shard)
+        self.missing = self._count_missing()
+
+    def count_answered(self, heard: Heard) -> int:
+        """Return how many rows the child answered; then its limit has held, and is remembered."""
+        before, self.missing = self.missing, self._count_missing()
+        if before > self.missing:
+            self.ladder.made_progress()
+            proven = self.ladder.proven
+            if heard.began is not None and proven is not None and proven.failed_tokens is not None:
+                self._store.save(heard.began.budget_key, proven)
+        return before - self.missing
+
+    def write_down(self, end: ChildEnd, heard: Heard) -> Step:
+        """Note a death in the sessions, and the row that it was for in the ledger; return what comes next."""
+        answered, last = self.count_answered(heard), heard.last
+        if last.alone is not None and not self._is_missing(last.alone):
+            last = replace(last, alone=None)  # it is answered: what died came later
+        if not end.may_be_memory or heard.began is None:
+            return "give_up"
+        step = self.ladder.step_after(last, for_memory=end.killed_for_memory)
+        message = f"the process ended with {end.cause}"
+        if step == "fail_row" and last.alone is not None:
+            self._fail_row(last.alone, message, for_memory=end.killed_for_memory)
+        learned, kind = self.ladder.learned, "row_failed" if step == "fail_row" else "process_died"
+        limit_tokens = last.tokens if learned is None else learned.limit_tokens
+        event = MemoryEvent(kind, last.rows, last.tokens, limit_tokens, message)
+        logger.warning(
+            "memory: %s at %d rows, %d tokens; the next process starts with a limit of %d tokens",
+            *(message, last.rows, last.tokens, limit_tokens),
+        )
+        append_session(self._part, self._session(heard, heard.began, answered, (event,)))
+        return step
+
+    def _session(self, heard: Heard, began: Began, rows: int, events: tuple[MemoryEvent, ...]) -> Session:
+        return Session(
+            engine=began.engine,
+            shard=None if self._shard is None else self._shard.name,
+            host=socket.gethostname(),
+            started_at=heard.started_at,
+            seconds=time.monotonic() - heard.started if rows else 0.0,
+            rows=rows,
+            memory_events=tuple(map(asdict, events)),
+            limit_tokens=events[-1].limit_tokens,
+            device=began.device,
+        )
+
+    def _fail_row(self, row_id: str, message: str, *, for_memory: bool) -> None:
+        cause = "out of memory with this row alone" if for_memory else "no answer with this row alone, twice"
+        with self._part.locked(), Ledger(self._part.ledger_path) as ledger:
+            ledger.append(Completion(row_id, "", "error", 0, 0, 0.0, 1, error=f"{cause}: {message}"))
+        self.missing -= 1
+
+    def _count_missing(self) -> int:
+        return int(missing_mask(self._prepared.run, self._prepared.rows, self._shard).sum())
+
+    def _is_missing(self, row_id: str) -> bool:
+        missing = missing_mask(self._prepared.run, self._prepared.rows, self._shard)
+        return bool(missing[self._prepared.rows.ids == row_id.encode()].any())
+
+
+def _has_references(inferencer: Inferencer, prepared: PreparedRows, shard: Shard | None) -> bool:
+    """Whether the child had nothing left to do after the last row."""
+    run = prepared.run
+    path = run.references_path if shard is None else run.shard_references_path(shard)
+    return path.exists() or not inferencer.settings.score_references
 
 
 def _generate(connection: Connection, work: PartWork) -> None:
     """Run in the child: do generation and reference scores, telling the parent of every batch."""
     inferencer = work.take_over()
     inferencer.on_progress = connection.send
-    inferencer.on_admit = lambda rows, tokens, alone: connection.send(Admitted(rows, tokens, alone))
+    began = False
+
+    def tell(rows: int, tokens: int, alone: str | None) -> None:
+        nonlocal began
+        if not began:
+            model = inferencer.load_model_and_tokenizer()
+            connection.send(Began(budget_key(model), inferencer.engine_name, model.device))
+            began = True
+        connection.send(Admitted(rows, tokens, alone))
+
+    inferencer.on_admit = tell
     prepared = inferencer.process_dataset(inferencer.load_dataset())
     if work.shard is not None:
         inferencer.answer_shard(prepared, work.shard)

@@ -12,41 +12,64 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+import httpx
 import psutil
 import pytest
 
 from tasks.core.config import load_config
 from tasks.core.errors import DataError
-from tasks.core.generation.budget import TokenBudget
+from tasks.core.generation.budget import FileBudgetStore, TokenBudget
 from tasks.core.generation.isolation import ChildDiedError, is_isolated, run_in_child
+from tasks.core.generation.ledger import LedgerIndex
 from tasks.core.generation.run_dir import RunDir
-from tasks.inferencer import Inferencer
+from tasks.inferencer import Inferencer, PreparedRows
 
 ROWS = 14
 
 
 class Fragile(Inferencer):
-    """Dies with a segmentation fault when a batch holds more rows, or a longer row, than it bears."""
+    """Has a segmentation fault in a forward pass over more rows than it bears, or over a lethal text."""
 
     MOST_ROWS = 4
-    LETHAL = ""
+    LETHAL = "never asked"
+    rows = 0
 
     def token_budget(self) -> TokenBudget:
         budget = super().token_budget()
         tell = budget.on_admit
 
         def admit(rows: int, tokens: int, alone: str | None) -> None:
+            self.rows = rows
             if tell is not None:
                 tell(rows, tokens, alone)
-            if rows > self.MOST_ROWS:
-                os.kill(os.getpid(), signal.SIGSEGV)
 
         budget.on_admit = admit
+        self.load_model_and_tokenizer().model.register_forward_pre_hook(self.pass_forward, with_kwargs=True)
         return budget
+
+    def pass_forward(self, model: Any, args: Any, inputs: dict[str, Any]) -> None:
+        text = self.load_model_and_tokenizer().tokenizer.decode(inputs["input_ids"][0])
+        if self.rows > self.MOST_ROWS or self.LETHAL in text:
+            os.kill(os.getpid(), signal.SIGSEGV)
 
 
 class NeverBears(Fragile):
     MOST_ROWS = 0
+
+
+class BearsAllButOne(Fragile):
+    MOST_ROWS = ROWS
+    LETHAL = "dog 7"
+
+
+class DiesAfterTheLastRow(Inferencer):
+    """Has a segmentation fault when all rows are answered, as some libraries do while they end."""
+
+    def generate_responses(self, prepared: PreparedRows) -> LedgerIndex:
+        index = super().generate_responses(prepared)
+        if not self.generates_in_child:
+            os.kill(os.getpid(), signal.SIGSEGV)
+        return index
 
 
 class Murdered(Inferencer):
@@ -86,22 +109,46 @@ def test_a_child_gives_the_answers_that_the_parent_would(overrides: dict[str, An
     assert manifest.reference_perplexity is not None
 
 
-def test_a_native_crash_shrinks_the_batch_and_every_row_is_answered(overrides: dict[str, Any]) -> None:
-    inferencer = Fragile(load_config(None, overrides))
-    manifest = inferencer.infer()
+def test_a_native_crash_shrinks_the_batch_and_the_next_run_begins_with_what_fits(
+    overrides: dict[str, Any],
+) -> None:
+    manifest = Fragile(load_config(None, overrides)).infer()
     assert (manifest.row_count, manifest.error_count) == (ROWS, 0)
     died = [event for event in manifest.memory_events if event["kind"] == "process_died"]
-    assert died
+    assert len(died) > 1
     assert "SIGSEGV" in died[0]["message"]
     assert died[0]["limit_tokens"] < died[0]["tokens"]
+    again = Fragile(load_config(None, {**overrides, "inferencer.run_name": "again"})).infer()
+    assert (again.row_count, again.memory_events) == (ROWS, ())
 
 
-def test_a_child_that_dies_at_every_row_is_an_error_that_keeps_the_ledger(overrides: dict[str, Any]) -> None:
+def test_a_row_that_kills_the_child_alone_becomes_an_error_row(overrides: dict[str, Any]) -> None:
+    by_twos = {**overrides, "inferencer.batch_size": 2, "inferencer.score_references": False}
+    rows = BearsAllButOne(load_config(None, by_twos)).run()
+    [failed] = [row for row in rows if row.error is not None]
+    assert len(rows) == ROWS
+    assert failed.question == "How many has dog 7?"
+    assert "no answer with this row alone, twice: the process ended with signal SIGSEGV" in str(failed.error)
+    assert FileBudgetStore().path.exists() is False, "a lethal row says nothing about how much fits"
+
+
+def test_a_child_that_dies_at_every_row_is_an_error_that_keeps_the_ledger(
+    overrides: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tasks.core.generation.deaths.FRUITLESS_DEATHS", 3)
     with pytest.raises(ChildDiedError, match="SIGSEGV"):
-        NeverBears(load_config(None, overrides)).infer()
+        NeverBears(load_config(None, {**overrides, "inferencer.batch_size": 1})).infer()
     [run_path] = Path(overrides["pipeline.runs_dir"]).iterdir()
-    rows = [json.loads(line) for line in RunDir(run_path).ledger_path.read_text().splitlines()]
-    assert all("out of memory with this row alone" in row["error"] for row in rows)
+    [row] = [json.loads(line) for line in RunDir(run_path).ledger_path.read_text().splitlines()]
+    assert "no answer with this row alone" in row["error"]
+
+
+def test_a_child_that_dies_after_the_last_row_has_done_its_work(overrides: dict[str, Any]) -> None:
+    unscored = {**overrides, "inferencer.score_references": False}
+    manifest = DiesAfterTheLastRow(load_config(None, unscored)).infer()
+    assert (manifest.row_count, manifest.error_count) == (ROWS, 0)
+    assert (manifest.engine, manifest.device) == ("inflight", "cpu")
+    assert manifest.generation_seconds > 0
 
 
 def test_a_child_killed_by_somebody_is_not_taken_for_out_of_memory(overrides: dict[str, Any]) -> None:
@@ -111,6 +158,11 @@ def test_a_child_killed_by_somebody_is_not_taken_for_out_of_memory(overrides: di
 
 def _raises(connection: Connection, message: str) -> None:
     raise DataError(message, "do something else")
+
+
+def _raises_what_cannot_be_pickled(connection: Connection, message: str) -> None:
+    request = httpx.Request("GET", "http://localhost")
+    raise httpx.HTTPStatusError(message, request=request, response=httpx.Response(500, request=request))
 
 
 def _leaves_a_child(connection: Connection, pid_path: str) -> None:
@@ -132,6 +184,11 @@ def test_errors_of_the_child_are_raised_in_the_parent_whole() -> None:
         run_in_child(_raises, "row 7 is bad", print)
     assert caught.value.what == "row 7 is bad"
     assert caught.value.next_step == "do something else"
+
+
+def test_an_error_that_cannot_be_pickled_arrives_with_its_type_and_message() -> None:
+    with pytest.raises(ChildDiedError, match="HTTPStatusError: the Hub is down"):
+        run_in_child(_raises_what_cannot_be_pickled, "the Hub is down", print)
 
 
 def test_messages_arrive_in_order_before_the_end() -> None:

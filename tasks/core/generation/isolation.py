@@ -27,7 +27,7 @@ _POLL_SECONDS = 0.2
 
 
 class ChildDiedError(TuneproofError):
-    """The generating process ended without a word, and not for lack of memory."""
+    """The generating process ended, not for lack of memory, without an error that can be raised here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +95,7 @@ def run_in_child(
                     if stopped():
                         child.terminate()
                 message = receiver.recv()
-            except (EOFError, ConnectionResetError, pickle.UnpicklingError):  # the child is gone
+            except (EOFError, OSError, pickle.UnpicklingError):  # the child is gone
                 break
             if isinstance(message, Failed):
                 failure = message.error
@@ -124,12 +124,20 @@ def _run(connection: Connection, work: Callable[[Connection, Argument], None], a
     try:
         work(connection, argument)
     except BaseException as exc:  # travels to the parent, which raises it
-        try:
-            connection.send(Failed(exc))
-        except (pickle.PicklingError, TypeError, AttributeError):
-            connection.send(Failed(ChildDiedError(f"{type(exc).__name__}: {exc}")))
+        connection.send(Failed(_portable(exc)))
     finally:
         connection.close()
+
+
+def _portable(error: BaseException) -> BaseException:
+    """Return `error` if it arrives whole in another process, else one with its type and message."""
+    try:
+        copy = pickle.loads(pickle.dumps(error))
+        if type(copy) is type(error) and str(copy) == str(error):
+            return error
+    except Exception as exc:  # whatever the code of some library's error raises
+        logger.debug("%s cannot be pickled: %s", type(error).__name__, exc)
+    return ChildDiedError(f"the generating process ended with {type(error).__name__}: {error}")
 
 
 def _end_with_parent() -> None:

@@ -31,7 +31,8 @@ def write_manifest(
 ) -> RunManifest:
     """Write `manifest.json`, the last step of a run, from the published file and the sessions of all shards."""
     sessions = sorted((session for part in run.parts() for session in read_sessions(part)), key=_start)
-    last = sessions[-1] if sessions else None
+    # A session whose process died before a row was done tells how memory went, not what answered.
+    last = next(reversed([session for session in sessions if session.rows] or sessions), None)
     manifest = RunManifest(
         run_name=run_name,
         run_key=identity.run_key,
