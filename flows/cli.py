@@ -280,7 +280,10 @@ def compare(
     open_report: OpenReport = False,
     settings: Settings = None,
 ) -> None:
-    """Compare two runs on the rows that both answered; RUN_A is before, RUN_B after. Calls no model."""
+    """Compare two runs on the rows that both answered; RUN_A is before, RUN_B after.
+
+    Generates no answers; a model is used only where a metric of the settings needs one.
+    """
     loaded = _prepare(config, NO_COMMON, settings)
     if out is not None and out.is_file():
         raise ConfigError(f"--out {out} is a file", "name a folder; it is made when it is not there")

@@ -12,6 +12,8 @@ from tasks.core.errors import ConfigError, ModelLoadError
 from tasks.core.storage import Store
 
 if TYPE_CHECKING:
+    from pydantic import SecretStr
+
     from flows.pipeline import PipelineResult
     from tasks.core.config import Config
     from tasks.core.evaluation.leaderboard import RunGroup
@@ -274,16 +276,31 @@ def compare(run_a: str, run_b: str, config: Config, *, directory: Path | None, o
     from tasks.core.evaluation.evaluate import compare_runs
     from tasks.core.evaluation.remote_runs import find_and_bring
     from tasks.core.evaluation.run_lookup import training_manifest
+    from tasks.core.evaluation.scoring_models import ScoringModels
 
     runs_dir = config.pipeline.runs_dir
     before, after = find_and_bring(run_a, runs_dir), find_and_bring(run_b, runs_dir)
     summary, files = compare_runs(
-        before, after, config.evaluator, directory=directory, model_manifest=training_manifest(after)
+        before,
+        after,
+        config.evaluator,
+        directory=directory,
+        model_manifest=training_manifest(after),
+        models=ScoringModels(config.evaluator, api_key=_judge_key(config)),
     )
     _show_comparison(summary)
     _show_finding(summary, files.report_path)
     if open_report:
         _open(files.report_path)
+
+
+def _judge_key(config: Config) -> SecretStr | None:
+    """The judge's key where a Secret block keeps it; Prefect is loaded only then."""
+    if not config.evaluator.judge_api_key.startswith("secret:"):
+        return None
+    from tasks.secret_blocks import judge_key_of
+
+    return judge_key_of(config.evaluator)
 
 
 def _show_comparison(summary: EvaluationSummary) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from tasks.core.config import EvaluatorConfig
+from tasks.core.config import Config, EvaluatorConfig, PipelineConfig
 from tasks.core.errors import EvaluationError
 from tasks.core.evaluation.evaluate import evaluate_run
 from tasks.core.evaluation.judge_prompts import FactualVerdict, read_verdict
@@ -220,7 +220,7 @@ def test_a_process_killed_while_judging_repeats_no_paid_call(
 ) -> None:
     script = (
         "import sys, json; from pathlib import Path\n"
-        "from tasks.core.config import EvaluatorConfig\n"
+        "from tasks.core.config import Config, EvaluatorConfig, PipelineConfig\n"
         "from tasks.core.evaluation.evaluate import evaluate_run\n"
         "evaluate_run(Path(sys.argv[1]), None, EvaluatorConfig(**json.loads(sys.argv[2])))\n"
     )
@@ -516,6 +516,27 @@ def test_the_key_is_in_no_log_file_or_exception(
     files = [path for path in [*tmp_path.rglob("*"), *own_cache.rglob("*")] if path.is_file()]
     assert len(files) > 5
     assert not [path for path in files if KEY.encode() in path.read_bytes()]
+
+
+def test_a_comparison_reads_the_key_from_its_secret_block(
+    stub: StubJudge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from prefect.blocks.system import Secret
+
+    from flows.results import compare
+
+    monkeypatch.setattr(Secret, "load", lambda *_, **__: Secret[str](value="from-the-block"))
+    before, after = run_of(tmp_path / "before", 4, 1), run_of(tmp_path / "after", 4, 3)
+    settings = config(stub, judge_api_key="secret:my-judge", judge_cache_dir=str(tmp_path / "verdicts"))
+    pipeline = PipelineConfig(runs_dir=str(tmp_path))
+    compare(
+        str(before),
+        str(after),
+        Config(evaluator=settings, pipeline=pipeline),
+        directory=None,
+        open_report=False,
+    )
+    assert {call.authorization for call in stub.calls} == {"Bearer from-the-block"}
 
 
 # The embedding endpoint

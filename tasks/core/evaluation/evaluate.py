@@ -1,4 +1,4 @@
-"""One evaluation: score, compare, write. Works on files alone; no model is loaded."""
+"""One evaluation: score, compare, write. Works on files; only metrics that need a model use one."""
 
 from __future__ import annotations
 
@@ -162,17 +162,19 @@ def compare_runs(
     *,
     directory: Path | None = None,
     model_manifest: ModelManifest | None = None,
+    models: ScoringModels | None = None,
 ) -> tuple[EvaluationSummary, EvaluationFiles]:
-    """Score two runs anew, compare them, write all files of an evaluation; no verdict, no model is loaded.
+    """Score two runs anew, compare them, write all files of an evaluation; no verdict.
 
     They go into `directory`, by default `compared-with-<before>` beside the answers of `after_path`; what
-    `evaluate` wrote for either run stays. Raises EvaluationError when both are the same run or share no rows.
+    `evaluate` wrote for either run stays. `models` are those that metrics may ask for. Raises EvaluationError when
+    both are the same run or share no rows.
     """
     if before_path.resolve() == after_path.resolve():
         raise EvaluationError(f"{before_path} and {after_path} are the same run", "name two different runs")
     name = before_path.stem if before_path.is_file() else before_path.resolve().name
     files = EvaluationFiles(directory or evaluation_files(after_path).directory / f"compared-with-{name}")
-    summary = score_run(after_path, before_path, config, model_manifest, files=files)
+    summary = score_run(after_path, before_path, config, model_manifest, files=files, models=models)
     return summary, write_reports(files)
 
 

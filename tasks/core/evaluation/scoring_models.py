@@ -149,8 +149,8 @@ class ScoringModels:
         if place.startswith(_SECRET_BLOCK):
             raise EvaluationError(
                 f"the key of {whose} is in the Prefect Secret block {place.removeprefix(_SECRET_BLOCK)!r}, "
-                "which only a flow reads",
-                "run `tuneproof evaluate`, or give Evaluator its judge_api_key",
+                "which only the command line and flows read",
+                "give Evaluator its judge_api_key, or name an environment variable in judge_api_key",
             )
         variable = place.strip("${}")
         value = self._environ.get(variable, "").strip()
