@@ -83,7 +83,7 @@ def infer(
     manifest = inferencer.finished(prepared)
     found_done = manifest is not None
     if manifest is not None:
-        show_predictions(prepared.run, manifest)
+        show_predictions(prepared, manifest)
         _measure_noise_if_missing(inferencer, prepared, manifest)
     else:
         manifest = _generate(inferencer, prepared)

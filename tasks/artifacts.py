@@ -26,6 +26,7 @@ from tasks.core.evaluation.summary import Comparison, EvaluationSummary, MetricS
 from tasks.core.models.promotion import Promotion
 from tasks.core.plots import data_uri, loss_plot
 from tasks.core.records import LossPoint, Prediction
+from tasks.core.storage import Store, is_url
 
 logger = logging.getLogger(__name__)
 
@@ -112,10 +113,17 @@ def show_lineage(summary: EvaluationSummary, directory: Path) -> None:
     _tolerant(lambda: create_markdown_artifact(text, key=key, description=description))
 
 
-def show_file(kind: str, run_name: str, path: Path) -> None:
-    """Link to a file on the machine that ran the flow."""
-    key, link, text = artifact_key(f"{kind}-{run_name}"), path.resolve().as_uri(), f"{run_name}/{path.name}"
-    _tolerant(lambda: create_link_artifact(link, link_text=text, key=key, description=f"{kind}: {path}"))
+def show_file(kind: str, run_name: str, path: Path, store: Store | None = None) -> None:
+    """Link to a file: at the store's URL, else on the machine that ran the flow."""
+    link, place = file_link(path, store)
+    key, text = artifact_key(f"{kind}-{run_name}"), f"{run_name}/{path.name}"
+    _tolerant(lambda: create_link_artifact(link, link_text=text, key=key, description=f"{kind}: {place}"))
+
+
+def file_link(path: Path, store: Store | None) -> tuple[str, str]:
+    """Return the link to a file and how a person would write its place."""
+    address = store.url_of(path) if store is not None else str(path)
+    return (address, address) if is_url(address) else (path.resolve().as_uri(), str(path))
 
 
 def show_promotion(promotion: Promotion) -> None:

@@ -13,7 +13,6 @@ from tasks.assets import record_predictions
 from tasks.core.generation.ledger import LedgerIndex
 from tasks.core.generation.progress import GenerationProgress
 from tasks.core.generation.published import read_predictions
-from tasks.core.generation.run_dir import RunDir
 from tasks.core.records import RunManifest
 from tasks.finetuner import left_text
 from tasks.inferencer import Inferencer, PreparedRows
@@ -74,12 +73,13 @@ def _short(number: float) -> str:
 def publish_predictions(inferencer: Inferencer, prepared: PreparedRows, index: LedgerIndex) -> RunManifest:
     """Write all answers in dataset order, then the manifest; show a sample."""
     manifest = inferencer.publish(prepared, index)
-    show_predictions(prepared.run, manifest)
+    show_predictions(prepared, manifest)
     record_predictions(prepared.run.path, manifest)
     return manifest
 
 
-def show_predictions(run: RunDir, manifest: RunManifest) -> None:
+def show_predictions(prepared: PreparedRows, manifest: RunManifest) -> None:
     """Show a sample of the answers and a link to all of them."""
-    show_sample_predictions(manifest.run_name, read_predictions(run.predictions_path))
-    show_file("predictions", manifest.run_name, run.predictions_path)
+    path = prepared.run.predictions_path
+    show_sample_predictions(manifest.run_name, read_predictions(path))
+    show_file("predictions", manifest.run_name, path, prepared.sync.store)

@@ -16,8 +16,8 @@ from tasks.evaluator import Evaluator
 def write_report(evaluator: Evaluator, summary: EvaluationSummary) -> EvaluationFiles:
     """Write the report and the spreadsheet from the scores that are there; link to both, show the lineage."""
     files, run_name = evaluator.report(), summary.candidate.run_name
-    show_file("report", run_name, files.report_path)
-    show_file("spreadsheet", run_name, files.spreadsheet_path)
+    show_file("report", run_name, files.report_path, evaluator.runs)
+    show_file("spreadsheet", run_name, files.spreadsheet_path, evaluator.runs)
     show_lineage(summary, files.directory)
     record_scores(files.directory, summary)
     return files

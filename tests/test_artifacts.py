@@ -9,13 +9,14 @@ from xml.etree import ElementTree
 
 import pytest
 
-from tasks.artifacts import scores_markdown, verdict_markdown
+from tasks.artifacts import file_link, scores_markdown, verdict_markdown
 from tasks.core.config import EvaluatorConfig
 from tasks.core.evaluation.evaluate import evaluate_run
 from tasks.core.evaluation.lineage import lineage_boxes, lineage_markdown
 from tasks.core.evaluation.summary import EvaluationSummary
 from tasks.core.plots import Box, chain, data_uri, loss_plot
 from tasks.core.records import LossPoint
+from tasks.core.storage import Store
 from tests.evaluation_runs import decided, sums, training, write_run
 
 SETTINGS = EvaluatorConfig(metrics=("exact_match", "f1"), bootstrap_resamples=100)
@@ -30,6 +31,14 @@ def summary(tmp_path: Path) -> EvaluationSummary:
     against_champion = evaluate_run(tuned, champion, SETTINGS)
     trained = training(tmp_path / "model|<b>")
     return decided(evaluate_run(tuned, base, SETTINGS, trained), against_champion, "reject")
+
+
+def test_a_file_of_a_run_at_a_url_is_linked_there_and_not_to_the_mirror(tmp_path: Path) -> None:
+    runs = Store("s3://team/runs")
+    url = "s3://team/runs/run/report.html"
+    assert file_link(runs.local / "run" / "report.html", runs) == (url, url)
+    path = tmp_path / "report.html"
+    assert file_link(path, Store(str(tmp_path))) == (path.as_uri(), str(path))
 
 
 def test_the_verdict_tells_decision_reasons_and_every_check(summary: EvaluationSummary) -> None:
