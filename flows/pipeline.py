@@ -6,12 +6,12 @@ import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from prefect import flow
+from prefect import flow, tags
 
 from flows.evaluation import evaluate
 from flows.finetuning import finetune
 from flows.inference import infer, infer_with_base_model, infer_with_champion
-from flows.naming import name_of_run, rename_run
+from flows.naming import TAG, name_of_run, rename_run
 from flows.parameters import ConfigSource, Count, Phases, Settings, Text, chosen_phases, load_settings
 from flows.promotion import promote_if_decided
 from flows.run_logs import send_core_logs_to_prefect
@@ -21,6 +21,9 @@ from tasks.core.models.promotion import Promotion
 from tasks.core.records import RunManifest
 from tasks.core.storage import Store
 from tasks.evaluator import Evaluator
+from tasks.events import emit_model_trained, emit_predictions_ready
+from tasks.inferencer import Inferencer
+from tasks.processing import check_dataset
 from tasks.scoring import check_evaluation
 
 if TYPE_CHECKING:
@@ -42,6 +45,7 @@ class PipelineResult:
 
 
 @flow(name="finetune-infer-evaluate", flow_run_name=name_of_run)
+@tags(TAG)  # for its phases, which automations know by it
 def finetune_infer_evaluate(
     config: ConfigSource = "",
     phases: Phases = "as configured",
@@ -76,8 +80,11 @@ def finetune_infer_evaluate(
         **chosen_phases(phases),
     )
     chosen = loaded.pipeline
+    # What inference and evaluation would refuse is refused before hours of training, not after.
+    if chosen.enable_finetuning and chosen.enable_inference and not chosen.stop_after_finetuning:
+        check_dataset(Inferencer(loaded))
     if chosen.enable_evaluation and not (chosen.stop_after_finetuning or chosen.stop_after_inference):
-        check_evaluation(Evaluator(loaded))  # before hours of training, not after
+        check_evaluation(Evaluator(loaded))
     trained = candidate = baseline = champion = evaluation = promotion = None
     if chosen.enable_finetuning:
         trained = finetune(loaded)
@@ -90,11 +97,22 @@ def finetune_infer_evaluate(
         promotion = promote_if_decided(loaded, evaluation)
     _log_what_was_left_out(trained, candidate, evaluation)
     _name_after_result(trained, candidate, evaluation)
+    if evaluation is None:
+        _let_others_go_on(loaded, trained, candidate)
     return PipelineResult(trained, candidate, baseline, champion, evaluation, promotion)
 
 
 def _folder(config: Config, run: RunManifest | None) -> str | None:
     return None if run is None else Store(config.pipeline.runs_dir).address_of(run.run_name)
+
+
+def _let_others_go_on(config: Config, trained: TrainedModel | None, candidate: RunManifest | None) -> None:
+    """Emit what the last phase gave as the event that starts the next deployment; all answers are there by now."""
+    if candidate is not None:
+        runs = Store(config.pipeline.runs_dir)
+        emit_predictions_ready(runs.url_of(runs.local / candidate.run_name), candidate)
+    elif trained is not None:
+        emit_model_trained(Store(config.pipeline.models_dir).url_of(trained.model_dir), trained.manifest)
 
 
 def _name_after_result(

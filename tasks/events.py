@@ -77,7 +77,8 @@ def emit_model_promoted(model_dir: Path, promotion: Promotion) -> None:
 def _resource(kind: str, run_name: str) -> dict[str, str]:
     """Name the resource; phases of a pipeline run get names of their own.
 
-    The pipeline itself starts what comes next, so the triggers, which listen to `tuneproof.<kind>.*`, must not.
+    The pipeline itself does what comes next, so the triggers, which listen to `tuneproof.<kind>.*`, must not. A
+    pipeline that stops early emits its last phase's event again at its end, not being a phase itself.
     """
     scope = "tuneproof.pipeline" if flow_run.parent_flow_run_id else "tuneproof"
     return {"prefect.resource.id": f"{scope}.{kind}.{run_name}", "prefect.resource.name": run_name}

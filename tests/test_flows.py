@@ -132,10 +132,11 @@ def test_infer_refuses_to_mix_and_its_log_says_what_differs_without_a_traceback(
     assert "Traceback" not in logs
 
 
-def test_the_pipeline_trains_answers_before_and_after_and_compares(settings: Path) -> None:
+def test_the_pipeline_trains_answers_before_and_after_and_compares(settings: Path, events: list[str]) -> None:
     from flows.pipeline import finetune_infer_evaluate
 
     result = finetune_infer_evaluate(str(settings))
+    assert all(name.startswith("tuneproof.pipeline.") for name in events)  # so nothing is started twice
     assert result.trained is not None and result.candidate is not None and result.baseline is not None
     assert result.trained.model_dir.resolve() == Path("models/tuned").resolve()
     assert result.candidate.identity.model.adapter_sha256 is not None
@@ -215,12 +216,57 @@ def test_a_phase_that_is_left_out_counts_as_success(settings: Path, tiny_model_d
 def test_a_phase_that_fails_fails_the_pipeline_and_keeps_what_was_done(settings: Path) -> None:
     from flows.pipeline import finetune_infer_evaluate
 
-    broken = ("inferencer.question_column=nonsense",)
-    with pytest.raises(DataError, match="nonsense"):
-        finetune_infer_evaluate(str(settings), settings=broken)
+    Path("runs").write_text("no folder")
+    with pytest.raises(StorageError, match="runs"):
+        finetune_infer_evaluate(str(settings))
     assert Path("models/tuned/tuneproof_manifest.json").is_file()
-    state = finetune_infer_evaluate(str(settings), settings=broken, return_state=True)
-    assert state.is_failed()
+    assert finetune_infer_evaluate(str(settings), return_state=True).is_failed()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ("inferencer.testing_data_id=/nope/test.jsonl", "/nope/test.jsonl"),
+        ("inferencer.question_column=nonsense", "nonsense"),
+    ],
+)
+def test_test_data_that_cannot_be_read_is_told_before_the_training(
+    settings: Path, wrong: str, told: str
+) -> None:
+    from flows.pipeline import finetune_infer_evaluate
+
+    with pytest.raises(DataError, match=told):
+        finetune_infer_evaluate(str(settings), settings=(wrong,))
+    assert not Path("models").exists()
+
+
+@pytest.fixture
+def events(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the resources whose events were emitted, in order."""
+    names: list[str] = []
+
+    def emit(event: str, resource: dict[str, str], payload: dict[str, str]) -> None:
+        names.append(resource["prefect.resource.id"])
+
+    monkeypatch.setattr("tasks.events.emit_event", emit)
+    return names
+
+
+def test_a_pipeline_that_stops_early_emits_at_its_end_the_event_that_others_wait_for(
+    settings: Path, events: list[str]
+) -> None:
+    from flows.pipeline import finetune_infer_evaluate
+
+    finetune_infer_evaluate(str(settings), phases="fine-tuning")
+    assert events == ["tuneproof.pipeline.model.tuned", "tuneproof.model.tuned"]
+    events.clear()
+    only = ("pipeline.enable_finetuning=false", "pipeline.enable_evaluation=false")
+    result = finetune_infer_evaluate(str(settings), settings=only)
+    assert result.candidate is not None and result.baseline is not None
+    runs = [result.candidate.run_name, result.baseline.run_name]
+    assert events == [
+        *(f"tuneproof.pipeline.run.{run}" for run in runs), f"tuneproof.run.{runs[0]}"
+    ]  # fmt: skip
 
 
 def test_an_evaluation_that_would_be_refused_is_refused_before_the_training(settings: Path) -> None:
