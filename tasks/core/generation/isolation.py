@@ -14,12 +14,14 @@ import pickle
 import signal
 import threading
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from tasks.core.errors import TuneproofError
+from tasks.core.generation.child_logs import LogsToParent, told_again
 
 logger = logging.getLogger(__name__)
 Argument = TypeVar("Argument")
@@ -78,13 +80,15 @@ def run_in_child(
 ) -> ChildEnd | None:
     """Run `work(connection, argument)` in a spawned process; what it sends goes to `on_message`.
 
-    Returns None when it ended well, a ChildEnd when it died. Raises what the work raised. When the parent is
-    interrupted or killed, or `stopped` says so, the child ends too.
+    What it logs is logged here, under the same names. Returns None when it ended well, a ChildEnd when it died.
+    Raises what the work raised. When the parent is interrupted or killed, or `stopped` says so, the child ends too.
     """
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
     kills_before = _memory_kills()
-    child = context.Process(target=_run, args=(sender, work, argument), name="tuneproof-generation")
+    logs_until_end = ExitStack()
+    logs = logs_until_end.enter_context(told_again(context))
+    child = context.Process(target=_run, args=(sender, logs, work, argument), name="tuneproof-generation")
     child.start()
     sender.close()
     failure: BaseException | None = None
@@ -110,6 +114,7 @@ def run_in_child(
                 child.kill()
                 child.join()
         receiver.close()
+        logs_until_end.close()
     if failure is not None:
         raise failure
     exit_code = child.exitcode or 0
@@ -119,8 +124,14 @@ def run_in_child(
     return ChildEnd(exit_code, killed_for_memory=killed)
 
 
-def _run(connection: Connection, work: Callable[[Connection, Argument], None], argument: Argument) -> None:
+def _run(
+    connection: Connection,
+    logs: LogsToParent,
+    work: Callable[[Connection, Argument], None],
+    argument: Argument,
+) -> None:
     threading.Thread(target=_end_with_parent, name="parent-watch", daemon=True).start()
+    logs.begin()
     try:
         work(connection, argument)
     except BaseException as exc:  # travels to the parent, which raises it
