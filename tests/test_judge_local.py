@@ -3,41 +3,114 @@
 from __future__ import annotations
 
 import importlib
+import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Annotated, Any, Literal
 
 import pytest
+from pydantic import Field
 
 from tasks.core.config import EvaluatorConfig
 from tasks.core.errors import EvaluationError
+from tasks.core.evaluation.constrained_replies import matcher_of
 from tasks.core.evaluation.evaluate import evaluate_run
 from tasks.core.evaluation.judge_local import LocalJudge
-from tasks.core.evaluation.judge_prompts import accuracy_prompt, factual_prompt
+from tasks.core.evaluation.judge_prompts import (
+    JudgePrompt,
+    Verdict,
+    accuracy_prompt,
+    factual_prompt,
+    preference_prompt,
+    read_verdict,
+    relevancy_prompt,
+)
 from tasks.core.evaluation.judge_replies import Reply
+from tasks.core.evaluation.scoring_models import ScoringModels
 from tasks.secret_blocks import judge_key_of
 from tests.evaluation_runs import row, write_run
 
+Short = Annotated[str, Field(max_length=8)]
 
-def test_the_local_judges_replies_are_those_of_the_model_to_the_same_messages(
-    tiny_model_dir: Path, tiny_model: object, tiny_tokenizer: object
-) -> None:
-    prompts = [
-        factual_prompt("q", "a", "r"),
-        accuracy_prompt("what?", "this", "that"),
-        factual_prompt("", "", ""),
-    ]
-    judge, replies = LocalJudge(str(tiny_model_dir), max_tokens=8), dict[int, Reply]()
+
+class Rated(Verdict):
+    """A rating whose reason must end soon: a random model ends no sentence by itself."""
+
+    reason: Short
+    rating: Literal[0, 1, 2]
+
+
+class Preferred(Verdict):
+    """A preference whose reason must end soon."""
+
+    reason: Short
+    better: Literal["first", "second", "tie"]
+
+
+def replies_of(model_dir: Path, prompts: list[JudgePrompt], max_tokens: int) -> list[Reply]:
+    judge, replies = LocalJudge(str(model_dir), max_tokens=max_tokens), dict[int, Reply]()
     judge.reply(prompts, replies.__setitem__)
-    assert sorted(replies) == [0, 1, 2]
-    for position, prompt in enumerate(prompts):
-        chat = [{"role": message.role, "content": message.content} for message in prompt.messages]
-        text = tiny_tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)  # type: ignore[attr-defined]
-        ids = tiny_tokenizer(text, add_special_tokens=False, return_tensors="pt").input_ids  # type: ignore[operator]
-        answer = tiny_model.generate(ids, max_new_tokens=8, do_sample=False)[0, ids.shape[1] :]  # type: ignore[attr-defined]
-        expected = tiny_tokenizer.decode(answer, skip_special_tokens=True)  # type: ignore[attr-defined]
-        assert (replies[position].text, replies[position].input_tokens) == (expected, ids.shape[1])
+    return [replies[position] for position in range(len(prompts))]
 
 
-def test_nonsense_of_a_local_judge_is_reported_and_not_generated_again(
+def test_a_model_that_knows_nothing_of_json_gives_verdicts_of_the_asked_form(tiny_model_dir: Path) -> None:
+    prompts = [
+        accuracy_prompt("what?", "this", "that"),
+        preference_prompt("what?", "this", "that", None),
+        accuracy_prompt("", "", ""),
+    ]
+    short = [
+        replace(prompt, verdict=form) for prompt, form in zip(prompts, (Rated, Preferred, Rated), strict=True)
+    ]
+    for prompt, reply in zip(short, replies_of(tiny_model_dir, short, 200), strict=True):
+        assert reply.failure is None
+        assert isinstance(read_verdict(reply.text, prompt.verdict), prompt.verdict)
+        assert set(json.loads(reply.text)) == set(prompt.verdict.model_fields)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "verdict"),
+    [
+        (
+            factual_prompt("q", "a", "r"),
+            {
+                "answer_claims": [{"claim": "Ä \\ 火", "supported": True}],
+                "reference_claims": [{"claim": "b", "covered": False}, {"claim": "", "covered": True}],
+            },
+        ),
+        (accuracy_prompt("q", "a", "r"), {"reason": 'so "said"', "rating": 2}),
+        (relevancy_prompt("a"), {"questions": ["one?", "two?"], "noncommittal": False}),
+        (preference_prompt("q", "a", "b", None), {"reason": "so", "better": "tie"}),
+    ],
+    ids=["facts", "accuracy", "relevancy", "preference"],
+)
+def test_every_verdict_can_be_written_within_its_form(
+    tiny_tokenizer: Any, prompt: JudgePrompt, verdict: dict[str, Any]
+) -> None:
+    from llguidance.hf import from_tokenizer
+
+    vocabulary = from_tokenizer(tiny_tokenizer)
+    text = json.dumps(verdict, ensure_ascii=False)
+    tokens = tiny_tokenizer(text, add_special_tokens=False).input_ids
+    matcher = matcher_of(vocabulary, prompt.schema)
+    assert matcher.consume_tokens(tokens) and matcher.is_accepting(), matcher.get_error()
+    assert not matcher_of(vocabulary, prompt.schema).consume_tokens(tokens[:-1] + tokens[:1])
+
+
+def test_a_verdict_does_not_depend_on_the_prompts_beside_it(tiny_model_dir: Path) -> None:
+    prompts = [replace(accuracy_prompt("q" * n, "a", "r"), verdict=Rated) for n in (1, 30, 5)]
+    together = replies_of(tiny_model_dir, prompts, 200)
+    assert [replies_of(tiny_model_dir, [prompt], 200)[0] for prompt in prompts] == together
+
+
+def test_the_limit_of_a_local_judge_is_the_one_that_is_set(tiny_model_dir: Path) -> None:
+    settings = {"metrics": ("answer_accuracy",), "llm": f"local:{tiny_model_dir}"}
+    for given, told in (({}, "768 tokens"), ({"judge_max_tokens": 4096}, "4096 tokens")):
+        backend = ScoringModels(EvaluatorConfig.model_validate({**settings, **given}))._backend()
+        assert told in backend.cut_reason
+
+
+def test_a_reply_that_is_cut_is_reported_and_not_generated_again(
     tiny_model_dir: Path, tmp_path: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = write_run(tmp_path / "run", [row(i, f"{i}", "1") for i in range(3)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -13,23 +14,27 @@ from tasks.core.records import Example, GenerationSettings
 
 if TYPE_CHECKING:
     from tasks.core.generation.batching import Request
+    from tasks.core.generation.engine import Engine
     from tasks.core.models.loading import LoadedModel, ModelSpec
 
-_LONGEST_REPLY_TOKENS = 768
+logger = logging.getLogger(__name__)
+
+DEFAULT_REPLY_TOKENS = 768
+"""Longest reply where judge_max_tokens is not set: room for it is kept in memory and in the model's context."""
 _LONGEST_PROMPT_TOKENS = 16_384
 
 
 class LocalJudge:
     """Answers greedily, so that the same prompts give the same verdicts. The model is loaded when first asked.
 
-    Replies are not constrained while they are generated: what is not JSON of the asked form is reported.
+    Only tokens that the verdict's JSON schema admits are generated, so a reply that ends has the asked form.
     """
 
     budget_dollars: float | None = None
 
     def __init__(self, model_id: str, *, max_tokens: int) -> None:
         self.model = model_id
-        self._max_tokens = min(max_tokens, _LONGEST_REPLY_TOKENS)
+        self._max_tokens = max_tokens
         self.cut_reason = cut_reason(self._max_tokens)
 
     def check(self) -> None:
@@ -52,10 +57,10 @@ class LocalJudge:
 
     @cached_property
     def identity(self) -> str:
-        """Digests of weights and template; the model is not loaded for it."""
+        """Digests of weights and template, and how replies are made; the model is not loaded for it."""
         from tasks.core.models.loading import identify
 
-        return "local " + json.dumps(identify(self._spec).content(), sort_keys=True)
+        return "local json_schema " + json.dumps(identify(self._spec).content(), sort_keys=True)
 
     @property
     def endpoint(self) -> None:
@@ -68,7 +73,6 @@ class LocalJudge:
     def reply(self, prompts: Sequence[JudgePrompt], keep: Callable[[int, Reply], None]) -> None:
         """Answer all prompts; see JudgeBackend. Raises ModelNotFoundError or ModelLoadError."""
         from tasks.core.generation.batching import RequestQueue
-        from tasks.core.generation.engine import choose_engine
         from tasks.core.generation.ladder import generate_all
         from tasks.core.generation.runs import starting_budget
 
@@ -85,7 +89,7 @@ class LocalJudge:
             largest_answer_tokens=self._max_tokens,
         )
         settings = GenerationSettings(max_new_tokens=self._max_tokens)
-        engine = choose_engine("auto", self._loaded, settings).engine
+        engine = self._engine(settings, prompts)
         budget = starting_budget(self._loaded, batch_size=None, max_batch_tokens=None)
         for row in generate_all(engine, queue, budget, device=self._loaded.device):
             if row.finish_reason == "error":
@@ -94,6 +98,17 @@ class LocalJudge:
             failure = self.cut_reason if row.finish_reason == "length" else None
             input_tokens = len(requests[row.position].token_ids)
             keep(row.position, Reply(row.text, failure, True, input_tokens, len(row.token_ids)))
+
+    def _engine(self, settings: GenerationSettings, prompts: Sequence[JudgePrompt]) -> Engine:
+        from tasks.core.evaluation.constrained_replies import ConstrainedBatches, why_not_constrained
+        from tasks.core.generation.engine import choose_engine
+
+        reason = why_not_constrained(self._loaded)
+        if reason is None:
+            schemas = {position: prompt.schema for position, prompt in enumerate(prompts)}
+            return ConstrainedBatches(self._loaded, settings, schemas)
+        logger.warning("the judge's replies are not held to the form of a verdict: %s", reason)
+        return choose_engine("auto", self._loaded, settings).engine
 
     def _requests(
         self, prompts: Sequence[JudgePrompt], keep: Callable[[int, Reply], None]

@@ -22,7 +22,7 @@ from tasks.core.evaluation.embedding import (
 )
 from tasks.core.evaluation.judge import Judge, JudgeBackend, Progress
 from tasks.core.evaluation.judge_endpoint import Endpoint, EndpointJudge, Prices
-from tasks.core.evaluation.judge_local import LocalJudge
+from tasks.core.evaluation.judge_local import DEFAULT_REPLY_TOKENS, LocalJudge
 from tasks.core.evaluation.judge_replies import ReplyStore
 from tasks.core.evaluation.similarity_metrics import BERT_SCORE, TokenMatcher
 from tasks.core.evaluation.summary import EmbeddingUsage, JudgeUsage
@@ -67,7 +67,9 @@ class ScoringModels:
         if config.llm is None:
             raise EvaluationError("a metric needs a judge model", "set llm in [evaluator]; see docs/judge.md")
         if config.llm.startswith(LOCAL_MODEL):
-            return LocalJudge(config.llm.removeprefix(LOCAL_MODEL), max_tokens=config.judge_max_tokens)
+            is_set = "judge_max_tokens" in config.model_fields_set
+            limit = config.judge_max_tokens if is_set else DEFAULT_REPLY_TOKENS
+            return LocalJudge(config.llm.removeprefix(LOCAL_MODEL), max_tokens=limit)
         return EndpointJudge(
             config.llm,
             self._endpoint(config.judge_base_url, f"the judge {config.llm}"),
