@@ -1,4 +1,4 @@
-"""Names of flow runs that tell, in a list of runs, which is which."""
+"""Names of flow runs that tell, in a list of runs, which is which, and the tag of all."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from prefect.runtime import deployment, flow_run
 
 logger = logging.getLogger("tasks.naming")
 
+# Of deployments, their runs and the phases of these; automations know them by it.
+TAG = "tuneproof"
 _TELLING_PARAMETERS = ("run_name", "run", "model", "dataset", "test_dataset")
 
 

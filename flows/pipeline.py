@@ -45,7 +45,6 @@ class PipelineResult:
 
 
 @flow(name="finetune-infer-evaluate", flow_run_name=name_of_run)
-@tags(TAG)  # for its phases, which automations know by it
 def finetune_infer_evaluate(
     config: ConfigSource = "",
     phases: Phases = "as configured",
@@ -86,15 +85,16 @@ def finetune_infer_evaluate(
     if chosen.enable_evaluation and not (chosen.stop_after_finetuning or chosen.stop_after_inference):
         check_evaluation(Evaluator(loaded))
     trained = candidate = baseline = champion = evaluation = promotion = None
-    if chosen.enable_finetuning:
-        trained = finetune(loaded)
-    if chosen.enable_inference and not chosen.stop_after_finetuning:
-        candidate = infer(loaded, model=None if trained is None else str(trained.model_dir))
-        baseline = infer_with_base_model(loaded, candidate) if chosen.compare_with_base else None
-        champion = infer_with_champion(loaded, candidate)
-    if chosen.enable_evaluation and not (chosen.stop_after_finetuning or chosen.stop_after_inference):
-        evaluation = evaluate(loaded, run=_folder(loaded, candidate))
-        promotion = promote_if_decided(loaded, evaluation)
+    with tags(TAG):  # automations know the phases by it
+        if chosen.enable_finetuning:
+            trained = finetune(loaded)
+        if chosen.enable_inference and not chosen.stop_after_finetuning:
+            candidate = infer(loaded, model=None if trained is None else str(trained.model_dir))
+            baseline = infer_with_base_model(loaded, candidate) if chosen.compare_with_base else None
+            champion = infer_with_champion(loaded, candidate)
+        if chosen.enable_evaluation and not (chosen.stop_after_finetuning or chosen.stop_after_inference):
+            evaluation = evaluate(loaded, run=_folder(loaded, candidate))
+            promotion = promote_if_decided(loaded, evaluation)
     _log_what_was_left_out(trained, candidate, evaluation)
     _name_after_result(trained, candidate, evaluation)
     if evaluation is None:

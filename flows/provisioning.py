@@ -28,6 +28,7 @@ from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
 from prefect.states import Cancelled
 from prefect.variables import Variable
 
+from flows.naming import TAG
 from tasks.core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -36,20 +37,21 @@ if TYPE_CHECKING:
     from prefect.client.orchestration import PrefectClient
 
 WORK_POOL = "tuneproof"
-TAG = "tuneproof"
 GPU_LIMIT = "gpu"
 CONFIG_VARIABLE = "tuneproof_config"
 NOTIFY_VARIABLE = "tuneproof_notify_block"
-FLOWS = ["finetune", "infer", "evaluate", "finetune-infer-evaluate"]
 QUICKSTART_CONFIG = "examples/quickstart/config.toml"
 # A night that was missed by more than this is left out; the next one comes.
 LATEST_START = timedelta(hours=1)
+# The same happening within this time is told once: the server may see an event twice.
+_ONCE = timedelta(minutes=1)
 
 _ENDS = [f"prefect.flow-run.{state}" for state in ("Completed", "Failed", "Crashed", "Cancelled")]
 _WAITS = ["prefect.flow-run.Paused", "prefect.flow-run.Suspended"]
 _FLOW_RUNS = {"prefect.resource.id": "prefect.flow-run.*"}
-_OUR_FLOWS = {"prefect.resource.role": "flow", "prefect.resource.name": FLOWS}
-_OUR_DEPLOYMENTS = {"prefect.resource.id": f"prefect.tag.{TAG}"}
+# A server may serve others too, whose flows and deployments may be named like ours; so the tag decides.
+_OUR_TAG = {"prefect.resource.id": f"prefect.tag.{TAG}", "prefect.resource.role": "tag"}
+_A_DEPLOYMENT = {"prefect.resource.role": "deployment"}
 _RUN_LINK = "{{ flow_run|ui_url }}"
 
 
@@ -147,7 +149,7 @@ def _guards(crashed_after_seconds: int) -> Iterator[AutomationCore]:
             after={beat},
             expect={beat, *_ENDS, *_WAITS},
             match=_FLOW_RUNS,
-            match_related=_OUR_FLOWS,
+            match_related=_OUR_TAG,  # phases of a pipeline carry it too
             for_each={"prefect.resource.id"},
             posture=Posture.Proactive,
             threshold=1,
@@ -167,7 +169,7 @@ def _guards(crashed_after_seconds: int) -> Iterator[AutomationCore]:
             after={"prefect.flow-run.Late"},
             expect={"prefect.flow-run.Pending", "prefect.flow-run.Running", *_ENDS},
             match=_FLOW_RUNS,
-            match_related={"prefect.resource.role": "deployment", "prefect.resource.name": "nightly"},
+            match_related=[_OUR_TAG, _A_DEPLOYMENT | {"prefect.resource.name": "nightly"}],
             for_each={"prefect.resource.id"},
             posture=Posture.Proactive,
             threshold=1,
@@ -190,9 +192,11 @@ def _notifications(block_id: UUID) -> Iterator[AutomationCore]:
             trigger=EventTrigger(
                 expect={f"prefect.flow-run.{state}"},
                 match=_FLOW_RUNS,
-                match_related=_OUR_DEPLOYMENTS,
+                match_related=[_OUR_TAG, _A_DEPLOYMENT],
+                for_each={"prefect.resource.id"},
                 posture=Posture.Reactive,
                 threshold=1,
+                within=_ONCE,
             ),
             actions=notify(
                 f"tuneproof: {{{{ flow_run.name }}}} {state.lower()}",
@@ -208,8 +212,10 @@ def _notifications(block_id: UUID) -> Iterator[AutomationCore]:
                 "prefect.resource.id": ["tuneproof.evaluation.*", "tuneproof.pipeline.evaluation.*"],
                 "tuneproof.verdict": "reject",
             },
+            for_each={"prefect.resource.id"},
             posture=Posture.Reactive,
             threshold=1,
+            within=_ONCE,
         ),
         actions=notify(
             "tuneproof: {{ event.payload.run_name }} was rejected",

@@ -67,6 +67,8 @@ def test_manual_runs_the_whole_job_with_the_parameters_of_the_form(server: Serve
     ended = server.wait_for_end(run_id)
     assert ended["state_type"] == "COMPLETED", server.logs(run_id)
     assert "by-hand" in ended["name"]
+    phases = server.post("/flow_runs/filter", flow_runs={"parent_flow_run_id": {"any_": [run_id]}})
+    assert phases and all("tuneproof" in phase["tags"] for phase in phases)
     model = server.home / "models" / "by-hand"
     assert (model / "tuneproof_manifest.json").is_file()
     [candidate] = [
