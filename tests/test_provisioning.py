@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import uuid
 from datetime import UTC, datetime
 from pathlib import Path
 
+import pytest
 import yaml
 from prefect.events.schemas.automations import AutomationCore
 from prefect.server.events.schemas.automations import EventTrigger
 from prefect.server.events.schemas.events import ReceivedEvent
+from prefect.server.utilities.user_templates import render_user_template
 
 from flows.naming import TAG
 from flows.provisioning import _guards, _notifications
@@ -61,3 +64,20 @@ def test_a_phase_of_a_pipeline_is_guarded_but_not_told_of_besides_the_pipeline()
 def test_all_deployments_carry_the_tag_that_automations_know_them_by() -> None:
     deployments = yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]
     assert all(TAG in deployment["tags"] for deployment in deployments)
+
+
+@pytest.mark.parametrize("payload", [{}, {"model_dir": "", "run_dir": ""}])
+def test_an_event_that_does_not_say_what_to_test_does_not_stand_for_the_newest(
+    payload: dict[str, str],
+) -> None:
+    given = {"model_dir": "/models/mine", "run_dir": "/runs/mine"}
+    for deployment in yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]:
+        for trigger in deployment.get("triggers", ()):
+            ((parameter, template),) = trigger["parameters"].items()
+            key = {"model": "model_dir", "run": "run_dir"}[parameter]
+
+            def rendered(payload: dict[str, str], template: str = template) -> str:
+                return asyncio.run(render_user_template(template, {"event": {"payload": payload}}))
+
+            assert rendered(given) == given[key]
+            assert rendered(payload) == f"(the event has no payload.{key})"
