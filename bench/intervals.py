@@ -4,7 +4,7 @@
 
 Coverage: how often the 95 % interval holds the true figure (wanted: 93 to 97 %).
 A/A: how often two equally good runs are told apart (wanted: at most 5 %).
-Power: how often a true difference is found, by the interval and by McNemar's test.
+Power: how often a true difference is found, by the comparison (interval and p value) and by the p value alone.
 """
 
 from __future__ import annotations
@@ -73,9 +73,9 @@ def compare(metric: Metric, candidate: FloatArray, baseline: FloatArray) -> Metr
 
 
 def decisions(metric: Metric, gain: float, rows: int, runs: int) -> tuple[float, float]:
-    """Shares of runs in which the interval, and the p value, find a difference; questions differ in difficulty."""
+    """Shares of runs in which the comparison, and the p value, find a difference; questions differ in difficulty."""
     random = np.random.default_rng(rows + 1)
-    by_interval = by_test = 0
+    by_comparison = by_test = 0
     for _ in range(runs):
         skill = random.beta(1, 1, rows)
         if metric is BINARY:
@@ -84,9 +84,9 @@ def decisions(metric: Metric, gain: float, rows: int, runs: int) -> tuple[float,
         else:
             baseline, candidate = (np.clip(skill + g + random.normal(0, 0.2, rows), 0, 1) for g in (0, gain))
         found = compare(metric, candidate, baseline)
-        by_interval += found.better != "undecided"
+        by_comparison += found.better != "undecided"
         by_test += found.p_value is not None and found.p_value < 0.05
-    return by_interval / runs, by_test / runs
+    return by_comparison / runs, by_test / runs
 
 
 def main() -> None:
@@ -100,12 +100,12 @@ def main() -> None:
     for name, (draw, truth) in SAMPLES.items():
         shares = [coverage(draw, truth, rows, runs) for rows in (50, 200, 1000)]
         print(f"{name:<34}" + "".join(f"{share:>9.1%}" for share in shares))
-    print(f"\n{'differences found in 200 rows':<34}{'interval':>9}{'test':>9}")
+    print(f"\n{'differences found in 200 rows':<30}{'comparison':>13}{'p value':>9}")
     for metric in (BINARY, SHARE):
         for gain in (0.0, 0.05, 0.1):
-            interval, test = decisions(metric, gain, 200, runs)
+            told, test = decisions(metric, gain, 200, runs)
             print(
-                f"{metric.name + (' A/A' if gain == 0 else f', better by {gain:.2f}'):<34}{interval:>9.1%}{test:>9.1%}"
+                f"{metric.name + (' A/A' if gain == 0 else f', better by {gain:.2f}'):<34}{told:>9.1%}{test:>9.1%}"
             )
     random = np.random.default_rng(0)
     tables = [table_of(SHARE, random.random(10_000)) for _ in range(2)]
