@@ -56,7 +56,38 @@ def test_services_of_the_compose_file_wait_for_services_that_are_there() -> None
         assert (DEPLOY / service["build"]["context"] / service["build"]["dockerfile"]).resolve().is_file()
 
 
-def test_the_compose_file_asks_for_the_password_that_its_example_names() -> None:
+def test_what_the_compose_file_builds_for_a_gpu_has_a_gpu_build_of_pytorch() -> None:
+    arguments = {rest.split("=")[0] for name, rest in instructions() if name == "ARG"}
+    for name in ("server", "deployment", "worker"):
+        given = compose()["services"][name]["build"]["args"]
+        assert set(given) == arguments
+        assert re.search(r"/whl/cu\d+}", given["TORCH_INDEX"])
+
+
+def test_the_container_may_write_its_folders_and_gets_the_settings_file() -> None:
+    text = (DEPLOY / "Dockerfile").read_text()
+    assert 'useradd --create-home --uid "$HOST_UID" tuneproof' in text
+    readme = (DEPLOY / "README.md").read_text()
+    for name in ("deployment", "worker"):
+        mounts = {mount["target"]: mount for mount in compose()["services"][name]["volumes"]}
+        assert set(mounts) == {"/app/models", "/app/runs", "/app/data", "/app/config.toml"}
+        assert not any(mount["bind"]["create_host_path"] for mount in mounts.values())
+        default = re.sub(r"\$\{\w+:-(.*)}", r"\1", mounts["/app/config.toml"]["source"])
+        assert (DEPLOY / default).resolve() == ROOT / "examples" / "quickstart" / "config.toml"
+    made = re.search(r"mkdir --parents (.*)", readme)
+    assert made is not None and made[1].split() == ["models", "runs", "data"]
+
+
+def test_a_browser_reaches_the_api_of_the_server_that_listens_on_every_address() -> None:
+    server = compose()["services"]["server"]
+    assert "--host 0.0.0.0" in server["command"]
+    assert server["environment"]["PREFECT_UI_API_URL"] == "/api"
+    published = server["ports"][0].rpartition(":")[0]
+    for name in ("server", "deployment", "worker"):
+        assert compose()["services"][name]["environment"]["PREFECT_UI_URL"] == f"http://{published}"
+
+
+def test_the_compose_file_asks_for_what_its_example_names() -> None:
     asked = set(re.findall(r"\$\{(\w+)", (DEPLOY / "compose.yaml").read_text()))
     named = set(re.findall(r"^(\w+)=", (DEPLOY / ".env.example").read_text(), re.MULTILINE))
     assert asked == named
