@@ -12,12 +12,12 @@ from flows.naming import name_of_run, rename_run, told_rows
 from flows.outcomes import already_done
 from flows.parameters import Confidence, ConfigSource, Settings, Text, load_settings
 from flows.promotion import promote_if_decided
-from flows.run_logs import send_core_logs_to_prefect
 from tasks.core.evaluation.metrics import available
 from tasks.core.evaluation.summary import EvaluationSummary
 from tasks.evaluator import Evaluator
 from tasks.events import emit_evaluation_finished
 from tasks.reporting import write_report
+from tasks.run_logs import send_core_logs_to_prefect
 from tasks.scoring import score_predictions
 
 Metrics = Annotated[

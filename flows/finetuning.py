@@ -16,11 +16,11 @@ from flows.parameters import (
     chosen_method,
     load_settings,
 )
-from flows.run_logs import send_core_logs_to_prefect
 from tasks.core.models.training import TrainedModel  # Prefect reads the annotation for the form
 from tasks.core.storage import Store
 from tasks.devices import held_device
 from tasks.events import emit_model_trained
+from tasks.run_logs import send_core_logs_to_prefect
 from tasks.training import train_model
 
 

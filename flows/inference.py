@@ -16,7 +16,6 @@ from flows.parameters import (
     chosen_quantization,
     load_settings,
 )
-from flows.run_logs import send_core_logs_to_prefect
 from tasks.core.config import Config
 from tasks.core.evaluation.noise import find_repeat
 from tasks.core.models.registry import slug
@@ -30,6 +29,7 @@ from tasks.loading import load_model_and_tokenizer
 from tasks.memory_budgets import PrefectBudgetStore
 from tasks.processing import process_dataset
 from tasks.repeating import is_repeated, repeat_some_rows
+from tasks.run_logs import send_core_logs_to_prefect
 
 # The noise is measured on the candidate only.
 _ANSWERED_ONCE = "gate.noise_rows=0"

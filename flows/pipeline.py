@@ -14,7 +14,6 @@ from flows.inference import infer, infer_with_base_model, infer_with_champion
 from flows.naming import TAG, name_of_run, rename_run
 from flows.parameters import ConfigSource, Count, Phases, Settings, Text, chosen_phases, load_settings
 from flows.promotion import promote_if_decided
-from flows.run_logs import send_core_logs_to_prefect
 from tasks.core.config import Config
 from tasks.core.evaluation.summary import EvaluationSummary
 from tasks.core.models.promotion import Promotion
@@ -24,6 +23,7 @@ from tasks.evaluator import Evaluator
 from tasks.events import emit_model_trained, emit_predictions_ready
 from tasks.inferencer import Inferencer
 from tasks.processing import check_dataset
+from tasks.run_logs import send_core_logs_to_prefect
 from tasks.scoring import check_evaluation
 
 if TYPE_CHECKING:

@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING
 
 from tasks.core.generation import likelihood
 from tasks.core.generation.engine import choose_engine
+from tasks.core.generation.isolation import ChildDiedError
 from tasks.core.generation.ledger import LedgerIndex
 from tasks.core.generation.runs import answer_missing, missing_mask, remember_budget
 from tasks.core.generation.shards import Shard, all_shards
+from tasks.core.interruption import is_interrupted, raise_if_interrupted
 
 if TYPE_CHECKING:
     from tasks.inferencer import Inferencer, PreparedRows
@@ -48,7 +50,11 @@ def answer_shard(inferencer: Inferencer, prepared: PreparedRows, shard: Shard) -
     if inferencer.generates_in_child and not multiprocessing.current_process().daemon:
         from tasks.isolated_inference import generate_in_child
 
-        generate_in_child(inferencer, prepared, shard)
+        try:
+            generate_in_child(inferencer, prepared, shard, stopped=is_interrupted)
+        except ChildDiedError:
+            raise_if_interrupted()  # then it was ended from here, and is not to be begun again
+            raise
         return
     with prepared.run.shard(shard).locked():
         if missing_mask(prepared.run, prepared.rows, shard).any():

@@ -48,8 +48,13 @@ class PartWork:
     def take_over(self) -> Inferencer:
         """Take the seat and make the inferencer that does the work here."""
         self.seat.take()
+        # Whichever GPU the settings name, this process sees one only.
+        own = {} if self.seat.gpu is None else {"inferencer.device": "cuda"}
         inferencer = self.inferencer_class(
-            self.config, model=self.model_id, run_name=self.run_name, budget_store=self.budget_store
+            with_overrides(self.config, own),
+            model=self.model_id,
+            run_name=self.run_name,
+            budget_store=self.budget_store,
         )
         inferencer.processes = self.seat.processes
         return inferencer
@@ -67,8 +72,6 @@ def hand_over(
     """Write down an inferencer's work for another process."""
     # The run's full name is given, so prefix and suffix are in it already.
     own = {"inferencer.run_name_prefix": "", "inferencer.run_name_suffix": ""}
-    if seat.gpu is not None:
-        own["inferencer.device"] = "cuda"  # the only one that the process sees
     return PartWork(
         type(inferencer),
         with_overrides(inferencer.config, own),

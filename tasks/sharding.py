@@ -16,14 +16,17 @@ from prefect.logging import get_run_logger
 from prefect.runtime import task_run
 from prefect.task_runners import ProcessPoolTaskRunner, TaskRunner, ThreadPoolTaskRunner
 
+from tasks.core.config import InferencerConfig
 from tasks.core.errors import ConfigError, RunLockedError, TuneproofError
 from tasks.core.generation.isolation import ChildDiedError
 from tasks.core.generation.ledger import LedgerIndex
 from tasks.core.generation.runs import index_run
 from tasks.core.generation.shards import Shard
+from tasks.core.interruption import interruptible_threads, raise_if_interrupted
 from tasks.inferencer import Inferencer, PreparedRows
 from tasks.part_work import PartWork, Seat, hand_over
 from tasks.retrying import is_passing
+from tasks.run_logs import send_core_logs_to_prefect
 from tasks.shard_process import begin, own_seat
 from tasks.shard_work import RETRIES, pending_shards, seats, supervised
 
@@ -65,9 +68,10 @@ _SHARD_TASK: dict[str, Any] = {
 
 
 @task(**_SHARD_TASK)
-def answer_shard(work: PartWork) -> None:
-    """Answer one shard in this process, which may be on another machine."""
-    seat = own_seat()
+def answer_shard(work: PartWork, places: tuple[Seat, ...] = ()) -> None:
+    """Answer one shard in this process, which may be on another machine; `places` are a local Dask cluster's."""
+    send_core_logs_to_prefect()
+    seat = _seat_of_dask_worker(places) if places else own_seat()
     (work if seat is None else replace(work, seat=seat)).answer()
     get_run_logger().info("shard %s is complete", work.shard.name if work.shard else "")
 
@@ -75,6 +79,7 @@ def answer_shard(work: PartWork) -> None:
 @task(**_SHARD_TASK)
 def answer_shard_here(inferencer: Inferencer, prepared: PreparedRows, shard: Shard) -> None:
     """Answer one shard with the model of this process."""
+    raise_if_interrupted()
     inferencer.answer_shard(prepared, shard)
 
 
@@ -103,14 +108,17 @@ def answer_in_tasks(inferencer: Inferencer, prepared: PreparedRows) -> LedgerInd
 
 
 def _map(inferencer: Inferencer, prepared: PreparedRows, pending: Sequence[Shard]) -> None:
-    with _runner(inferencer, len(pending)) as runner:
+    settings, places = inferencer.settings, seats(inferencer, len(pending))
+    with _runner(settings, places) as runner:
         if isinstance(runner, ThreadPoolTaskRunner):
             shared = {"inferencer": unmapped(inferencer), "prepared": unmapped(prepared)}
             futures = runner.map(answer_shard_here, {**shared, "shard": pending})
         else:
             inferencer.release_model()
             works = [hand_over(inferencer, prepared, shard) for shard in pending]
-            futures = runner.map(answer_shard, {"work": works})
+            local_dask = settings.shard_runner == "dask" and not settings.shard_address
+            own_places = unmapped(places if local_dask else ())
+            futures = runner.map(answer_shard, {"work": works, "places": own_places})
         _raise_first_error(futures)
 
 
@@ -127,23 +135,31 @@ def _raise_first_error(futures: Sequence[PrefectFuture[Any]]) -> None:
 
 
 @contextmanager
-def _runner(inferencer: Inferencer, shards: int) -> Iterator[TaskRunner[Any]]:
+def _runner(settings: InferencerConfig, places: Sequence[Seat]) -> Iterator[TaskRunner[Any]]:
     """Start the task runner of the settings; raises ConfigError when it is not installed."""
-    settings = inferencer.settings
-    if settings.shard_runner == "threads":  # one device and one model: they take turns
-        with ThreadPoolTaskRunner(max_workers=1) as runner:
+    if settings.shard_runner == "threads":
+        with _thread() as runner:
             yield runner
     elif settings.shard_runner == "processes":
-        with _process_pool(seats(inferencer, shards)) as runner:
+        with _process_pool(places) as runner:
             yield runner
     elif settings.shard_runner == "dask":
-        with _dask(
-            settings.shard_address, settings.shard_processes or len(seats(inferencer, shards))
-        ) as runner:
+        with _dask(settings.shard_address, len(places)) as runner:
             yield runner
     else:
         with _ray(settings.shard_address, wants_gpu=settings.device != "cpu") as runner:
             yield runner
+
+
+@contextmanager
+def _thread() -> Iterator[TaskRunner[Any]]:
+    """One device and one model: the shards take turns."""
+    with interruptible_threads() as interrupt, ThreadPoolTaskRunner(max_workers=1) as runner:
+        try:
+            yield runner
+        except BaseException:  # leaving the runner waits for the shard at hand
+            interrupt()
+            raise
 
 
 @contextmanager
@@ -170,6 +186,13 @@ def _dask(address: str | None, processes: int) -> Iterator[TaskRunner[Any]]:
     local = {"n_workers": processes, "threads_per_worker": 1, "dashboard_address": None}
     with DaskTaskRunner(address=address) if address else DaskTaskRunner(cluster_kwargs=local) as runner:
         yield runner
+
+
+def _seat_of_dask_worker(places: tuple[Seat, ...]) -> Seat:
+    """Return the place of this worker of a local cluster, whose workers are named by number."""
+    from distributed import get_worker
+
+    return places[int(get_worker().name)]
 
 
 @contextmanager

@@ -8,7 +8,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+from tasks.core.config import with_overrides
 from tasks.core.generation.budget import TokenBudget
+from tasks.core.generation.devices import VISIBLE_DEVICES
+from tasks.core.models.loading import LoadedModel
 from tasks.inferencer import Inferencer
 
 
@@ -38,6 +41,19 @@ class DiesOnce(Inferencer):
 
         budget.on_admit = admit
         return budget
+
+
+class Seated(Inferencer):
+    """Leaves a file named after the GPU that its process may see, and works on the CPU."""
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self.config = with_overrides(self.config, {"inferencer.device": "cpu"})
+
+    def load_model_and_tokenizer(self) -> LoadedModel:
+        gpu = os.environ.get(VISIBLE_DEVICES, "none")
+        (Path(self.config.pipeline.runs_dir) / f"gpu-{gpu}").touch()
+        return super().load_model_and_tokenizer()
 
 
 def main(overrides: dict[str, Any]) -> None:

@@ -10,7 +10,8 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from tasks.core.generation.run_dir import RunDir, Session
 from tasks.core.generation.shards import Shard, all_shards, shard_numbers
 from tasks.core.records import RunManifest
 from tasks.inferencer import Inferencer
-from tests.shard_faults import DiesOnce, Slow
+from tests.shard_faults import DiesOnce, Seated, Slow
 
 ROWS = 36
 BATCH = 4
@@ -254,10 +255,16 @@ def infer_in_flow(overrides: dict[str, Any], **more: Any) -> RunManifest:
 
 def infer_slowly_in_flow(overrides: dict[str, Any], **more: Any) -> RunManifest:
     """The flow `infer` with an Inferencer that can be met half-way."""
+    return infer_in_flow_with(Slow, overrides, **more)
+
+
+def infer_in_flow_with(
+    inferencer_class: type[Inferencer], overrides: dict[str, Any], **more: Any
+) -> RunManifest:
     import flows.inference
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(flows.inference, "Inferencer", Slow)
+        patch.setattr(flows.inference, "Inferencer", inferencer_class)
         return infer_in_flow(overrides, **more)
 
 
@@ -274,23 +281,112 @@ def kill_a_worker(cluster: Any, run: RunDir, killed: list[int]) -> None:
 def test_mapped_tasks_in_threads_and_in_a_process_pool_give_the_same_file(
     prefect_api: None, overrides: dict[str, Any], whole: list[dict[str, Any]], tmp_path: Path
 ) -> None:
+    before = shard_task_runs()
     infer_in_flow(overrides, num_shards=2)
     assert published(run_of(overrides)) == whole
     pooled = {**overrides, "pipeline.runs_dir": str(tmp_path / "pooled")}
     infer_in_flow(pooled, num_shards=5, shard_runner="processes", shard_processes=2)
     assert published(run_of(pooled)) == whole
     assert set(generated(run_of(pooled)).values()) == {1}
-    assert shard_task_runs() == [f"shard {shard.name}" for count in (2, 5) for shard in all_shards(count)]
+    shards = [shard.name for count in (2, 5) for shard in all_shards(count)]
+    assert shard_task_runs() - before == Counter(f"shard {name}" for name in shards)
 
 
-def shard_task_runs() -> list[str]:
-    """Names of the completed task runs of shards, sorted by count."""
+@pytest.mark.parametrize(("runner", "count"), [("processes", 1), ("processes", 2), ("dask", 1), ("dask", 5)])
+def test_processes_and_a_local_dask_cluster_of_two_workers_give_the_file_of_one_process(
+    prefect_api: None, overrides: dict[str, Any], whole: list[dict[str, Any]], runner: str, count: int
+) -> None:
+    if runner == "dask":
+        pytest.importorskip("distributed")
+    began = datetime.now(UTC)
+    infer_in_flow(overrides, num_shards=count, shard_runner=runner, shard_processes=2)
+    assert published(run_of(overrides)) == whole
+    assert set(generated(run_of(overrides)).values()) == {1}
+    wait_until(lambda: models_loaded(began) == count)  # what shards log is in the run's logs
+
+
+def test_each_worker_of_a_local_dask_cluster_has_a_gpu_of_its_own(
+    prefect_api: None,
+    overrides: dict[str, Any],
+    whole: list[dict[str, Any]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pytest.importorskip("distributed")
+    monkeypatch.setattr("tasks.shard_work.visible_gpus", lambda device: ("3", "5"))
+    infer_in_flow_with(Seated, overrides, num_shards=2, shard_runner="dask")
+    run = run_of(overrides)
+    assert published(run) == whole
+    assert sorted(path.name for path in run.path.parent.glob("gpu-*")) == ["gpu-3", "gpu-5"]
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"shard_runner": "threads"},
+        {"shard_runner": "threads", "isolation": "process"},
+        {"shard_runner": "processes", "shard_processes": 2},
+    ],
+    ids=["threads", "threads with a child", "processes"],
+)
+def test_a_cancelled_run_ends_in_the_middle_of_its_shards_and_keeps_their_rows(
+    prefect_api: None, overrides: dict[str, Any], more: dict[str, Any]
+) -> None:
+    run, over = run_of(overrides), threading.Event()
+
+    def cancel() -> None:
+        while not over.wait(0.02):
+            if generated(run).total() >= BATCH:
+                os.kill(os.getpid(), signal.SIGINT)
+                return
+
+    threading.Thread(target=cancel, daemon=True).start()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            infer_slowly_in_flow({**overrides, "inferencer.batch_size": 1}, num_shards=2, **more)
+    finally:
+        over.set()
+    kept = generated(run).total()
+    assert BATCH <= kept < ROWS
+    time.sleep(0.5)
+    assert generated(run).total() == kept
+    with run.locked():
+        assert not run.manifest_path.exists()
+
+
+def test_a_local_ray_gives_the_file_of_one_process(
+    prefect_api: None, overrides: dict[str, Any], whole: list[dict[str, Any]]
+) -> None:
+    pytest.importorskip("prefect_ray")
+    infer_in_flow(overrides, num_shards=2, shard_runner="ray")
+    assert published(run_of(overrides)) == whole
+    assert set(generated(run_of(overrides)).values()) == {1}
+
+
+def models_loaded(since: datetime) -> int:
+    """How often the logs of runs since then tell that a model was loaded."""
+    from prefect.client.orchestration import get_client
+
+    with get_client(sync_client=True) as client:
+        newer = {"logs": {"timestamp": {"after_": since.isoformat()}}}
+        found = client._client.post("/logs/filter", json=newer).json()
+    return sum(log["message"].startswith("loaded ") for log in found)
+
+
+def wait_until(holds: Callable[[], bool], seconds: float = 15) -> None:
+    """Logs are sent in batches."""
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+
+
+def shard_task_runs() -> Counter[str]:
+    """Names of the completed task runs of shards."""
     from prefect.client.orchestration import get_client
 
     with get_client(sync_client=True) as client:
         found = client._client.post("/task_runs/filter", json={"limit": 200}).json()
-    names = [run["name"] for run in found if run["state_type"] == "COMPLETED" and "-of-" in run["name"]]
-    return sorted(names, key=lambda name: name.split("-of-")[::-1])
+    return Counter(run["name"] for run in found if run["state_type"] == "COMPLETED" and "-of-" in run["name"])
 
 
 def test_a_killed_worker_of_a_local_dask_cluster_costs_one_batch_at_most(

@@ -179,7 +179,7 @@ def test_a_run_that_waits_for_a_slot_says_so_in_its_logs_and_ends_when_it_is_int
     script = """
 from prefect import flow
 from prefect.runtime import flow_run
-from flows.run_logs import send_core_logs_to_prefect
+from tasks.run_logs import send_core_logs_to_prefect
 from tasks.devices import held_device
 
 @flow
