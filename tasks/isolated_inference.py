@@ -83,7 +83,8 @@ def generate_in_child(
         try:
             end = run_in_child(_generate, work, hear, stopped)
         except BaseException:
-            deaths.count_answered(heard)
+            deaths.count_answered()
+            deaths.remember(heard)
             raise
         if end is None:
             return index_run(prepared.run, prepared.rows)
@@ -91,6 +92,7 @@ def generate_in_child(
         if deaths.missing == 0 and _has_references(inferencer, prepared, shard):
             return index_run(prepared.run, prepared.rows)
         if step == "give_up":
+            deaths.remember(heard)
             held = heard.last
             raise ChildDiedError(
                 f"the generating process ended with {end.cause} at {held.rows} rows, {held.tokens} tokens",
@@ -107,19 +109,22 @@ class _Deaths:
         self._part = prepared.run if shard is None else prepared.run.shard(shard)
         self.missing = self._count_missing()
 
-    def count_answered(self, heard: Heard) -> int:
-        """Return how many rows the child answered; then its limit has held, and is remembered."""
+    def count_answered(self) -> int:
+        """Return how many rows the last child answered."""
         before, self.missing = self.missing, self._count_missing()
         if before > self.missing:
             self.ladder.made_progress()
-            proven = self.ladder.proven
-            if heard.began is not None and proven is not None and proven.failed_tokens is not None:
-                self._store.save(heard.began.budget_key, proven)
         return before - self.missing
+
+    def remember(self, heard: Heard) -> None:
+        """Keep a limit that holds for the next run; a child that ends well keeps it itself."""
+        learned = self.ladder.learned
+        if heard.began is not None and self.ladder.holds and learned is not None and learned.failed_tokens:
+            self._store.save(heard.began.budget_key, learned)
 
     def write_down(self, end: ChildEnd, heard: Heard) -> Step:
         """Note a death in the sessions, and the row that it was for in the ledger; return what comes next."""
-        answered, last = self.count_answered(heard), heard.last
+        answered, last = self.count_answered(), heard.last
         if last.alone is not None and not self._is_missing(last.alone):
             last = replace(last, alone=None)  # it is answered: what died came later
         if not end.may_be_memory or heard.began is None:

@@ -53,6 +53,14 @@ def test_a_lethal_row_is_given_up_alone_and_how_much_fits_is_not_known_from_it()
     assert ladder.learned.failed_tokens is None
 
 
+def test_rows_answered_between_its_deaths_do_not_make_a_lethal_row_a_matter_of_memory() -> None:
+    ladder = DeathLadder()
+    deaths(ladder, rows(64), most_rows=64, lethal="r9")
+    ladder.made_progress()
+    assert ladder.learned is not None
+    assert ladder.learned.failed_tokens is None
+
+
 def test_a_row_too_large_for_memory_leaves_what_is_known_of_memory() -> None:
     ladder = DeathLadder()
     deaths(ladder, rows(4), most_rows=4, lethal="r0", for_memory=True)

@@ -28,19 +28,20 @@ class Admitted:
 class DeathLadder:
     """Decides after each death what comes next.
 
-    `learned` is what the next process starts with; `proven` is it, once a process has answered rows with it.
+    `learned` is what the next process starts with; `holds` tells that a process has answered rows with it.
     """
 
     def __init__(self) -> None:
         self.learned: LearnedBudget | None = None
-        self.proven: LearnedBudget | None = None
+        self.holds = False
+        self._certain: LearnedBudget | None = None
         self._deaths: Counter[str | None] = Counter()
         self._fruitless = 0
         self._last_tokens: int | None = None
 
     def made_progress(self) -> None:
         """Note that the process has answered rows, before the step after its death."""
-        self.proven, self._fruitless, self._last_tokens = self.learned, 0, None
+        self.holds, self._fruitless, self._last_tokens = self.learned is not None, 0, None
         del self._deaths[None]
 
     def step_after(self, last: Admitted, *, for_memory: bool) -> Step:
@@ -55,7 +56,7 @@ class DeathLadder:
         self._last_tokens = last.tokens
         if last.rows > 1:
             self._fruitless += stuck
-            return self._halve(last)
+            return self._halve(last, for_memory=for_memory)
         self._deaths[last.alone] += 1
         known = last.alone is not None
         self._fruitless += not (for_memory and known)
@@ -67,17 +68,19 @@ class DeathLadder:
             return "give_up"
         self._last_tokens = None
         if self.learned is not None and not for_memory:
-            # The row may have ended the batches before too: how much fits is not known from them.
-            failed = self.proven.failed_tokens if self.proven is not None else None
+            # The row may have ended larger batches too: only what the kernel said is known of memory.
+            failed = None if self._certain is None else self._certain.failed_tokens
             self.learned = LearnedBudget(self.learned.limit_tokens, failed)
         return "fail_row"
 
-    def _halve(self, last: Admitted) -> Step:
+    def _halve(self, last: Admitted, *, for_memory: bool) -> Step:
         failed = last.tokens
-        if self.learned is not None and self.learned != self.proven:  # the limit cannot have grown
+        if self.learned is not None and not self.holds:  # the limit cannot have grown
             failed = min(failed, self.learned.limit_tokens)
         learned = LearnedBudget(max(1, failed // 2), failed)
         if self._fruitless >= FRUITLESS_DEATHS or learned == self.learned:
             return "give_up"
-        self.learned = learned
+        self.learned, self.holds = learned, False
+        if for_memory:
+            self._certain = learned
         return "smaller"
