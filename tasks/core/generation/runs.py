@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from tasks.core.generation.activations import activation_bytes
 from tasks.core.generation.batching import RequestQueue
 from tasks.core.generation.budget import BudgetStore, LearnedBudget, TokenBudget
 from tasks.core.generation.engine import EngineChoice, GeneratedRow
+from tasks.core.generation.inflight import PREFILL_TOKENS_CPU, PREFILL_TOKENS_GPU
 from tasks.core.generation.ladder import generate_all
 from tasks.core.generation.ledger import ABSENT, Ledger, LedgerIndex, index_ledgers
 from tasks.core.generation.manifest import library_version, now
@@ -34,8 +36,9 @@ logger = logging.getLogger(__name__)
 
 DEFAULT_MAX_ROWS_CPU = 64
 DEFAULT_MAX_ROWS_GPU = 256
-# Share of the free memory that the cache may take; the rest is for activations and for what else runs.
+# Share that the cache may take of the memory that a step's activations leave; slots that grow are there twice.
 CACHE_SHARE = 0.5
+SMALLEST_LIMIT_TOKENS = 256
 
 
 def starting_budget(
@@ -46,8 +49,9 @@ def starting_budget(
     store: BudgetStore | None = None,
     processes: int = 1,
 ) -> TokenBudget:
-    """Return the budget to begin with: what fits into half the free memory, or less if the last run learned so.
+    """Return the budget to begin with: what memory should hold, or less if the last run learned so.
 
+    That is half of what a step's activations leave of the free memory, by the cache's bytes for one token.
     `processes` of them share the memory of the device.
     """
     on_cpu = model.device == "cpu"
@@ -55,8 +59,11 @@ def starting_budget(
     if max_batch_tokens is not None:
         limit_tokens = max_batch_tokens
     else:
+        step_tokens = max_rows + (PREFILL_TOKENS_CPU if on_cpu else PREFILL_TOKENS_GPU)
+        step = activation_bytes(model.model, model.device, tokens=step_tokens, rows=max_rows)
+        room = (free_bytes(model.device) / processes - step) * CACHE_SHARE
         per_token = max(1, cache_bytes_per_token(model.model))
-        limit_tokens = max(256, int(free_bytes(model.device) * CACHE_SHARE / processes) // per_token)
+        limit_tokens = max(SMALLEST_LIMIT_TOKENS, int(room // per_token))
     learned = store.load(budget_key(model)) if store is not None else None
     if learned is not None and learned.limit_tokens < limit_tokens:
         logger.info("memory: starts at %d tokens, learned from an earlier run", learned.limit_tokens)
@@ -210,7 +217,6 @@ def _prompts(
 
     def askable() -> Iterator[Example]:
         for position, example in enumerate(rows.examples()):
-
             if wanted[position]:
                 if example.problem is not None:
                     unanswerable.append((position, example.problem))
