@@ -466,7 +466,9 @@ class EvaluatorConfig(RunNaming):
     judge_max_retries: Annotated[int, Field(ge=0, le=100)] = Field(
         5, description="Repeats of a call that was not answered, with growing pauses."
     )
-    judge_max_tokens: Count = Field(2048, description="Longest reply of the judge, in tokens.")
+    judge_max_tokens: Count = Field(
+        2048, description="Longest reply of the judge, in tokens; 768 for a local one unless set."
+    )
     judge_budget_dollars: Annotated[float, Field(gt=0)] | None = Field(
         None, description="Most that the judge may cost in one evaluation; none = no limit."
     )

@@ -108,7 +108,7 @@ class SortedBatchEngine:
         if beams:
             self._configure_beams(config, batch)
         else:
-            processors.append(_ChosenTokenOnly(self._settings, self._eos, batch, width))
+            processors.extend(self._processors(batch, width))
         if settings.stop_strings:
             stopping.append(_StopStringInAnswer(self._stop, width))
         with torch.inference_mode():
@@ -123,6 +123,10 @@ class SortedBatchEngine:
                 **streaming,
             )
         return [list(map(int, row)) for row in output[:, width:].tolist()]
+
+    def _processors(self, batch: Sequence[Request], width: int) -> list[Any]:
+        """What leaves one token a row, or some, to choose greedily from."""
+        return [_ChosenTokenOnly(self._settings, self._eos, batch, width)]
 
     def _configure_beams(self, config: Any, batch: Sequence[Request]) -> None:
         import torch
