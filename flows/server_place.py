@@ -59,6 +59,8 @@ class ServerPlace:
             **shared,
             "PREFECT_HOME": str(self.home),
             "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+            # In files: a server that forgot the leases when it died would never free their slots.
+            "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
             # The UI asks the API where the page came from, under whatever name or through whatever tunnel.
             "PREFECT_UI_API_URL": os.environ.get("PREFECT_UI_API_URL", "/api"),
             "PREFECT_UI_URL": self.ui_url,

@@ -85,11 +85,16 @@ def test_the_key_of_prefect_cloud_login_reaches_the_workspace_and_a_refusal_is_t
 def test_a_server_of_ones_own_gets_no_key_and_keeps_its_files_in_the_checkout(person: Path) -> None:
     place = ServerPlace("127.0.0.1", 4200, person / "checkout" / ".prefect")
     environment = place.environment(place.own_api_url, is_own=True)
-    script = "from prefect.settings import get_current_settings as now\nprint(now().home, now().api.key)"
+    script = """
+from prefect.server.concurrency.lease_storage import get_concurrency_lease_storage
+from prefect.settings import get_current_settings
+settings = get_current_settings()
+print(settings.home, settings.api.key, get_concurrency_lease_storage().storage_path)
+"""
     done = subprocess.run(
         [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True
     )
-    assert done.stdout.split() == [str(place.home), "None"]
+    assert done.stdout.split() == [str(place.home), "None", str(place.home / "concurrency_leases")]
 
 
 def test_a_server_that_is_not_there_is_told_without_a_traceback(person: Path) -> None:
