@@ -91,7 +91,7 @@ def down() -> None:
     place = ServerPlace("", 0, prefect_home())
     with _alone(place):
         ended = [name for name in ("worker", "server") if _stop(place, name)]
-        orphans = _stop_all(list(_marked(place)))
+        orphans = _stop_all(list(marked(place)))
         if orphans:
             ended.append(f"{orphans} process{'es' if orphans > 1 else ''} left behind")
         say(f"stopped: {', '.join(ended)}" if ended else "nothing was running")
@@ -241,7 +241,7 @@ def _stop_all(processes: list[psutil.Process]) -> int:
     return len(processes)
 
 
-def _marked(place: ServerPlace) -> Iterator[psutil.Process]:
+def marked(place: ServerPlace) -> Iterator[psutil.Process]:
     """Processes that carry the mark of this folder, such as runs whose worker was killed."""
     for process in psutil.process_iter():
         try:

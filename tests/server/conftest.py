@@ -20,6 +20,9 @@ import httpx
 import pytest
 from filelock import FileLock
 
+from flows.server_place import ServerPlace
+from flows.serving import marked
+
 ROOT = Path(__file__).resolve().parent.parent.parent
 PATIENCE_SECONDS = 240
 # As soon as Prefect's shortest interval of heartbeats, 30 s, allows.
@@ -162,6 +165,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> It
             if users["count"] == 0:
                 down = _tuneproof(home, "down")
                 assert down.stdout.startswith("stopped"), down.stdout + down.stderr
+                assert not list(marked(ServerPlace("", 0, home)))
 
 
 def _write(path: Path, users: dict[str, Any], *, by: int) -> None:

@@ -103,11 +103,13 @@ def emit_trained(server: Server, model_name: str, model_dir: Path) -> None:
     emit(server, "tuneproof.model.trained", f"tuneproof.model.{model_name}", payload=payload)
 
 
-def test_a_training_event_sent_twice_starts_one_inference_whose_event_starts_one_evaluation_of_the_same_run(
-    server: Server, tiny_model_dir: Path
+def test_a_training_whose_event_is_sent_twice_starts_one_inference_whose_event_starts_one_evaluation_of_its_run(
+    server: Server,
 ) -> None:
-    emit_trained(server, "mine", tiny_model_dir)
-    emit_trained(server, "mine", tiny_model_dir)
+    trained = server.tuneproof("finetune", str(server.config_path), "--fine-tuner.run-name", "mine")
+    assert trained.returncode == 0, trained.stderr
+    model_dir = server.home / "models" / "mine"
+    emit_trained(server, "mine", model_dir)
 
     def ended(deployment: str) -> list[dict[str, Any]]:
         runs = server.runs_of(deployment)
@@ -120,7 +122,7 @@ def test_a_training_event_sent_twice_starts_one_inference_whose_event_starts_one
 
     folder = RunDir(Path(evaluation["parameters"]["run"]))
     manifest = folder.read_manifest()
-    assert inference["parameters"]["model"] == manifest.identity.model.model_id == str(tiny_model_dir)
+    assert inference["parameters"]["model"] == manifest.identity.model.model_id == str(model_dir)
     summary = json.loads((folder.path / "evaluator_output_summary.json").read_text())
     assert summary["candidate"]["run_key"] == manifest.run_key
     assert summary["candidate"]["predictions_sha256"] == manifest.predictions_sha256
@@ -276,7 +278,7 @@ def webhook_url() -> Iterator[str]:
         listener.shutdown()
 
 
-def test_notifications_are_off_until_a_block_is_named_and_then_tell_of_rejected_models(
+def test_notifications_are_off_until_a_block_is_named_and_then_tell_of_rejected_models_and_once_of_a_dead_run(
     server: Server, webhook_url: str
 ) -> None:
     assert not any("notify" in found["name"] for found in server.post("/automations/filter"))
@@ -300,7 +302,15 @@ def test_notifications_are_off_until_a_block_is_named_and_then_tell_of_rejected_
             labels={"tuneproof.verdict": decision},
             payload={"run_name": name, "run_dir": f"/runs/{name}", "answer": f"It got {name}."},
         )
+    crashed = {"state": {"type": "CRASHED", "message": "The machine is gone."}, "force": True}
+    path = f"/deployments/{server.deployments()['infer-new-data']['id']}/create_flow_run"
+    run_id = server.post(path, state={"type": "PENDING"})["id"]
+    for _ in range(2):
+        server.post(f"/flow_runs/{run_id}/set_state", crashed)
     told = wait_until(lambda: [text for text in Listener.heard if "worse" in text])
     assert "worse was rejected" in told[0]
     assert "It got worse." in told[0]
     assert not any("better" in text for text in Listener.heard)
+    assert len(wait_until(lambda: [text for text in Listener.heard if "machine is gone" in text])) == 1
+    time.sleep(2)
+    assert sum("machine is gone" in text for text in Listener.heard) == 1
