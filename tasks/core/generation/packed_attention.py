@@ -182,8 +182,8 @@ def attend(
         softcap=softcap,
         prefix=step.prefix,
     )
-    for group in step.groups:
-        call.decode(group)
+    if step.groups:
+        call.decode(step.groups)
     for segment in step.segments:
         call.prefill(segment)
     return call.output.unsqueeze(0), None
@@ -204,20 +204,25 @@ class _Call:
     softcap: float | None
     prefix: Row | None
 
-    def decode(self, group: DecodeGroup) -> None:
-        """Write the group's new keys and values into its slots and attend each row to its own."""
-        store = group.pool.layer(self.layer, self.key, self.value)
-        heads, rows = store.heads, group.end - group.start
-        repeats = self.query.shape[1] // heads
-        rows_at, positions_at = group.write_places(heads)
-        store.keys[rows_at, positions_at] = _by_row(self.key, group).reshape(rows * heads, -1)
-        store.values[rows_at, positions_at] = _by_row(self.value, group).reshape(rows * heads, -1)
-        # Whole slots, not only their filled part: a slice would be copied before each product.
-        keys, values = store.keys[: rows * heads], store.values[: rows * heads]
-        queries = _by_row(self.query, group).reshape(rows * heads, repeats, -1)
-        mask = group.mask(self.window, heads, self.query.dtype)
-        attended = self._attended(queries, keys, values, mask)
-        self.output[group.start : group.end] = attended.view(rows, heads * repeats, -1)
+    def decode(self, groups: list[DecodeGroup]) -> None:
+        """Write each group's new keys and values into its slots and attend each row to its own."""
+        heads = self.key.shape[1]
+        repeats, count = self.query.shape[1] // heads, groups[-1].end
+        # Once for all groups, whose rows come first in the step: [rows x heads, ...] each.
+        new_keys = _by_row(self.key, count).reshape(count * heads, -1)
+        new_values = _by_row(self.value, count).reshape(count * heads, -1)
+        queries = _by_row(self.query, count).reshape(count * heads, repeats, -1)
+        output = self.output[:count].view(count * heads, repeats, -1)
+        for group in groups:
+            store = group.pool.layer(self.layer, self.key, self.value)
+            taken, rows = slice(group.start * heads, group.end * heads), group.end - group.start
+            places = group.write_places(heads)
+            store.keys[places] = new_keys[taken]
+            store.values[places] = new_values[taken]
+            # Whole slots, not only their filled part: a slice would be copied before each product.
+            keys, values = store.keys[: rows * heads], store.values[: rows * heads]
+            mask = group.mask(self.window, heads, self.query.dtype)
+            self._attend(queries[taken], keys, values, mask, output[taken])
 
     def prefill(self, segment: PrefillSegment) -> None:
         """Write a stretch of a prompt into its row's slot and attend its tokens to what is before them."""
@@ -235,18 +240,23 @@ class _Call:
             queries = grouped[:, :, start + begin : start + end].reshape(heads, repeats * (end - begin), -1)
             seen = first + end
             mask = segment.mask(begin, end, self.window, repeats, self.query)
-            attended = self._attended(queries, keys[:, :seen], values[:, :seen], mask)
+            attended = self._attend(queries, keys[:, :seen], values[:, :seen], mask)
             block = attended.view(heads * repeats, end - begin, -1).transpose(0, 1)
             self.output[start + begin : start + end] = block
 
-    def _attended(
-        self, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor
+    def _attend(
+        self,
+        queries: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        mask: torch.Tensor,
+        out: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """softmax(queries keys^T scale + mask) values, batched over the first dimension, rows x heads.
 
-        `mask` covers the shared prefix too, whose keys and values come before those given. Explicit products:
-        on CPU they run through oneDNN and are two to four times as fast in bfloat16 as the fused kernel, and
-        equally fast in float32 (docs/performance.md).
+        Written to `out` if there is one. `mask` covers the shared prefix too, whose keys and values come before
+        those given. Explicit products: on CPU they run through oneDNN and are two to four times as fast in bfloat16
+        as the fused kernel, and equally fast in float32 (docs/performance.md).
         """
         import torch
 
@@ -255,7 +265,7 @@ class _Call:
                 scores = torch.baddbmm(mask, queries, keys.transpose(1, 2), alpha=self.scale)
             else:
                 scores = self._capped(torch.bmm(queries, keys.transpose(1, 2))).add_(mask)
-            return torch.bmm(scores.softmax(dim=-1), values)
+            return torch.bmm(scores.softmax(dim=-1), values, out=out)
         shared_keys, shared_values = self._shared()
         own = torch.bmm(queries, keys.transpose(1, 2))
         before = _over_rows(queries, shared_keys.transpose(1, 2))
@@ -264,7 +274,7 @@ class _Call:
             torch.add(mask, scores, alpha=self.scale) if self.softcap is None else self._capped(scores) + mask
         )
         weights, length = scores.softmax(dim=-1), shared_keys.shape[1]
-        result = torch.bmm(weights[..., length:], values)
+        result = torch.bmm(weights[..., length:], values, out=out)
         return result.add_(_over_rows(weights[..., :length], shared_values))
 
     def _capped(self, scores: torch.Tensor) -> torch.Tensor:
@@ -291,6 +301,6 @@ def _over_rows(states: torch.Tensor, shared: torch.Tensor) -> torch.Tensor:
     return product.view(heads, rows, repeats, -1).transpose(0, 1).reshape(rows * heads, repeats, -1)
 
 
-def _by_row(states: torch.Tensor, group: DecodeGroup) -> torch.Tensor:
-    """[1, heads, tokens, dim] -> the group's [rows, heads, dim]."""
-    return states[0, :, group.start : group.end].transpose(0, 1)
+def _by_row(states: torch.Tensor, count: int) -> torch.Tensor:
+    """[1, heads, tokens, dim] -> [rows, heads, dim] of the first `count` tokens, one a row."""
+    return states[0, :, :count].transpose(0, 1)

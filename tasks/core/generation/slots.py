@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from tasks.core.generation.allocation import untouched_zeros
+
 if TYPE_CHECKING:
     import torch
 
@@ -231,18 +233,9 @@ class SlotCache:
 
 
 def _zeros(shape: tuple[int, ...], like: torch.Tensor) -> torch.Tensor:
-    """Zeros: masked positions are multiplied by 0, which garbage such as NaN would survive.
-
-    On CPU through calloc, whose pages cost nothing until they are written.
-    """
+    """Zeros: masked positions are multiplied by 0, which garbage such as NaN would survive."""
     import torch
 
-    if like.device.type != "cpu":
-        return torch.zeros(shape, dtype=like.dtype, device=like.device)
-    import numpy as np
-
-    count = 1
-    for size in shape:
-        count *= size
-    flat = torch.from_numpy(np.zeros(count * like.element_size(), dtype=np.uint8))
-    return flat.view(like.dtype).view(shape)
+    if like.device.type == "cpu":
+        return untouched_zeros(shape, like.dtype)
+    return torch.zeros(shape, dtype=like.dtype, device=like.device)
