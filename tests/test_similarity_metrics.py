@@ -110,7 +110,7 @@ def test_bert_score_equals_its_package_on_real_and_strange_rows(
     _, _, expected = scorer.score([real_pairs[i][0] for i in written], [real_pairs[i][1] for i in written])
     np.testing.assert_allclose([found[i] for i in written], np.clip(expected.numpy(), 0, 1), atol=1e-5)
     empty_answers = [
-        i for i, (answer, reference) in enumerate(real_pairs) if reference.strip() and not answer
+        i for i, (answer, reference) in enumerate(real_pairs) if reference.strip() and not answer.strip()
     ]
     assert empty_answers and {found[i] for i in empty_answers} == {0.0}
 
