@@ -142,7 +142,7 @@ def test_a_guard_that_surely_falls_rejects_a_candidate_that_is_better_otherwise(
 @pytest.mark.parametrize(
     ("guard", "before", "after"),
     [(GUARD, 0.9, 0.2), (JSON, 1.0, 0.0), (RATE, 0.0, 1.0)],
-    ids=lambda x: str(x),
+    ids=["continuous", "higher is better", "lower is better"],
 )
 def test_a_guard_that_falls_alike_on_every_row_rejects(guard: Metric, before: float, after: float) -> None:
     found = verdict(
