@@ -65,8 +65,7 @@ class Overlap:
 def find_overlap(train: Iterable[Example], test: Iterable[Example]) -> Overlap:
     """Compare the questions (all user turns of a conversation); case, space and punctuation do not count.
 
-    Rows whose ids are those of the same content are the same in any case, as in answers that lack earlier turns.
-
+    Rows whose ids are hashes of the same content are the same too, as where a file of answers lacks earlier turns.
     Rows without a usable question are left out of the comparison but counted. `train` is streamed once;
     memory grows with `test` only.
     """

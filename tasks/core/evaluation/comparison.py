@@ -185,7 +185,6 @@ def _both_scored(
 
 
 def _winner(interval: stats.Interval | None, p_value: float, sign: int, confidence: float) -> Winner:
-    """Both must say so: on few rows a bootstrap interval alone excludes 0 too often."""
-    if interval is None or interval.low <= 0 <= interval.high or p_value > 1 - confidence:
+    if interval is None or not stats.shows_difference((interval.low, interval.high), p_value, confidence):
         return "undecided"
     return "candidate" if sign * interval.low > 0 else "baseline"

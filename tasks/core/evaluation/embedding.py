@@ -124,9 +124,6 @@ class _Refusal:
     of_texts: bool = False
 
 
-_NOT_THE_PROTOCOL = _Refusal("the endpoint's response is not of OpenAI's protocol")
-
-
 class EndpointEmbedder:
     """A model at an endpoint; each text is embedded once ever, since its vector is kept in `store`.
 
@@ -213,11 +210,12 @@ class EndpointEmbedder:
         except APIConnectionError:
             return _Refusal("the endpoint did not reply")
         except APIStatusError as error:
-            status, message = error.status_code, self._endpoint.without_key(error.message)
+            return self._refusal(error.status_code, self._endpoint.without_key(error.message))
         except (OpenAIError, ValueError, AttributeError, TypeError):
-            return _NOT_THE_PROTOCOL
-        else:
-            return _NOT_THE_PROTOCOL
+            pass
+        return _Refusal("the endpoint's response is not of OpenAI's protocol")
+
+    def _refusal(self, status: int, message: str) -> _Refusal:
         if status in (401, 403, 404):
             raise EvaluationError(
                 f"the embedding model {self._name} at {self._address()} refuses to work ({status}): {message}",

@@ -60,7 +60,7 @@ class Checks:
             self._noise_check(),
             *origin_checks(self._in, self._settings),
         )
-        return found + [Finding(check) for check in evidence if check is not None]
+        return found + [Finding(looked_at) for looked_at in evidence if looked_at is not None]
 
     # --- the figures
 

@@ -154,6 +154,15 @@ def standard_error(draws: FloatArray) -> float:
     return float(np.std(finite)) if len(finite) else 0.0
 
 
+def shows_difference(interval: tuple[float, float], p_value: float, confidence: float) -> bool:
+    """Whether the interval (low, high) excludes 0 and the p value agrees.
+
+    Both must say so: on few rows a bootstrap interval alone excludes 0 too often.
+    """
+    low, high = interval
+    return not low <= 0 <= high and p_value <= 1 - confidence
+
+
 def fall_p_value(fall: float, error: float, margin: float) -> float:
     """Two-sided p value against "it fell by no more than `margin`", by the normal distribution (0 to 1].
 

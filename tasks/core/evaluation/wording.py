@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator
 
+from tasks.core.evaluation.statistics import shows_difference
 from tasks.core.evaluation.summary import (
     Comparison,
     EmbeddingUsage,
@@ -87,12 +88,11 @@ def headline(
     return _against_baseline(metric, compared, confidence)
 
 
-def is_shown(compared: MetricComparison, confidence: float) -> bool:
-    """Whether the interval excludes 0 and the p value agrees."""
+def _is_shown(compared: MetricComparison, confidence: float) -> bool:
     interval, p_value = compared.interval, compared.p_value
     if interval is None or p_value is None:
         return False
-    return not interval.low <= 0 <= interval.high and p_value <= 1 - confidence
+    return shows_difference((interval.low, interval.high), p_value, confidence)
 
 
 def _in_sentence(metric: MetricSummary) -> str:
@@ -123,7 +123,7 @@ def _against_baseline(metric: MetricSummary, compared: MetricComparison, confide
         f"{shown_difference(compared.difference or 0.0, share)}{unit}"
         f"{_range(compared.interval, share, confidence, signed=True)} on {compared.rows:,} rows."
     )
-    if compared.direction == "none" and is_shown(compared, confidence):
+    if compared.direction == "none" and _is_shown(compared, confidence):
         word = "higher" if (compared.difference or 0.0) > 0 else "lower"
         return f"{label(metric.name)}: the candidate's figure is {word} than its baseline's. {figures}"
     if compared.better == "candidate":
