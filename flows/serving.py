@@ -256,8 +256,9 @@ def _tail(path: Path) -> str:
 
 
 def set_up(wanted: Provisions) -> None:
-    """Create what the project needs on the server of PREFECT_API_URL. Raises ConfigError without one, ServingError
-    when it does not answer or does not let us in.
+    """Create what the project needs on the server of PREFECT_API_URL.
+
+    Raises ConfigError without one, ServingError when it does not answer or does not let us in.
     """
     from prefect.settings import PREFECT_API_URL
 

@@ -102,11 +102,11 @@ def check_schedule(config: FineTunerConfig) -> None:
             "validation data",
             'set validation_data_id, or take "linear" or "cosine"',
         )
-    module, package = _OPTIMIZER_PACKAGES.get(config.optimizer, ("torch", "torch"))
-    if find_spec(module) is None:
+    needed = _OPTIMIZER_PACKAGES.get(config.optimizer)
+    if needed is not None and find_spec(needed[0]) is None:
         raise ConfigError(
-            f'fine_tuner.optimizer "{config.optimizer}" needs the package {package}, which is not installed',
-            f'pip install {package}, or take "adamw_torch"',
+            f'fine_tuner.optimizer "{config.optimizer}" needs the package {needed[1]}, which is not installed',
+            f'pip install {needed[1]}, or take "adamw_torch"',
         )
     if config.use_gradient_checkpointing == "unsloth":
         logger.warning('use_gradient_checkpointing = "unsloth" is taken as true')
