@@ -61,8 +61,8 @@ def generate_in_child(
     """Generate in children until the ledger is whole: after a death with half the tokens, from the ledger on.
 
     With `shard` only its rows, else those of the whole run. A row that is alone at two deaths becomes an error
-    row. Raises ChildDiedError when the child was ended by somebody, or keeps dying though its batches are small
-    or no longer get smaller; it is ended when `stopped` says so.
+    row. Raises ChildDiedError when the child was ended by somebody, or keeps dying where no smaller batch is left
+    to try; it is ended when `stopped` says so.
     """
     inferencer.release_model()
     work = hand_over(inferencer, prepared, shard, seat)
@@ -140,10 +140,10 @@ class _Deaths:
             "memory: %s at %d rows, %d tokens; the next process starts with a limit of %d tokens",
             *(message, last.rows, last.tokens, limit_tokens),
         )
-        append_session(self._part, self._session(heard, heard.began, answered, (event,)))
+        append_session(self._part, self._session(heard, heard.began, answered, event))
         return step
 
-    def _session(self, heard: Heard, began: Began, rows: int, events: tuple[MemoryEvent, ...]) -> Session:
+    def _session(self, heard: Heard, began: Began, rows: int, death: MemoryEvent) -> Session:
         return Session(
             engine=began.engine,
             shard=None if self._shard is None else self._shard.name,
@@ -151,8 +151,8 @@ class _Deaths:
             started_at=heard.started_at,
             seconds=time.monotonic() - heard.started if rows else 0.0,
             rows=rows,
-            memory_events=tuple(map(asdict, events)),
-            limit_tokens=events[-1].limit_tokens,
+            memory_events=(asdict(death),),
+            limit_tokens=death.limit_tokens,
             device=began.device,
         )
 

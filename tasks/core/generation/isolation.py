@@ -14,9 +14,9 @@ import pickle
 import signal
 import threading
 from collections.abc import Callable
-from contextlib import ExitStack
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -86,35 +86,15 @@ def run_in_child(
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
     kills_before = _memory_kills()
-    logs_until_end = ExitStack()
-    logs = logs_until_end.enter_context(told_again(context))
-    child = context.Process(target=_run, args=(sender, logs, work, argument), name="tuneproof-generation")
-    child.start()
-    sender.close()
-    failure: BaseException | None = None
-    try:
-        while True:
-            try:
-                while stopped is not None and not receiver.poll(_POLL_SECONDS):
-                    if stopped():
-                        child.terminate()
-                message = receiver.recv()
-            except (EOFError, OSError, pickle.UnpicklingError):  # the child is gone
-                break
-            if isinstance(message, Failed):
-                failure = message.error
-            else:
-                on_message(message)
-        child.join()
-    finally:
-        if child.is_alive():
-            child.terminate()
-            child.join(10)
-            if child.is_alive():
-                child.kill()
-                child.join()
-        receiver.close()
-        logs_until_end.close()
+    with told_again(context) as logs, receiver:
+        child = context.Process(target=_run, args=(sender, logs, work, argument), name="tuneproof-generation")
+        child.start()
+        sender.close()
+        try:
+            failure = _listen(receiver, child, on_message, stopped)
+            child.join()
+        finally:
+            _end(child)
     if failure is not None:
         raise failure
     exit_code = child.exitcode or 0
@@ -122,6 +102,37 @@ def run_in_child(
         return None
     killed = exit_code == -signal.SIGKILL and _memory_kills() > kills_before
     return ChildEnd(exit_code, killed_for_memory=killed)
+
+
+def _listen(
+    receiver: Connection,
+    child: BaseProcess,
+    on_message: Callable[[Any], None],
+    stopped: Callable[[], bool] | None,
+) -> BaseException | None:
+    """Hand on what the child sends until it is gone; return the error that it sent, if any."""
+    failure: BaseException | None = None
+    while True:
+        try:
+            while stopped is not None and not receiver.poll(_POLL_SECONDS):
+                if stopped():
+                    child.terminate()
+            message = receiver.recv()
+        except (EOFError, OSError, pickle.UnpicklingError):
+            return failure
+        if isinstance(message, Failed):
+            failure = message.error
+        else:
+            on_message(message)
+
+
+def _end(child: BaseProcess) -> None:
+    if child.is_alive():
+        child.terminate()
+        child.join(10)
+        if child.is_alive():
+            child.kill()
+            child.join()
 
 
 def _run(

@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 Ids = np.ndarray[tuple[int], np.dtype[np.bytes_]]
 Offsets = np.ndarray[tuple[int], np.dtype[np.int64]]
 Sources = np.ndarray[tuple[int], np.dtype[np.int32]]
-Flags = np.ndarray[tuple[int], np.dtype[np.bool_]]
+Mask = np.ndarray[tuple[int], np.dtype[np.bool_]]
 ABSENT = -1
 """Offset of a row that the ledger does not have."""
 
@@ -42,7 +42,7 @@ class LedgerIndex:
 
     offsets: Offsets
     sources: Sources
-    failed: Flags
+    failed: Mask
     paths: tuple[Path, ...]
 
     @property
@@ -50,7 +50,7 @@ class LedgerIndex:
         """Rows the ledger has."""
         return int(np.count_nonzero(self.offsets != ABSENT))
 
-    def only(self, wanted: Flags) -> LedgerIndex:
+    def only(self, wanted: Mask) -> LedgerIndex:
         """Return the index of some of the rows."""
         return LedgerIndex(self.offsets[wanted], self.sources[wanted], self.failed[wanted], self.paths)
 

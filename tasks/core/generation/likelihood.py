@@ -16,9 +16,9 @@ from tasks.core.generation.batching import Request, RequestQueue
 from tasks.core.generation.budget import TokenBudget
 from tasks.core.generation.engine import GeneratedRow
 from tasks.core.generation.ladder import generate_all
-from tasks.core.generation.ledger import ABSENT, index_ledgers, read_lines, storage_error
+from tasks.core.generation.ledger import ABSENT, Mask, index_ledgers, read_lines, storage_error
 from tasks.core.generation.rows import RunRows
-from tasks.core.generation.shards import Mask, Shard
+from tasks.core.generation.shards import Shard
 from tasks.core.records import Example
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ import logging
 import socket
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,14 +18,14 @@ from tasks.core.generation.budget import BudgetStore, LearnedBudget, TokenBudget
 from tasks.core.generation.engine import EngineChoice, GeneratedRow
 from tasks.core.generation.inflight import PREFILL_TOKENS_CPU, PREFILL_TOKENS_GPU
 from tasks.core.generation.ladder import generate_all
-from tasks.core.generation.ledger import ABSENT, Ledger, LedgerIndex, index_ledgers
+from tasks.core.generation.ledger import ABSENT, Ledger, LedgerIndex, Mask, index_ledgers
 from tasks.core.generation.manifest import library_version, now
 from tasks.core.generation.memory import cache_bytes_per_token, free_bytes, peak_bytes, total_bytes
 from tasks.core.generation.progress import GenerationProgress, ProgressMeter
 from tasks.core.generation.prompt_store import PromptStore, Repeats
 from tasks.core.generation.rows import RunRows
 from tasks.core.generation.run_dir import RunDir, Session, append_session, count_out_of_memory
-from tasks.core.generation.shards import Mask, Shard
+from tasks.core.generation.shards import Shard
 from tasks.core.records import Completion, Example, GenerationSettings, Prompt
 
 if TYPE_CHECKING:
@@ -126,14 +126,8 @@ def answer_missing(
         before = index_run(run, rows)
         own = np.ones(len(rows), dtype=np.bool_) if shard is None else shard.mask(rows.ids)
         missing = own & (before.offsets == ABSENT)
-        meter = ProgressMeter(
-            int(own.sum()),
-            int(own.sum() - missing.sum()),
-            budget,
-            report,
-            error_rows=int((own & before.failed).sum()),
-            out_of_memory_count=count_out_of_memory(run.parts() if shard is None else [part]),
-        )
+        parts = run.parts() if shard is None else [part]
+        meter = _meter(before, own, parts, budget, report)
         try:
             for completion in _completions(part, rows, missing, prompts, choice, budget, settings, device):
                 ledger.append(completion)
@@ -160,6 +154,25 @@ def answer_missing(
                 )
                 append_session(part, session)
     return index_run(run, rows)
+
+
+def _meter(
+    before: LedgerIndex,
+    own: Mask,
+    parts: Sequence[RunDir],
+    budget: TokenBudget,
+    report: Callable[[GenerationProgress], None] | None,
+) -> ProgressMeter:
+    """Return a meter over the `own` rows that goes on from what earlier sessions did, `before`."""
+    done = own & (before.offsets != ABSENT)
+    return ProgressMeter(
+        int(own.sum()),
+        int(done.sum()),
+        budget,
+        report,
+        error_rows=int((own & before.failed).sum()),
+        out_of_memory_count=count_out_of_memory(parts),
+    )
 
 
 def _completions(

@@ -7,10 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tasks.core.generation.ledger import Ids
+from tasks.core.generation.ledger import Ids, Mask
 
 Numbers = np.ndarray[tuple[int], np.dtype[np.int32]]
-Mask = np.ndarray[tuple[int], np.dtype[np.bool_]]
 
 
 @dataclass(frozen=True, slots=True)

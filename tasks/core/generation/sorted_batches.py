@@ -125,7 +125,7 @@ class SortedBatchEngine:
         return [list(map(int, row)) for row in output[:, width:].tolist()]
 
     def _processors(self, batch: Sequence[Request], width: int) -> list[Any]:
-        """What leaves one token a row, or some, to choose greedily from."""
+        """Logits processors that leave the tokens which `generate`, itself greedy, may take: here one a row."""
         return [_ChosenTokenOnly(self._settings, self._eos, batch, width)]
 
     def _configure_beams(self, config: Any, batch: Sequence[Request]) -> None:
