@@ -148,10 +148,10 @@ class Checks:
             return check(
                 name, "failed", f"{label(guard.name)} falls by more than the allowed {allowed}: {figures}."
             )
-        if self._lowest_gain(guard) > -margin:
-            return check(
-                name, "passed", f"{label(guard.name)} falls by less than {allowed}, if at all: {figures}."
-            )
+        lowest = self._lowest_gain(guard)
+        if lowest > -margin:
+            told = "does not fall" if lowest >= 0 else f"falls by less than {allowed}, if at all"
+            return check(name, "passed", f"{label(guard.name)} {told}: {figures}.")
         told = f"{label(guard.name)} may have fallen by more than the allowed {allowed}: {figures}."
         return check(name, "undecided", told)
 
