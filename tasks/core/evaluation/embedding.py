@@ -81,7 +81,8 @@ class LocalEmbedder:
             return SentenceTransformer(name, trust_remote_code=False, model_kwargs={"use_safetensors": True})
         except Exception as error:
             raise EvaluationError(
-                f"the embedding model {name!r} cannot be loaded: {str(error).splitlines()[0][:300]}",
+                f"the embedding model {name!r} cannot be loaded: "
+                f"{(str(error).splitlines() or [type(error).__name__])[0][:300]}",
                 "set embedding in [evaluator] to local: and a folder or Hub id of a sentence-transformers model, "
                 "or leave it out for the packaged one",
             ) from error
