@@ -90,3 +90,8 @@ class PromotionError(TuneproofError):
     """A model may not be promoted, or there is none to go back to."""
 
     exit_code = 2
+
+
+def first_line(error: BaseException, limit: int = 300) -> str:
+    """What an error says in one line of at most `limit` characters: its type where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:limit]

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from tasks.core.data.local_files import open_files
 from tasks.core.data.text_formats import SUFFIXES, kind_of
-from tasks.core.errors import DataError
+from tasks.core.errors import DataError, first_line
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
@@ -248,7 +248,7 @@ def _hub_error(data_id: str, split: str | None, revision: str | None, error: Exc
         )
     if isinstance(error, (ConnectionError, TimeoutError)) or "onnection" in type(error).__name__:
         return DataError(
-            f"The Hub cannot be reached for {data_id}{at}: {text.splitlines()[0]}",
+            f"The Hub cannot be reached for {data_id}{at}: {first_line(error)}",
             "Check the network (and HF_ENDPOINT), or give the path of a local file.",
         )
     return DataError(

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks.core.errors import EvaluationError
+from tasks.core.errors import EvaluationError, first_line
 from tasks.core.evaluation.judge_endpoint import Endpoint
 from tasks.core.evaluation.judge_replies import Reply, ReplyStore
 from tasks.core.evaluation.summary import EmbeddingUsage
@@ -81,8 +81,7 @@ class LocalEmbedder:
             return SentenceTransformer(name, trust_remote_code=False, model_kwargs={"use_safetensors": True})
         except Exception as error:
             raise EvaluationError(
-                f"the embedding model {name!r} cannot be loaded: "
-                f"{(str(error).splitlines() or [type(error).__name__])[0][:300]}",
+                f"the embedding model {name!r} cannot be loaded: {first_line(error)}",
                 "set embedding in [evaluator] to local: and a folder or Hub id of a sentence-transformers model, "
                 "or leave it out for the packaged one",
             ) from error

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from tasks.core.errors import EvaluationError
+from tasks.core.errors import EvaluationError, first_line
 from tasks.core.evaluation.embedding import Vectors
 from tasks.core.evaluation.metric import (
     NO_REFERENCE,
@@ -101,8 +101,7 @@ class TokenMatcher:
             return BERTScorer(model_type=self._model_id, num_layers=layer, use_fast_tokenizer=True)
         except Exception as error:
             raise EvaluationError(
-                f"the model of bert_score {self._model_id!r} cannot be loaded: "
-                f"{(str(error).splitlines() or [type(error).__name__])[0][:300]}",
+                f"the model of bert_score {self._model_id!r} cannot be loaded: {first_line(error)}",
                 "set bert_score_model in [evaluator] to a folder or Hub id of an encoder, and bert_score_layer "
                 "to one of its layers",
             ) from error

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import tenacity
 
-from tasks.core.errors import OutOfMemoryError
+from tasks.core.errors import OutOfMemoryError, first_line
 from tasks.core.generation.batching import RequestQueue
 from tasks.core.generation.budget import TokenBudget
 from tasks.core.generation.engine import Engine, GeneratedRow
@@ -34,7 +34,7 @@ def generate_all(
         exc = outcome.exception() if outcome is not None else None
         if exc is None:
             return
-        message = str(exc).strip().split("\n")[0][:300] or type(exc).__name__
+        message = first_line(exc)
         forget_traceback(exc)
         thread.replace_after(message)
         returned = queue.restore()

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from tasks.core.errors import first_line
 from tasks.core.models.locating import is_cached, is_hub_name, is_offline
 
 if TYPE_CHECKING:
@@ -105,4 +106,4 @@ def _answers() -> Iterator[None]:
     except errors.HFValidationError as error:
         raise NotUsable("not a valid Hub id") from error
     except (errors.HTTPError, OSError) as error:  # type: ignore[attr-defined]  # the HTTP client's base error
-        raise HubSilent(f"the Hub did not answer: {str(error).splitlines()[0][:200]}") from error
+        raise HubSilent(f"the Hub did not answer: {first_line(error)}") from error

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from tasks.core.errors import ModelLoadError, ModelNotFoundError
+from tasks.core.errors import ModelLoadError, ModelNotFoundError, first_line
 from tasks.core.models import packaged
 
 logger = logging.getLogger(__name__)
@@ -122,7 +122,7 @@ def _snapshot(repo_id: str, revision: str | None, patterns: list[str]) -> Path:
         ) from error
     except errors.HfHubHTTPError as error:
         raise ModelLoadError(
-            f"the Hub did not deliver {name}: {str(error).splitlines()[0]}", "try again in a few minutes"
+            f"the Hub did not deliver {name}: {first_line(error)}", "try again in a few minutes"
         ) from error
     except errors.HFValidationError as error:
         raise ModelNotFoundError(

@@ -17,7 +17,7 @@ from typing import Literal
 from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
-from tasks.core.errors import ModelLoadError, PromotionError, StorageError
+from tasks.core.errors import ModelLoadError, PromotionError, StorageError, first_line
 from tasks.core.evaluation.summary import ScoreInterval, Verdict
 from tasks.core.files import write_atomically
 from tasks.core.models import registry
@@ -99,7 +99,7 @@ def current_promotion(models_dir: Path) -> Promotion | None:
         return Promotion.model_validate_json(pointer_path.read_bytes())
     except (OSError, ValidationError) as error:
         raise ModelLoadError(
-            f"{pointer_path} is damaged: {str(error).splitlines()[0]}",
+            f"{pointer_path} is damaged: {first_line(error)}",
             "promote a model again with --force, or delete the file",
         ) from error
 

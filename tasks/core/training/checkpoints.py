@@ -13,7 +13,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from tasks.core.errors import StorageError
+from tasks.core.errors import StorageError, first_line
 from tasks.core.files import flush_to_disk, write_atomically
 from tasks.core.generation.memory import is_out_of_memory
 
@@ -95,7 +95,7 @@ def storing(path: Path) -> Iterator[None]:
         if is_out_of_memory(error) or (isinstance(error, RuntimeError) and not torch_failed):
             raise
         raise StorageError(
-            f"{path} could not be written: {str(error).splitlines()[0]}",
+            f"{path} could not be written: {first_line(error)}",
             "free some space, then run the same command again: it goes on from the newest whole checkpoint",
         ) from error
 

@@ -9,7 +9,7 @@ from typing import Any, cast
 
 from tenacity import RetryCallState, Retrying, retry_if_result
 
-from tasks.core.errors import OutOfMemoryError
+from tasks.core.errors import OutOfMemoryError, first_line
 from tasks.core.generation.memory import is_out_of_memory, release
 from tasks.core.training.job import BatchPlan, Fitted, Job
 from tasks.core.training.session import fit_once
@@ -42,7 +42,7 @@ def fit(job: Job, checkpoints_dir: Path) -> Fitted:
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
-            message = str(error).splitlines()[0][:300] if str(error) else type(error).__name__
+            message = first_line(error)
         return _Shortage(message)
 
     def shrink(state: RetryCallState) -> None:

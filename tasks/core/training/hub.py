@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from tasks.core.errors import TrainingError
+from tasks.core.errors import TrainingError, first_line
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ def push(model_dir: Path, *, hf_user_id: str | None, private: bool = True) -> st
         )
     except (HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, OSError, ValueError) as error:
         raise TrainingError(
-            f"{model_dir} is complete, but it could not be pushed to the Hub: {str(error).splitlines()[0]}",
+            f"{model_dir} is complete, but it could not be pushed to the Hub: {first_line(error)}",
             "set HF_TOKEN to a token that may write, then run the same command with the same run_name: "
             "it only pushes",
         ) from error
