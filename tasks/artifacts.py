@@ -22,7 +22,14 @@ from prefect.artifacts import (
 from prefect.exceptions import PrefectException
 
 from tasks.core.evaluation.lineage import lineage_markdown
-from tasks.core.evaluation.summary import Comparison, EvaluationSummary, MetricSummary, Verdict
+from tasks.core.evaluation.summary import (
+    Comparison,
+    EvaluationSummary,
+    GateCheck,
+    MetricSummary,
+    Verdict,
+)
+from tasks.core.evaluation.wording import is_share, label, percent, shown, shown_difference
 from tasks.core.models.promotion import Promotion
 from tasks.core.plots import data_uri, loss_plot
 from tasks.core.records import LossPoint, Prediction
@@ -143,19 +150,25 @@ def show_promotion(promotion: Promotion) -> None:
 
 
 def verdict_markdown(summary: EvaluationSummary, verdict: Verdict) -> str:
-    """Give the verdict as markdown: the decision, its reasons, every check, the finding."""
+    """Give the verdict as markdown: the decision, what it rests on, every check, the finding."""
     lines = [f"# {verdict.decision.capitalize()}: {summary.candidate.run_name}", ""]
     lines += [f"Against {_OPPONENTS[verdict.against]} `{verdict.against_run}`.", ""]
-    lines += [*(f"- {reason}" for reason in verdict.reasons), ""]
+    # The reasons to promote are all the checks, which follow.
+    told = verdict.reasons[:1] if verdict.decision == "promote" else verdict.reasons
+    lines += [*(f"- {reason}" for reason in told), ""]
     # Else the verdict has told it.
     lines += [summary.answer, ""] if verdict.against == "champion" else []
     # A list: the UI does not wrap long cells of a table.
     lines += [
         "## Checks",
         "",
-        *(f"- **{check.outcome}**: {check.name}. {check.detail}" for check in verdict.checks),
+        *(f"- **{check.outcome}**: {_told_once(check)}" for check in verdict.checks),
     ]
     return "\n".join(lines)
+
+
+def _told_once(check: GateCheck) -> str:
+    return check.detail if check.detail.startswith(check.name) else f"{check.name}. {check.detail}"
 
 
 def scores_markdown(summary: EvaluationSummary) -> str:
@@ -174,11 +187,12 @@ def scores_markdown(summary: EvaluationSummary) -> str:
     columns = ["metric", *(title for title, _, _ in compared), "after" if compared else "score", *changes]
     lines += ["", f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     for metric in summary.candidate.metrics:
-        cells = [metric.name, *(_figure(run.metric(metric.name)) for _, run, _ in compared), _figure(metric)]
-        cells += [_change(comparison, metric.name) for _, _, comparison in compared]
+        figures = [*(run.metric(metric.name) for _, run, _ in compared), metric]
+        cells = [label(metric.name), *map(_figure, figures)]
+        cells += [_change(comparison, metric) for _, _, comparison in compared]
         lines.append(f"| {' | '.join(cells)} |")
-    percent = f"{summary.settings.confidence:.0%}"
-    lines += ["", f"{summary.candidate.rows} rows; in brackets the {percent} interval."]
+    interval = f"{percent(summary.settings.confidence)} interval"
+    lines += ["", f"{summary.candidate.rows:,} rows; in brackets the {interval}."]
     lines += ["", *(f"- {note}" for note in summary.notes)] if summary.notes else []
     return "\n".join(lines)
 
@@ -191,17 +205,20 @@ def artifact_key(text: str) -> str:
 def _figure(metric: MetricSummary | None) -> str:
     if metric is None or metric.value is None:
         return "not scored"
-    interval = metric.interval
-    return f"{metric.value:.3f}" + (f" [{interval.low:.3f}, {interval.high:.3f}]" if interval else "")
+    share, interval = is_share(metric.minimum, metric.maximum), metric.interval
+    told = shown(metric.value, share)
+    return told + (f" [{shown(interval.low, share)}, {shown(interval.high, share)}]" if interval else "")
 
 
-def _change(comparison: Comparison | None, name: str) -> str:
-    change = comparison.metric(name) if comparison else None
+def _change(comparison: Comparison | None, metric: MetricSummary) -> str:
+    change = comparison.metric(metric.name) if comparison else None
     if change is None or change.difference is None:
         return ""
-    interval = change.interval
-    told = f"{change.difference:+.3f}"
-    told += f" [{interval.low:+.3f}, {interval.high:+.3f}]" if interval else ""
+    share, interval = is_share(metric.minimum, metric.maximum), change.interval
+    told = shown_difference(change.difference, share)
+    if interval:
+        low, high = shown_difference(interval.low, share), shown_difference(interval.high, share)
+        told += f" [{low}, {high}]"
     return told if change.better == "undecided" else f"**{told}**"
 
 

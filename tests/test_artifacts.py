@@ -55,8 +55,8 @@ def test_scores_stand_beside_those_before_and_the_champions_with_intervals(
 ) -> None:
     lines = scores_markdown(summary).splitlines()
     assert "| metric | before | champion | after | change | change from champion |" in lines
-    (line,) = [line for line in lines if line.startswith("| exact_match")]
-    assert re.findall(r"([+\d.]+) \[", line) == ["0.125", "0.500", "0.750", "+0.625", "+0.250"]
+    (line,) = [line for line in lines if line.startswith("| Exact match")]
+    assert re.findall(r"([+\d.]+) \[", line) == ["12.5", "50.0", "75.0", "+62.5", "+25.0"]
     assert line.count("[") == 5
 
 
@@ -88,7 +88,7 @@ def test_names_in_a_picture_are_text_and_fit_their_box() -> None:
     root = ElementTree.fromstring(chain([Box("<x>", ("a" * 80, "</svg><script>"))]))
     texts = [node.text or "" for node in root.iter(f"{_SVG}text")]
     assert texts[0] == "<x>"
-    assert len(texts[1]) == 17 and "…" in texts[1]
+    assert len(texts[1]) == 16 and "…" in texts[1]
     assert not list(root.iter(f"{_SVG}script"))
 
 

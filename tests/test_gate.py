@@ -207,7 +207,7 @@ def test_a_candidate_that_is_scored_on_the_rows_it_does_well_is_not_promoted() -
     mostly = {PRIMARY: some}, {PRIMARY: EQUAL}
     found = verdict(*mostly)
     assert found.decision == "inconclusive"
-    assert "Exact match is missing for 40 of 100 rows; 5.0% are allowed" in found.reasons[0]
+    assert "Exact match is missing for 40 of 100 rows; 5 % are allowed" in found.reasons[0]
     assert verdict(*mostly, GateConfig(maximum_unscored_rate=0.4)).decision == "promote"
 
 

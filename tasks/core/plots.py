@@ -66,8 +66,8 @@ def loss_plot(losses: Sequence[LossPoint]) -> str:
 
 
 def chain(boxes: Sequence[Box]) -> str:
-    """Boxes from left to right with arrows between them. SVG, 172 pixels for each box."""
-    width, gap, height = 148, 24, 104
+    """Boxes from left to right with arrows between them. SVG, 192 pixels for each box."""
+    width, gap, height = 168, 24, 104
     parts = []
     for number, box in enumerate(boxes):
         x = 8 + number * (width + gap)
@@ -114,8 +114,8 @@ def _grid_line(x: float, y: float, label: str) -> str:
 
 
 def _shortened(text: str, size: int) -> str:
-    """As much as fits into a box, the middle left out: the ends of names tell most."""
-    room = 17 if size > 12 else 22
+    """As much as fits into a box, also in a wide font; the middle left out: the ends of names tell most."""
+    room = 16 if size > 12 else 21
     return text if len(text) <= room else f"{text[: room // 2]}…{text[-(room - room // 2 - 1) :]}"
 
 

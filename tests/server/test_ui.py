@@ -145,7 +145,7 @@ def artifacts_tell_the_verdict_the_scores_the_lineage_and_the_loss(
     artifacts = artifacts_of(server, finished_run["id"])
     pages = {
         f"verdict-{RUN_NAME}-questions": ("Inconclusive", "Checks", "undecided"),
-        f"scores-{RUN_NAME}-questions": ("metric", "before", "after", "exact_match"),
+        f"scores-{RUN_NAME}-questions": ("metric", "before", "after", "Exact match"),
         f"lineage-{RUN_NAME}-questions": ("training data", "weights", "report.html"),
         f"loss-plot-{RUN_NAME}": ("Training losses",),
         f"sample-{RUN_NAME}-questions": ("How many legs have 3 dogs?",),

@@ -166,12 +166,12 @@ class Checks:
         mine, theirs = (run.error_rows / run.rows for run in (self._in.candidate, self._in.opponent))
         told = f"{self._in.candidate.error_rows:,} of {self._in.candidate.rows:,} rows have an error"
         if mine <= allowed:
-            return Finding(check(name, "passed", f"{told}; {allowed:.1%} are allowed."))
+            return Finding(check(name, "passed", f"{told}; {percent(allowed)} are allowed."))
         if theirs >= mine:
             others = f"{self._in.opponent.error_rows:,} of {self._opponent}'s"
             told += f", and {others}: look at the data and the machine."
             return Finding(check(name, "undecided", told))
-        return Finding(check(name, "failed", f"{told}; {allowed:.1%} are allowed."), rejects=True)
+        return Finding(check(name, "failed", f"{told}; {percent(allowed)} are allowed."), rejects=True)
 
     def _rows_checks(self) -> Iterator[GateCheck]:
         least, found = self._settings.minimum_rows, self._primary.clusters
@@ -190,7 +190,7 @@ class Checks:
         worst = max(missing, key=lambda name: missing[name][0])
         rows, how = missing[worst]
         allowed = self._settings.maximum_unscored_rate
-        told = f"{label(worst)} {how} for {rows:,} of {paired:,} rows; {allowed:.1%} are allowed"
+        told = f"{label(worst)} {how} for {rows:,} of {paired:,} rows; {percent(allowed)} are allowed"
         if rows <= allowed * paired:
             return check("Enough rows scored", "passed", f"{told}.")
         return check(

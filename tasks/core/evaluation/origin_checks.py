@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Literal
 
 from tasks.core.evaluation.summary import GateCheck
+from tasks.core.evaluation.wording import percent
 
 if TYPE_CHECKING:
     from tasks.core.config import GateConfig
@@ -55,7 +56,7 @@ def _overlap_check(inputs: GateInputs, settings: GateConfig) -> GateCheck:
     if isinstance(overlap, str):
         return check(name, "skipped", f"Training data was not compared: {overlap}.")
     same = overlap.exact_test_rows + overlap.near_test_rows
-    allowed = f"{settings.maximum_overlap:.1%} are allowed"
+    allowed = f"{percent(settings.maximum_overlap)} are allowed"
     told = (
         f"{same:,} of {overlap.test_rows:,} test questions are in the training data "
         f"({overlap.exact_test_rows:,} exactly, {overlap.near_test_rows:,} nearly; {allowed})"

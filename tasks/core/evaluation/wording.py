@@ -57,9 +57,9 @@ def _plain(value: float, sign: str = "") -> str:
     return f"{value:{sign},.0f}" if abs(value) >= 1000 else f"{value:{sign}.4g}"
 
 
-def percent(confidence: float) -> str:
+def percent(share: float) -> str:
     """0.95 becomes "95 %"."""
-    return f"{100 * confidence:g} %"
+    return f"{100 * share:g} %"
 
 
 def count_checks(checks: Iterable[GateCheck]) -> str:
