@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tasks.core.generation.batching import Request, RequestQueue
@@ -16,6 +17,7 @@ from tasks.core.generation.budget import TokenBudget
 from tasks.core.generation.engine import GeneratedRow
 from tasks.core.generation.fused_layers import fused_layers
 from tasks.core.generation.inflight_support import why_unsupported
+from tasks.core.generation.lanes import Admission, lane_count, side_by_side
 from tasks.core.generation.packed_attention import (
     DecodeGroup,
     PackedStep,
@@ -62,67 +64,86 @@ class InflightEngine:
     def generate(self, queue: RequestQueue, budget: TokenBudget) -> Iterator[GeneratedRow]:
         """Answer the queue; see Engine.generate."""
         with packed_attention(self._model.model), fused_layers(self._model.model):
-            yield from _Flight(self, queue, budget).run()
+            prefix = self._shared_prefix(queue, budget)
+            lanes = lane_count(self._model.device, min(len(queue), budget.max_rows))
+            if self._model.identity.quantization != "none":
+                lanes = 1  # layers of bitsandbytes keep notes about the call they are in
+            admission = Admission(queue, budget, lanes, prefix.attended_tokens)
+            flights = [_Flight(self, admission, prefix, queue.largest_room_tokens).run for _ in range(lanes)]
+            yield from side_by_side(flights, admission)
+
+    def _shared_prefix(self, queue: RequestQueue, budget: TokenBudget) -> _Prefix:
+        """Compute the prefix that all prompts have in common, once."""
+        token_ids = queue.shared_prefix
+        if len(token_ids) < SMALLEST_SHARED_PREFIX or len(queue) < 2:
+            return _Prefix()
+        row = Row(Request(-1, "prefix", token_ids, 0), None, time.perf_counter())
+        budget.admit(1, len(token_ids))
+        SlotCache(max_width=len(token_ids)).add(row, len(token_ids))
+        while not row.prefilled:
+            step = StepPlan(self._model.device)
+            step.prefill(row, min(self._prefill_tokens, len(token_ids) - row.cached))
+            step.choosing.clear()
+            forward(self._model.model, self._model.device, step)
+        return _Prefix(row, attended=len(token_ids) >= SMALLEST_ATTENDED_PREFIX)
+
+
+@dataclass(frozen=True, slots=True)
+class _Prefix:
+    """What all prompts begin with: copied into each slot or, when `attended`, read by all rows where it is."""
+
+    row: Row | None = None
+    attended: bool = False
+
+    @property
+    def tokens(self) -> int:
+        return 0 if self.row is None else self.row.cached
+
+    @property
+    def attended_tokens(self) -> int:
+        return self.tokens if self.attended else 0
 
 
 class _Flight:
-    """One session: the rows in flight and their slots."""
+    """One lane of a session: the rows in flight in it and their slots."""
 
-    def __init__(self, engine: InflightEngine, queue: RequestQueue, budget: TokenBudget) -> None:
+    def __init__(
+        self, engine: InflightEngine, admission: Admission, prefix: _Prefix, largest_room_tokens: int
+    ) -> None:
         self._model = engine._model.model
         self._device = engine._model.device
         self._stop = engine._stop
         self._prefill_tokens = engine._prefill_tokens
         self._chooser = TokenChooser(engine._settings, engine._eos)
-        self._queue, self._budget = queue, budget
-        self._cache = SlotCache(max_width=max(1, queue.largest_room_tokens))
+        self._admission, self._prefix = admission, prefix
+        self._cache = SlotCache(max_width=max(1, largest_room_tokens))
         # A prompt longer than one step's allowance waits here, apart from the rows that decode.
-        self._entrance = SlotCache(max_width=max(1, queue.largest_room_tokens))
+        self._entrance = SlotCache(max_width=max(1, largest_room_tokens))
         self._entering: Row | None = None
         self._rows = 0
-        self._tokens = 0
-        self._finished_since_clean = 0
-        self._prefix: Row | None = None  # copied into each slot
-        self._attended: Row | None = None  # read by all rows where it is
 
     def run(self) -> Iterator[GeneratedRow]:
-        """Step until no row waits or flies."""
-        self._share_prefix()
-        while self._queue or self._rows:
-            step = StepPlan(self._device, self._attended)
+        """Step until no row waits or flies here, or the session is stopped."""
+        while not self._admission.stopped:
+            if not self._rows and not self._admission.wait_for_work(self._room):
+                return
+            step = StepPlan(self._device, self._prefix.row if self._prefix.attended else None)
             self._plan_decoding(step)
             self._plan_entering(step)
-            self._budget.admit(self._rows, self._tokens, self._queue.only_taken_id)
+            if not step.input_ids:  # another lane was quicker
+                continue
+            self._admission.step()
             logits = forward(self._model, self._device, step)
             if step.choosing:
                 yield from self._advance(step.choosing, logits)
 
-    def _share_prefix(self) -> None:
-        """Compute the prefix that all prompts have in common, once."""
-        prefix = self._queue.shared_prefix
-        if len(prefix) < SMALLEST_SHARED_PREFIX or len(self._queue) < 2:
-            return
-        row = Row(Request(-1, "prefix", prefix, 0), None, time.perf_counter())
-        self._budget.admit(1, len(prefix))
-        SlotCache(max_width=len(prefix)).add(row, len(prefix))
-        while not row.prefilled:
-            step = StepPlan(self._device)
-            step.prefill(row, min(self._prefill_tokens, len(prefix) - row.cached))
-            step.choosing.clear()
-            forward(self._model, self._device, step)
-        if len(prefix) < SMALLEST_ATTENDED_PREFIX:
-            self._prefix = row
-        else:
-            self._attended = row
-            self._tokens = len(prefix)
-
-    @property
-    def _shared(self) -> int:
-        return 0 if self._attended is None else self._attended.cached
-
     def _room(self, request: Request) -> int:
         """Tokens that the request takes besides the prefix that all rows read in one place."""
-        return request.room_tokens - self._shared
+        return request.room_tokens - self._prefix.attended_tokens
+
+    def _missing(self, request: Request) -> int:
+        """Tokens of the prompt that must be computed."""
+        return len(request.token_ids) - self._prefix.tokens
 
     def _plan_decoding(self, step: StepPlan) -> None:
         if self._entering is not None and self._entering.prefilled:
@@ -136,33 +157,25 @@ class _Flight:
             step.decode(pool)
 
     def _plan_entering(self, step: StepPlan) -> None:
-        """Let rows enter while their prompts fit this step's allowance and the budget.
-
-        A row that would be alone is taken whatever the budget says: it must be tried once.
-        """
+        """Let rows enter while their prompts fit this step's allowance and the budget."""
         allowance = self._prefill_tokens
         if self._entering is not None:
             allowance -= step.prefill(self._entering, min(allowance, self._entering.missing))
-        while self._entering is None and self._rows < self._budget.max_rows:
-            request = self._queue.peek()
+
+        def fits(request: Request) -> bool:
+            return allowance == self._prefill_tokens or self._missing(request) <= allowance
+
+        while self._entering is None:
+            request = self._admission.take(self._rows, self._room, fits)
             if request is None:
                 return
-            if self._rows and self._tokens + self._room(request) > self._budget.limit_tokens:
-                return
-            known = self._prefix or self._attended
-            missing = len(request.token_ids) - (0 if known is None else known.cached)
-            if missing > allowance and allowance < self._prefill_tokens:
-                return
-            row = self._enter(missing > allowance)
+            missing = self._missing(request)
+            row = self._enter(request, missing > allowance)
             allowance -= step.prefill(row, min(allowance, missing))
 
-    def _enter(self, in_stretches: bool) -> Row:
-        request = self._queue.take()
-        shared = self._shared
+    def _enter(self, request: Request, in_stretches: bool) -> Row:
         self._rows += 1
-        self._tokens += self._room(request)
-        # Before the slot is made: a failure there is one of all these rows.
-        self._budget.admit(self._rows, self._tokens, self._queue.only_taken_id)
+        shared = self._prefix.attended_tokens
         row = Row(
             request, self._chooser.stream(request.id), time.perf_counter(), cached=shared, shared=shared
         )
@@ -172,8 +185,8 @@ class _Flight:
             self._entrance.add(row, prompt_tokens)
         else:  # room for the first tokens of the answer too, so that a row rarely moves early
             self._cache.add(row, min(self._room(request), prompt_tokens + 32))
-        if self._prefix is not None:
-            row.copy_from(self._prefix)
+        if self._prefix.row is not None and not self._prefix.attended:
+            row.copy_from(self._prefix.row)
         return row
 
     def _advance(self, rows: list[Row], logits: torch.Tensor) -> Iterator[GeneratedRow]:
@@ -186,7 +199,6 @@ class _Flight:
         counts = [len(row.new_tokens) for row in rows]
         with torch.inference_mode():
             chosen = self._chooser.choose(logits, [row.stream for row in rows], counts, histories).tolist()
-        flying = self._rows
         for row, token_id in zip(rows, chosen, strict=True):
             row.new_tokens.append(token_id)
             reason = self._stop.finished(row.new_tokens, row.request.max_new_tokens)
@@ -195,10 +207,8 @@ class _Flight:
             self._cache.remove(row)
             if row is self._entering:  # its first token was its last
                 self._entering = None
-            self._count_clean(flying)
             self._rows -= 1
-            self._tokens -= self._room(row.request)
-            self._queue.finish(row.request.position)
+            flying = self._admission.leave(row.request, self._room)
             yield GeneratedRow(
                 row.request.position,
                 tuple(row.new_tokens),
@@ -207,16 +217,6 @@ class _Flight:
                 time.perf_counter() - row.started_seconds,
                 flying,
             )
-
-    def _count_clean(self, flying: int) -> None:
-        """A batch counts as fitted when as many rows as were in flight have come to their end.
-
-        A step is no proof: rows have room reserved that they fill only later.
-        """
-        self._finished_since_clean += 1
-        if self._finished_since_clean >= flying:
-            self._finished_since_clean = 0
-            self._budget.clean_batch()
 
 
 def forward(

@@ -78,9 +78,19 @@ def generate_all(
         return row
 
     with StepThread() as thread:
-        while (row := retrying(thread.call, next_row)) is not None:
-            yield row
-            raise_if_interrupted()
+        try:
+            while (row := retrying(thread.call, next_row)) is not None:
+                yield row
+                raise_if_interrupted()
+        finally:
+            _close(rows)
+
+
+def _close(rows: Iterator[GeneratedRow]) -> None:
+    """End an engine's steps now: the frame of an error that is on its way would keep them going."""
+    close = getattr(rows, "close", None)
+    if close is not None:
+        close()
 
 
 def _error_row(position: int, message: str) -> GeneratedRow:

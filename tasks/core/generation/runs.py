@@ -18,6 +18,7 @@ from tasks.core.generation.budget import BudgetStore, LearnedBudget, TokenBudget
 from tasks.core.generation.engine import EngineChoice, GeneratedRow
 from tasks.core.generation.inflight import PREFILL_TOKENS_CPU, PREFILL_TOKENS_GPU
 from tasks.core.generation.ladder import generate_all
+from tasks.core.generation.lanes import lane_count
 from tasks.core.generation.ledger import ABSENT, Ledger, LedgerIndex, Mask, index_ledgers
 from tasks.core.generation.manifest import library_version, now
 from tasks.core.generation.memory import cache_bytes_per_token, free_bytes, peak_bytes, total_bytes
@@ -59,7 +60,8 @@ def starting_budget(
     if max_batch_tokens is not None:
         limit_tokens = max_batch_tokens
     else:
-        step_tokens = max_rows + (PREFILL_TOKENS_CPU if on_cpu else PREFILL_TOKENS_GPU)
+        prefill_tokens = PREFILL_TOKENS_CPU if on_cpu else PREFILL_TOKENS_GPU
+        step_tokens = max_rows + lane_count(model.device, max_rows) * prefill_tokens
         step = activation_bytes(model.model, model.device, tokens=step_tokens, rows=max_rows)
         room = (free_bytes(model.device) / processes - step) * CACHE_SHARE
         per_token = max(1, cache_bytes_per_token(model.model))

@@ -1,0 +1,238 @@
+"""Several lanes answer like one: the same rows, within one budget, and nothing of them stays behind."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+import torch
+
+from tasks.core.generation import inflight
+from tasks.core.generation.batching import Request, RequestQueue
+from tasks.core.generation.budget import TokenBudget
+from tasks.core.generation.engine import GeneratedRow
+from tasks.core.generation.inflight import InflightEngine
+from tasks.core.generation.ladder import generate_all
+from tasks.core.generation.lanes import Admission, lane_count, side_by_side
+from tasks.core.records import GenerationSettings
+from tests.test_engines import COVERED, alone, answers, build, loaded, prompts, queue_of
+
+SETTINGS = GenerationSettings(max_new_tokens=12)
+
+
+@pytest.fixture(autouse=True)
+def two_cores() -> Iterator[None]:
+    """As torch has it on a machine with two cores; afterwards as it was, and no lane is left."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    assert torch.get_num_threads() == 2
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("lane-")]
+    torch.set_num_threads(before)
+
+
+def engine_of(model: Any, tokenizer: Any, settings: GenerationSettings = SETTINGS) -> InflightEngine:
+    """An engine whose rows never meet an end token."""
+    engine = InflightEngine(loaded(model, tokenizer), settings)
+    engine._eos, engine._stop._eos = (), frozenset()
+    return engine
+
+
+def tokens_of(rows: dict[int, GeneratedRow]) -> list[list[int]]:
+    return [list(rows[place].token_ids) for place in sorted(rows)]
+
+
+@pytest.mark.parametrize("architecture", COVERED)
+def test_rows_in_lanes_get_the_answers_that_they_get_alone(
+    architecture: str, tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = build(architecture, len(tiny_tokenizer))
+    texts = prompts(40, len(tiny_tokenizer), shared=20)
+    expected = alone(model, texts)
+    engine = engine_of(model, tiny_tokenizer)
+    assert lane_count("cpu", 40) == 2
+    for rows, shared in [(40, 0), (18, 20)]:
+        assert tokens_of(answers(engine, queue_of(texts, shared=shared), rows=rows)) == expected
+    monkeypatch.setattr(inflight, "SMALLEST_ATTENDED_PREFIX", 16)
+    monkeypatch.setattr(inflight, "lane_count", lambda device, rows: 3)
+    engine._prefill_tokens = 16  # longer prompts enter in stretches
+    assert tokens_of(answers(engine, queue_of(texts, shared=20), rows=18)) == expected
+
+
+def test_draws_do_not_depend_on_the_lane(tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build("llama", len(tiny_tokenizer))
+    texts = prompts(40, len(tiny_tokenizer))
+    sampled = GenerationSettings(max_new_tokens=12, temperature=0.9, seed=3)
+    results = []
+    for lanes in (1, 2, 4):
+        monkeypatch.setattr(inflight, "lane_count", lambda device, rows, lanes=lanes: lanes)
+        results.append(tokens_of(answers(engine_of(model, tiny_tokenizer, sampled), queue_of(texts))))
+    assert results[0] == results[1] == results[2]
+
+
+def test_one_lane_for_few_rows_and_off_the_cpu() -> None:
+    assert lane_count("cpu", 64) == 2
+    assert lane_count("cpu", 15) == 1
+    assert lane_count("cuda:0", 64) == 1
+    torch.set_num_threads(1)
+    assert lane_count("cpu", 64) == 1
+    torch.set_num_threads(2)
+
+
+def test_all_lanes_together_stay_within_rows_and_tokens(tiny_tokenizer: Any) -> None:
+    model = build("llama", len(tiny_tokenizer))
+    texts = prompts(60, len(tiny_tokenizer))
+    expected = alone(model, texts)
+    for limit_tokens, max_rows in [(300, 64), (10**6, 17), (1, 64)]:
+        budget, held = TokenBudget(limit_tokens, max_rows), []
+        budget.on_admit = lambda rows, tokens, alone, held=held: held.append((rows, tokens))
+        rows = {
+            row.position: row for row in engine_of(model, tiny_tokenizer).generate(queue_of(texts), budget)
+        }
+        assert tokens_of(rows) == expected
+        assert max(count for count, _ in held) <= max_rows
+        # A row that does not fit is tried alone.
+        assert all(tokens <= limit_tokens for count, tokens in held if count > 1)
+
+
+def test_both_lanes_work(tiny_tokenizer: Any) -> None:
+    model = build("llama", len(tiny_tokenizer))
+    steps: dict[str, int] = {}
+    model.model.register_forward_pre_hook(
+        lambda *_: steps.update(
+            {threading.current_thread().name: steps.get(threading.current_thread().name, 0) + 1}
+        )
+    )
+    answers(engine_of(model, tiny_tokenizer), queue_of(prompts(64, len(tiny_tokenizer))))
+    lanes = [count for name, count in steps.items() if name.startswith("lane-")]
+    assert len(lanes) == 2
+    assert min(lanes) >= 12
+
+
+def failing_after(model: Any, steps: int, error: BaseException) -> None:
+    """Let one step in the middle fail, in whichever lane it is."""
+    left = [steps]
+
+    def count(*_: Any) -> None:
+        left[0] -= 1
+        if left[0] == 0:
+            raise error
+
+    model.model.register_forward_pre_hook(count)
+
+
+def test_memory_that_runs_out_in_one_lane_ends_all_and_no_row_is_lost_or_doubled(tiny_tokenizer: Any) -> None:
+    model = build("llama", len(tiny_tokenizer))
+    texts = prompts(60, len(tiny_tokenizer))
+    expected = alone(model, texts)
+    for steps in (5, 17, 33):
+        failing_after(model, steps, torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.00 GiB"))
+        budget = TokenBudget(10**6, 20)
+        rows = list(generate_all(engine_of(model, tiny_tokenizer), queue_of(texts), budget, device="cpu"))
+        assert sorted(row.position for row in rows) == list(range(len(texts)))
+        assert tokens_of({row.position: row for row in rows}) == expected
+        assert budget.out_of_memory_count == 1
+
+
+def test_an_error_of_one_lane_comes_after_the_rows_that_were_finished(tiny_tokenizer: Any) -> None:
+    model = build("llama", len(tiny_tokenizer))
+    failing_after(model, 40, ValueError("broken layer"))
+    queue, rows = queue_of(prompts(60, len(tiny_tokenizer))), []
+    with pytest.raises(ValueError, match="broken layer"):
+        for row in engine_of(model, tiny_tokenizer).generate(queue, TokenBudget(10**6, 20)):
+            rows.append(row.position)  # noqa: PERF402 - what came before the error counts
+    assert 0 < len(set(rows)) == 60 - queue.unfinished
+
+
+def test_lanes_end_when_nobody_wants_more_rows(tiny_tokenizer: Any) -> None:
+    model = build("llama", len(tiny_tokenizer))
+    queue = queue_of(prompts(200, len(tiny_tokenizer)))
+    rows = generate_all(engine_of(model, tiny_tokenizer), queue, TokenBudget(10**6, 20), device="cpu")
+    next(rows)
+    rows.close()  # type: ignore[attr-defined]
+    assert queue.unfinished > 100  # the fixture looks for lanes that are left
+
+
+def test_two_sessions_at_once_leave_the_number_of_threads_as_it_was(tiny_tokenizer: Any) -> None:
+    models = [build(name, len(tiny_tokenizer)) for name in ("llama", "qwen3")]
+    texts = prompts(40, len(tiny_tokenizer))
+
+    def generate(model: Any) -> tuple[list[list[int]], int]:
+        got = tokens_of(answers(engine_of(model, tiny_tokenizer), queue_of(texts)))
+        return got, torch.get_num_threads()
+
+    with ThreadPoolExecutor(2) as pool:
+        results = list(pool.map(generate, models))
+    assert [got for got, _ in results] == [alone(model, texts) for model in models]
+    assert [threads for _, threads in results] == [2, 2]
+
+
+def requests_queue(lengths: list[int]) -> RequestQueue:
+    return RequestQueue(
+        range(len(lengths)), lengths, lambda place: Request(place, f"r{place}", (5,) * lengths[place], 0)
+    )
+
+
+def room(request: Request) -> int:
+    return request.room_tokens
+
+
+def test_a_lane_without_rows_comes_before_one_that_has_some() -> None:
+    queue = requests_queue([40, 40, 40, 40])
+    admission = Admission(queue, TokenBudget(80, 64), lanes=2)
+    first = admission.take(0, room, lambda _: True)
+    assert first is not None
+    assert admission.take(1, room, lambda _: True) is not None
+    started = threading.Event()
+
+    def idle_lane() -> Request | None:
+        started.set()
+        assert admission.wait_for_work(room)
+        return admission.take(0, room, lambda _: True)
+
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(idle_lane)
+        started.wait()
+        while not admission._idle_lanes:
+            time.sleep(0.001)
+        assert admission.take(2, room, lambda _: True) is None  # full
+        admission.leave(first, room)
+        assert waiting.result(timeout=10) is not None
+    assert len(queue) == 1
+
+
+def test_lanes_hold_equal_shares_of_the_rows() -> None:
+    admission = Admission(requests_queue([10] * 9), TokenBudget(10**6, 64), lanes=2)
+    held = 0
+    while admission.take(held, room, lambda _: True) is not None:
+        held += 1
+    assert held == 5
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_lanes_that_finish_rows_at_random_times_answer_each_once(seed: int) -> None:
+    source = random.Random(seed)
+    queue = requests_queue([source.randint(1, 50) for _ in range(300)])
+    admission = Admission(queue, TokenBudget(120, 10), lanes=3)
+
+    def flight() -> Iterator[GeneratedRow]:
+        mine: list[Request] = []
+        while mine or admission.wait_for_work(room):
+            while (request := admission.take(len(mine), room, lambda _: True)) is not None:
+                mine.append(request)
+            if not mine:
+                continue
+            admission.step()
+            done = mine.pop(source.randrange(len(mine)))
+            flying = admission.leave(done, room)
+            yield GeneratedRow(done.position, (1,), "text", "stop", 0.0, flying)
+
+    rows = list(side_by_side([flight] * 3, admission))
+    assert sorted(row.position for row in rows) == list(range(300))
+    assert max(row.batch_size for row in rows) <= 10
+    assert queue.unfinished == 0
