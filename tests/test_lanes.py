@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 import threading
 import time
@@ -18,7 +19,7 @@ from tasks.core.generation.budget import TokenBudget
 from tasks.core.generation.engine import GeneratedRow
 from tasks.core.generation.inflight import InflightEngine
 from tasks.core.generation.ladder import generate_all
-from tasks.core.generation.lanes import Admission, lane_count, side_by_side
+from tasks.core.generation.lanes import Admission, Lane, lane_count, side_by_side
 from tasks.core.records import GenerationSettings
 from tests.test_engines import COVERED, alone, answers, build, loaded, prompts, queue_of
 
@@ -59,7 +60,7 @@ def test_rows_in_lanes_get_the_answers_that_they_get_alone(
     for rows, shared in [(40, 0), (18, 20)]:
         assert tokens_of(answers(engine, queue_of(texts, shared=shared), rows=rows)) == expected
     monkeypatch.setattr(inflight, "SMALLEST_ATTENDED_PREFIX", 16)
-    monkeypatch.setattr(inflight, "lane_count", lambda device, rows: 3)
+    monkeypatch.setattr(inflight, "lane_count", lambda *_: 3)
     engine._prefill_tokens = 16  # longer prompts enter in stretches
     assert tokens_of(answers(engine, queue_of(texts, shared=20), rows=18)) == expected
 
@@ -70,7 +71,7 @@ def test_draws_do_not_depend_on_the_lane(tiny_tokenizer: Any, monkeypatch: pytes
     sampled = GenerationSettings(max_new_tokens=12, temperature=0.9, seed=3)
     results = []
     for lanes in (1, 2, 4):
-        monkeypatch.setattr(inflight, "lane_count", lambda device, rows, lanes=lanes: lanes)
+        monkeypatch.setattr(inflight, "lane_count", lambda *_, lanes=lanes: lanes)
         results.append(tokens_of(answers(engine_of(model, tiny_tokenizer, sampled), queue_of(texts))))
     assert results[0] == results[1] == results[2]
 
@@ -178,61 +179,76 @@ def requests_queue(lengths: list[int]) -> RequestQueue:
     )
 
 
-def room(request: Request) -> int:
-    return request.room_tokens
+def test_rows_are_dealt_by_their_order_alone_and_lanes_hold_equal_shares() -> None:
+    admission = Admission(requests_queue([10, 50, 20, 40, 30]), TokenBudget(140, 6), lanes=2)
+    first, second = admission.lanes
+    taken = [request.position for _ in range(4) if (request := second.take(lambda _: True))]
+    assert taken == [3, 2]  # the second and the fourth by length
+    taken = [request.position for _ in range(4) if (request := first.take(lambda _: True))]
+    assert taken == [1]  # 50 of its 70 tokens are taken, the next row has 30
+    assert (first.waiting, second.waiting) == (2, 0)
+    assert admission.rows == 3
 
 
-def test_a_lane_without_rows_comes_before_one_that_has_some() -> None:
-    queue = requests_queue([40, 40, 40, 40])
-    admission = Admission(queue, TokenBudget(80, 64), lanes=2)
-    first = admission.take(0, room, lambda _: True)
-    assert first is not None
-    assert admission.take(1, room, lambda _: True) is not None
-    started = threading.Event()
-
-    def idle_lane() -> Request | None:
-        started.set()
-        assert admission.wait_for_work(room)
-        return admission.take(0, room, lambda _: True)
-
-    with ThreadPoolExecutor(1) as pool:
-        waiting = pool.submit(idle_lane)
-        started.wait()
-        while not admission._idle_lanes:
-            time.sleep(0.001)
-        assert admission.take(2, room, lambda _: True) is None  # full
-        admission.leave(first, room)
-        assert waiting.result(timeout=10) is not None
-    assert len(queue) == 1
-
-
-def test_lanes_hold_equal_shares_of_the_rows() -> None:
-    admission = Admission(requests_queue([10] * 9), TokenBudget(10**6, 64), lanes=2)
-    held = 0
-    while admission.take(held, room, lambda _: True) is not None:
-        held += 1
-    assert held == 5
+def test_what_lanes_gave_back_is_dealt_anew_longest_first() -> None:
+    queue = requests_queue([10, 50, 20, 40, 30, 60, 5])
+    admission = Admission(queue, TokenBudget(10**6, 64), lanes=3)
+    for lane in admission.lanes:
+        request = lane.take(lambda _: True)
+    assert request is not None
+    admission.lanes[-1].leave(request)
+    assert request.position == 3
+    assert [back.position for back in queue.restore()] == [5, 1]
+    assert len(queue) == queue.unfinished == 6
+    again = Admission(queue, TokenBudget(10**6, 64), lanes=2)
+    taken = [
+        [request.position for _ in range(7) if (request := lane.take(lambda _: True))] for lane in again.lanes
+    ]
+    assert taken == [[5, 4, 0], [1, 2, 6]]
+    assert queue.restore()[0].position == 5
+    assert [queue.take().position for _ in range(6)] == [5, 1, 4, 2, 0, 6]
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_lanes_that_finish_rows_at_random_times_answer_each_once(seed: int) -> None:
     source = random.Random(seed)
     queue = requests_queue([source.randint(1, 50) for _ in range(300)])
-    admission = Admission(queue, TokenBudget(120, 10), lanes=3)
+    admission = Admission(queue, TokenBudget(200, 12), lanes=3)
 
-    def flight() -> Iterator[GeneratedRow]:
+    def flight(lane: Lane) -> Iterator[GeneratedRow]:
         mine: list[Request] = []
-        while mine or admission.wait_for_work(room):
-            while (request := admission.take(len(mine), room, lambda _: True)) is not None:
+        while lane.waiting or mine:
+            while (request := lane.take(lambda _: True)) is not None:
                 mine.append(request)
-            if not mine:
-                continue
-            admission.step()
+            lane.step()
             done = mine.pop(source.randrange(len(mine)))
-            flying = admission.leave(done, room)
-            yield GeneratedRow(done.position, (1,), "text", "stop", 0.0, flying)
+            yield GeneratedRow(done.position, (1,), "text", "stop", 0.0, lane.leave(done))
 
-    rows = list(side_by_side([flight] * 3, admission))
+    flights = [functools.partial(flight, lane) for lane in admission.lanes]
+    rows = list(side_by_side(flights, admission))
     assert sorted(row.position for row in rows) == list(range(300))
-    assert max(row.batch_size for row in rows) <= 10
+    assert max(row.batch_size for row in rows) <= 12
     assert queue.unfinished == 0
+
+
+def test_the_same_rows_share_steps_in_every_run(tiny_tokenizer: Any) -> None:
+    model = build("llama", len(tiny_tokenizer))
+    texts = prompts(60, len(tiny_tokenizer))
+    seen: list[set[tuple[int, ...]]] = []
+    slow = [""]
+
+    def look(_: Any, __: Any, inputs: dict[str, Any]) -> None:
+        seen[-1].add(tuple(inputs["input_ids"][0].tolist()))
+        if threading.current_thread().name == slow[0]:
+            time.sleep(0.01)
+
+    model.model.register_forward_pre_hook(look, with_kwargs=True)
+    for slow[0] in ("lane-0", "lane-1"):
+        seen.append(set())
+        answers(engine_of(model, tiny_tokenizer), queue_of(texts), rows=20)
+    assert seen[0] == seen[1]
+
+
+def test_no_lane_is_too_small_for_the_largest_row() -> None:
+    assert lane_count("cpu", 64, fitting_rows=1) == 1
+    assert lane_count("cpu", 64, fitting_rows=2) == 2

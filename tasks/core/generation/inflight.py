@@ -17,7 +17,7 @@ from tasks.core.generation.budget import TokenBudget
 from tasks.core.generation.engine import GeneratedRow
 from tasks.core.generation.fused_layers import fused_layers
 from tasks.core.generation.inflight_support import why_unsupported
-from tasks.core.generation.lanes import Admission, lane_count, side_by_side
+from tasks.core.generation.lanes import Admission, Lane, lane_count, side_by_side
 from tasks.core.generation.packed_attention import (
     DecodeGroup,
     PackedStep,
@@ -65,12 +65,15 @@ class InflightEngine:
         """Answer the queue; see Engine.generate."""
         with packed_attention(self._model.model), fused_layers(self._model.model):
             prefix = self._shared_prefix(queue, budget)
-            lanes = lane_count(self._model.device, min(len(queue), budget.max_rows))
-            if self._model.identity.quantization != "none":
-                lanes = 1  # layers of bitsandbytes keep notes about the call they are in
-            admission = Admission(queue, budget, lanes, prefix.attended_tokens)
-            flights = [_Flight(self, admission, prefix, queue.largest_room_tokens).run for _ in range(lanes)]
+            admission = Admission(queue, budget, self._lanes(queue, budget), prefix.attended_tokens)
+            flights = [_Flight(self, lane, prefix, queue.largest_room_tokens).run for lane in admission.lanes]
             yield from side_by_side(flights, admission)
+
+    def _lanes(self, queue: RequestQueue, budget: TokenBudget) -> int:
+        if self._model.identity.quantization != "none":
+            return 1  # layers of bitsandbytes keep notes about the call they are in
+        fitting_rows = budget.limit_tokens // max(1, queue.largest_room_tokens)
+        return lane_count(self._model.device, min(len(queue), budget.max_rows), fitting_rows)
 
     def _shared_prefix(self, queue: RequestQueue, budget: TokenBudget) -> _Prefix:
         """Compute the prefix that all prompts have in common, once."""
@@ -107,39 +110,28 @@ class _Prefix:
 class _Flight:
     """One lane of a session: the rows in flight in it and their slots."""
 
-    def __init__(
-        self, engine: InflightEngine, admission: Admission, prefix: _Prefix, largest_room_tokens: int
-    ) -> None:
+    def __init__(self, engine: InflightEngine, lane: Lane, prefix: _Prefix, largest_room_tokens: int) -> None:
         self._model = engine._model.model
         self._device = engine._model.device
         self._stop = engine._stop
         self._prefill_tokens = engine._prefill_tokens
         self._chooser = TokenChooser(engine._settings, engine._eos)
-        self._admission, self._prefix = admission, prefix
+        self._lane, self._prefix = lane, prefix
         self._cache = SlotCache(max_width=max(1, largest_room_tokens))
         # A prompt longer than one step's allowance waits here, apart from the rows that decode.
         self._entrance = SlotCache(max_width=max(1, largest_room_tokens))
         self._entering: Row | None = None
-        self._rows = 0
 
     def run(self) -> Iterator[GeneratedRow]:
         """Step until no row waits or flies here, or the session is stopped."""
-        while not self._admission.stopped:
-            if not self._rows and not self._admission.wait_for_work(self._room):
-                return
+        while (self._lane.waiting or self._lane.rows) and not self._lane.stopped:
             step = StepPlan(self._device, self._prefix.row if self._prefix.attended else None)
             self._plan_decoding(step)
             self._plan_entering(step)
-            if not step.input_ids:  # another lane was quicker
-                continue
-            self._admission.step()
+            self._lane.step()
             logits = forward(self._model, self._device, step)
             if step.choosing:
                 yield from self._advance(step.choosing, logits)
-
-    def _room(self, request: Request) -> int:
-        """Tokens that the request takes besides the prefix that all rows read in one place."""
-        return request.room_tokens - self._prefix.attended_tokens
 
     def _missing(self, request: Request) -> int:
         """Tokens of the prompt that must be computed."""
@@ -166,7 +158,7 @@ class _Flight:
             return allowance == self._prefill_tokens or self._missing(request) <= allowance
 
         while self._entering is None:
-            request = self._admission.take(self._rows, self._room, fits)
+            request = self._lane.take(fits)
             if request is None:
                 return
             missing = self._missing(request)
@@ -174,7 +166,6 @@ class _Flight:
             allowance -= step.prefill(row, min(allowance, missing))
 
     def _enter(self, request: Request, in_stretches: bool) -> Row:
-        self._rows += 1
         shared = self._prefix.attended_tokens
         row = Row(
             request, self._chooser.stream(request.id), time.perf_counter(), cached=shared, shared=shared
@@ -184,7 +175,7 @@ class _Flight:
             self._entering = row
             self._entrance.add(row, prompt_tokens)
         else:  # room for the first tokens of the answer too, so that a row rarely moves early
-            self._cache.add(row, min(self._room(request), prompt_tokens + 32))
+            self._cache.add(row, min(request.room_tokens - shared, prompt_tokens + 32))
         if self._prefix.row is not None and not self._prefix.attended:
             row.copy_from(self._prefix.row)
         return row
@@ -207,8 +198,7 @@ class _Flight:
             self._cache.remove(row)
             if row is self._entering:  # its first token was its last
                 self._entering = None
-            self._rows -= 1
-            flying = self._admission.leave(row.request, self._room)
+            flying = self._lane.leave(row.request)
             yield GeneratedRow(
                 row.request.position,
                 tuple(row.new_tokens),

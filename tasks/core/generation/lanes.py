@@ -2,7 +2,8 @@
 
 About 60 % of a step are large matrix products, which two cores do in almost half of the time; the many small
 operations between them hardly gain from a second core (docs/performance.md). Two lanes of one core each keep both
-cores at work. All lanes take from one queue and hold rows against one budget.
+cores at work. Rows and budget are divided beforehand and no lane waits for another, so that which rows share a step
+does not depend on which thread is quicker.
 """
 
 from __future__ import annotations
@@ -22,110 +23,110 @@ MOST_LANES = 4
 # With fewer rows a lane reads all weights for too few tokens.
 SMALLEST_LANE_ROWS = 8
 
-RoomOf = Callable[[Request], int]
-"""Tokens that a request takes at most."""
 
+def lane_count(device: str, rows: int, fitting_rows: int | None = None) -> int:
+    """How many lanes up to `rows` rows in flight are spread over: one off the CPU, where one step fills the device.
 
-def lane_count(device: str, rows: int) -> int:
-    """How many lanes up to `rows` rows in flight are spread over: one off the CPU, where one step fills the device."""
+    `fitting_rows` is how many of the largest rows the budget holds; each lane must hold one of them.
+    """
     if device != "cpu":
         return 1
-    return max(1, min(MOST_LANES, _cores.count(), rows // SMALLEST_LANE_ROWS))
+    lanes = min(MOST_LANES, _cores.count(), rows // SMALLEST_LANE_ROWS)
+    return max(1, lanes if fitting_rows is None else min(lanes, fitting_rows))
 
 
 class Admission:
-    """What all lanes hold together, against one queue and one budget. Any thread may call its methods."""
+    """What all lanes hold together, against one queue and one budget. Any thread may use it, through its `Lane`."""
 
-    def __init__(self, queue: RequestQueue, budget: TokenBudget, lanes: int = 1, tokens: int = 0) -> None:
-        """Begin with nothing but `tokens`, those of a prefix that all rows read."""
-        self._queue, self._budget, self._lanes = queue, budget, lanes
-        self._rows, self._tokens = 0, tokens
-        self._changed = threading.Condition()
-        self._idle_lanes = 0
-        self._finished_since_clean = 0
-        self._stopped = False
-
-    def take(self, held: int, room: RoomOf, fits: Callable[[Request], bool]) -> Request | None:
-        """Give a lane that holds `held` rows the next request, if it fits the lane's step and the budget."""
-        with self._changed:
-            request = self._queue.peek()
-            if request is None or not fits(request) or not self._admits(held, room(request)):
-                return None
-            self._queue.take()
-            self._rows += 1
-            self._tokens += room(request)
-            self._admit()  # before its slot is made: a failure there is one of all these rows
-            return request
-
-    def leave(self, request: Request, room: RoomOf) -> int:
-        """Strike a finished row off; returns how many rows were in flight with it, itself included."""
-        with self._changed:
-            flying = self._rows
-            self._rows -= 1
-            self._tokens -= room(request)
-            self._count_clean(flying)
-            self._queue.finish(request.position)
-            self._changed.notify_all()
-            return flying
-
-    def step(self) -> None:
-        """Tell the budget what is about to be computed with."""
-        with self._changed:
-            self._admit()
-
-    def wait_for_work(self, room: RoomOf) -> bool:
-        """Sleep, for a lane without rows, until one may be taken; False when none will come."""
-        with self._changed:
-            self._idle_lanes += 1
-            try:
-                self._changed.wait_for(lambda: self._ended or self._may_take(room))
-            finally:
-                self._idle_lanes -= 1
-            return not self._ended
-
-    @property
-    def stopped(self) -> bool:
+    def __init__(
+        self, queue: RequestQueue, budget: TokenBudget, lanes: int = 1, prefix_tokens: int = 0
+    ) -> None:
+        """Deal the rows; `prefix_tokens` are those of a prefix that all rows read in one place."""
+        queue.deal(lanes)
+        self.queue, self.budget, self.prefix_tokens = queue, budget, prefix_tokens
+        self.lanes = [Lane(self, number) for number in range(lanes)]
+        self.lock = threading.Lock()
+        self.stopped = False
         """Whether lanes should end before their next step."""
-        return self._stopped
-
-    def stop(self) -> None:
-        """Let all lanes end before their next step."""
-        with self._changed:
-            self._stopped = True
-            self._changed.notify_all()
+        self._finished_since_clean = 0
 
     @property
-    def _ended(self) -> bool:
-        return self._stopped or not self._queue
+    def rows(self) -> int:
+        """Rows in flight."""
+        return sum(lane.rows for lane in self.lanes)
 
-    def _may_take(self, room: RoomOf) -> bool:
-        request = self._queue.peek()
-        return request is not None and self._admits(0, room(request))
+    def admit(self) -> None:
+        """Tell the budget what is held."""
+        tokens = self.prefix_tokens + sum(lane.tokens for lane in self.lanes)
+        self.budget.admit(self.rows, tokens, self.queue.only_taken_id)
 
-    def _admits(self, held: int, room_tokens: int) -> bool:
-        """A row that would be alone is taken whatever the budget says: it must be tried once.
-
-        No lane holds more than its share of the rows, and one without rows comes first.
-        """
-        if not self._rows:
-            return True
-        most_rows = min(self._budget.max_rows, self._rows + len(self._queue))
-        if self._rows >= most_rows or held >= -(-most_rows // self._lanes) or (held and self._idle_lanes):
-            return False
-        return self._tokens + room_tokens <= self._budget.limit_tokens
-
-    def _admit(self) -> None:
-        self._budget.admit(self._rows, self._tokens, self._queue.only_taken_id)
-
-    def _count_clean(self, flying: int) -> None:
-        """A batch counts as fitted when as many rows as were in flight have come to their end.
+    def count_clean(self, flying: int) -> None:
+        """Count one finished row; a batch fitted when as many as were in flight have come to their end.
 
         A step is no proof: rows have room reserved that they fill only later.
         """
         self._finished_since_clean += 1
         if self._finished_since_clean >= flying:
             self._finished_since_clean = 0
-            self._budget.clean_batch()
+            self.budget.clean_batch()
+
+
+class Lane:
+    """The rows of one flight: what it may take, and what it holds."""
+
+    def __init__(self, admission: Admission, number: int) -> None:
+        self._all, self._number = admission, number
+        self.rows = self.tokens = 0
+        """Held by this lane; tokens without those of the prefix."""
+
+    @property
+    def stopped(self) -> bool:
+        """Whether the flight should end before its next step."""
+        return self._all.stopped
+
+    @property
+    def waiting(self) -> int:
+        """Rows of this lane that are still to come."""
+        return self._all.queue.waiting(self._number)
+
+    def take(self, fits: Callable[[Request], bool]) -> Request | None:
+        """Return the next request if it fits the lane's step and its share of the budget."""
+        with self._all.lock:
+            request = self._all.queue.peek(self._number)
+            if request is None or not fits(request) or not self._admits(request):
+                return None
+            self._all.queue.take(self._number)
+            self.rows += 1
+            self.tokens += self._room(request)
+            self._all.admit()  # before its slot is made: a failure there is one of all these rows
+            return request
+
+    def leave(self, request: Request) -> int:
+        """Strike a finished row off; returns how many rows were in flight with it, itself included."""
+        with self._all.lock:
+            flying = self._all.rows
+            self.rows -= 1
+            self.tokens -= self._room(request)
+            self._all.count_clean(flying)
+            self._all.queue.finish(request.position)
+            return flying
+
+    def step(self) -> None:
+        """Tell the budget what is about to be computed with."""
+        with self._all.lock:
+            self._all.admit()
+
+    def _room(self, request: Request) -> int:
+        """Tokens that the request takes besides the prefix that all rows read in one place."""
+        return request.room_tokens - self._all.prefix_tokens
+
+    def _admits(self, request: Request) -> bool:
+        """A row that would be alone is taken whatever the budget says: it must be tried once."""
+        if not self.rows:
+            return True
+        lanes, budget = len(self._all.lanes), self._all.budget
+        share_tokens = (budget.limit_tokens - self._all.prefix_tokens) // lanes
+        return self.rows < budget.max_rows // lanes and self.tokens + self._room(request) <= share_tokens
 
 
 def side_by_side(
@@ -147,7 +148,7 @@ def side_by_side(
             for row in flight():
                 finished.put(row)
         except BaseException as exc:
-            admission.stop()
+            admission.stopped = True
             finished.put(exc)
         finally:
             finished.put(None)
@@ -162,7 +163,7 @@ def side_by_side(
         try:
             yield from _until_all_end(finished, len(lanes))
         finally:
-            admission.stop()
+            admission.stopped = True
             for lane in lanes:
                 lane.join()
 
