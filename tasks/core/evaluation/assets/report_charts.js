@@ -31,6 +31,11 @@
   const outcomeWords = (metric) => (metric.direction === "higher" ? ["right", "wrong"] : ["yes", "no"]);
   const inset = { insetLeft: 0.5, insetRight: 0.5 };
   const rowsAxis = { label: "rows", grid: true, tickFormat: "~s", ticks: 5 };
+  // A number every 60 pixels at most: on a phone the long words beside the bars leave little room.
+  const countAxis = (holder, margins) => {
+    const ticks = Math.min(5, Math.max(1, Math.floor((holder.clientWidth - margins) / 60)));
+    return { label: "rows", grid: true, ticks };
+  };
   const tip = (d) => `${format(d.from)} to ${format(d.to)}: ${d.count.toLocaleString("en")} rows`;
   const format = (value) => String(Math.round(value * 100) / 100).replace("-", "−");
 
@@ -45,7 +50,7 @@
       const ends = (counts, run) => [{ run, value: no, count: counts[0] }, { run, value: yes, count: counts.at(-1) }];
       const data = [...(metric.baseline ? ends(metric.baseline, "before") : []), ...ends(metric.candidate, "after")];
       draw(holder, {
-        x: { label: "rows", grid: true, ticks: 5 }, fy: { label: null, domain: [yes, no] },
+        x: countAxis(holder, 104), fy: { label: null, domain: [yes, no] },
         y: { label: null, axis: null, domain: metric.baseline ? ["before", "after"] : ["after"] },
         marginLeft: 60,
         marks: [
@@ -83,7 +88,7 @@
       const data = [[`${yes} before and after`, both, 0], [`${yes} only after`, gained, way], [`${yes} only before`, lost, -way], [`never ${yes}`, neither, 0]]
         .map(([name, count, sign]) => ({ name, count, sign }));
       draw(holder, {
-        marginLeft: 150, marginRight: 44, x: { label: "rows", grid: true, ticks: 5 }, y: { label: null, domain: data.map((d) => d.name) },
+        marginLeft: 150, marginRight: 44, x: countAxis(holder, 194), y: { label: null, domain: data.map((d) => d.name) },
         marks: [
           Plot.barX(data, { x: "count", y: "name", fill: (d) => colour(d.sign), insetTop: 4, insetBottom: 4 }),
           Plot.text(data, { x: "count", y: "name", text: (d) => d.count.toLocaleString("en"), textAnchor: "start", dx: 5 }),
