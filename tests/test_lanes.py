@@ -159,6 +159,22 @@ def test_lanes_end_when_nobody_wants_more_rows(tiny_tokenizer: Any) -> None:
     assert queue.unfinished > 100  # the fixture looks for lanes that are left
 
 
+def test_without_a_second_thread_its_rows_are_answered_afterwards(
+    tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = threading.Thread.start
+
+    def refused(thread: threading.Thread) -> None:
+        if thread.name == "lane-1":
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", refused)
+    model = build("llama", len(tiny_tokenizer))
+    texts = prompts(40, len(tiny_tokenizer))
+    assert tokens_of(answers(engine_of(model, tiny_tokenizer), queue_of(texts))) == alone(model, texts)
+
+
 def test_two_sessions_at_once_leave_the_number_of_threads_as_it_was(tiny_tokenizer: Any) -> None:
     models = [build(name, len(tiny_tokenizer)) for name in ("llama", "qwen3")]
     texts = prompts(40, len(tiny_tokenizer))

@@ -8,6 +8,8 @@ does not depend on which thread is quicker.
 
 from __future__ import annotations
 
+import functools
+import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,6 +19,8 @@ from queue import SimpleQueue
 from tasks.core.generation.batching import Request, RequestQueue
 from tasks.core.generation.budget import TokenBudget
 from tasks.core.generation.engine import GeneratedRow
+
+logger = logging.getLogger(__name__)
 
 # More would wait for each other: what Python does between the operations is done by one thread at a time.
 MOST_LANES = 4
@@ -153,19 +157,26 @@ def side_by_side(
         finally:
             finished.put(None)
 
+    lanes: list[threading.Thread] = []
     with _cores.shared_by(len(flights)) as share:
-        lanes = [
-            threading.Thread(target=copy_context().run, args=(fly, flight, share), name=f"lane-{number}", daemon=True)
-            for number, flight in enumerate(flights)
-        ]  # fmt: skip
-        for lane in lanes:
-            lane.start()
+        try:
+            for number, flight in enumerate(flights):
+                run = functools.partial(copy_context().run, fly, flight, share)
+                lane = threading.Thread(target=run, name=f"lane-{number}", daemon=True)
+                lane.start()
+                lanes.append(lane)
+        except RuntimeError as exc:  # the system has no more threads for us
+            logger.warning("generation goes on with %d of %d lanes: %s", len(lanes), len(flights), exc)
         try:
             yield from _until_all_end(finished, len(lanes))
         finally:
             admission.stopped = True
             for lane in lanes:
                 lane.join()
+    if len(lanes) < len(flights):
+        admission.stopped = False
+        for flight in flights[len(lanes) :]:
+            yield from flight()
 
 
 def _until_all_end(
