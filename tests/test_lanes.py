@@ -212,7 +212,7 @@ def test_what_lanes_gave_back_is_dealt_anew_longest_first() -> None:
     for lane in admission.lanes:
         request = lane.take(lambda _: True)
     assert request is not None
-    admission.lanes[-1].leave(request)
+    admission.lanes[-1].leave(request, flying=3)
     assert request.position == 3
     assert [back.position for back in queue.restore()] == [5, 1]
     assert len(queue) == queue.unfinished == 6
@@ -236,9 +236,10 @@ def test_lanes_that_finish_rows_at_random_times_answer_each_once(seed: int) -> N
         while lane.waiting or mine:
             while (request := lane.take(lambda _: True)) is not None:
                 mine.append(request)
-            lane.step()
+            flying = lane.step()
             done = mine.pop(source.randrange(len(mine)))
-            yield GeneratedRow(done.position, (1,), "text", "stop", 0.0, lane.leave(done))
+            lane.leave(done, flying)
+            yield GeneratedRow(done.position, (1,), "text", "stop", 0.0, flying)
 
     flights = [functools.partial(flight, lane) for lane in admission.lanes]
     rows = list(side_by_side(flights, admission))

@@ -128,10 +128,10 @@ class _Flight:
             step = StepPlan(self._device, self._prefix.row if self._prefix.attended else None)
             self._plan_decoding(step)
             self._plan_entering(step)
-            self._lane.step()
+            flying = self._lane.step()
             logits = forward(self._model, self._device, step)
             if step.choosing:
-                yield from self._advance(step.choosing, logits)
+                yield from self._advance(step.choosing, logits, flying)
 
     def _missing(self, request: Request) -> int:
         """Tokens of the prompt that must be computed."""
@@ -180,7 +180,7 @@ class _Flight:
             row.copy_from(self._prefix.row)
         return row
 
-    def _advance(self, rows: list[Row], logits: torch.Tensor) -> Iterator[GeneratedRow]:
+    def _advance(self, rows: list[Row], logits: torch.Tensor, flying: int) -> Iterator[GeneratedRow]:
         """Choose each row's next token; rows that end leave their slot and are yielded."""
         import torch
 
@@ -198,7 +198,7 @@ class _Flight:
             self._cache.remove(row)
             if row is self._entering:  # its first token was its last
                 self._entering = None
-            flying = self._lane.leave(row.request)
+            self._lane.leave(row.request, flying)
             yield GeneratedRow(
                 row.request.position,
                 tuple(row.new_tokens),

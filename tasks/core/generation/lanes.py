@@ -105,20 +105,19 @@ class Lane:
             self._all.admit()  # before its slot is made: a failure there is one of all these rows
             return request
 
-    def leave(self, request: Request) -> int:
-        """Strike a finished row off; returns how many rows were in flight with it, itself included."""
+    def leave(self, request: Request, flying: int) -> None:
+        """Strike off a row that finished in a step with `flying` rows in flight."""
         with self._all.lock:
-            flying = self._all.rows
             self.rows -= 1
             self.tokens -= self._room(request)
             self._all.count_clean(flying)
             self._all.queue.finish(request.position)
-            return flying
 
-    def step(self) -> None:
-        """Tell the budget what is about to be computed with."""
+    def step(self) -> int:
+        """Tell the budget what is about to be computed with; returns how many rows are in flight in all lanes."""
         with self._all.lock:
             self._all.admit()
+            return self._all.rows
 
     def _room(self, request: Request) -> int:
         """Tokens that the request takes besides the prefix that all rows read in one place."""
