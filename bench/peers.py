@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tasks.core.generation.memory import cpu_threads
+from tasks.core.generation.devices import cpu_cores
 from tasks.core.models.loading import ModelSpec, load_model_and_tokenizer
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ def ctranslate2(converted: Path, kind: str, tokenizer: PreTrainedTokenizerBase) 
     """Batches of similar length."""
     from ctranslate2 import Generator
 
-    generator = Generator(str(converted / kind), compute_type=kind, intra_threads=cpu_threads())
+    generator = Generator(str(converted / kind), compute_type=kind, intra_threads=cpu_cores())
 
     def answer(batch: list[Request]) -> list[Any]:
         left = [request.max_new_tokens for request in batch]

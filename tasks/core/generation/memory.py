@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import gc
-import os
 import re
 import resource
 import sys
@@ -222,8 +221,3 @@ def cache_bytes_per_token(model: PreTrainedModel) -> int:
     if bytes_per_value == 1:  # quantised weights: the cache is kept in the compute dtype
         bytes_per_value = 2
     return 2 * layers * cached_heads * head_dim * bytes_per_value
-
-
-def cpu_threads() -> int:
-    """Cores this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
