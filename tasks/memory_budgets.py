@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import os
 
 import httpx
 from prefect.exceptions import PrefectException
+from prefect.settings import PREFECT_API_URL
 from prefect.variables import Variable
 
 from tasks.core.generation.budget import (
@@ -27,10 +29,15 @@ _FAILURES = (PrefectException, httpx.HTTPError, ValueError)
 
 
 class PrefectBudgetStore:
-    """Learned budgets in one Prefect Variable, and in the file as well for runs without a server."""
+    """Learned budgets in one Prefect Variable, and in the file as well for runs without a server.
+
+    A child process of a flow without a server of its own keeps to the file: asking Prefect there would start
+    another temporary server, which outlives a child that is killed.
+    """
 
     def __init__(self) -> None:
         self._file = FileBudgetStore()
+        self._process_id = os.getpid()
 
     def load(self, key: str) -> LearnedBudget | None:
         """Return what was learned under `key` by any worker, else what this machine's file says."""
@@ -39,13 +46,21 @@ class PrefectBudgetStore:
     def save(self, key: str, budget: LearnedBudget) -> None:
         """Remember `budget` in both places; a server that is away or refuses it is logged, never an error."""
         self._file.save(key, budget)
+        if not self._has_server():
+            return
         try:
             entries = with_learned(self._entries(), key, budget, most_characters=MOST_CHARACTERS)
             Variable.set(VARIABLE, entries, overwrite=True)
         except _FAILURES as exc:
             logger.warning("the learned memory budget is kept in a file only: %s", exc)
 
+    def _has_server(self) -> bool:
+        """Whether there is a server: the one that the settings name, or the temporary one of this process."""
+        return bool(PREFECT_API_URL.value()) or os.getpid() == self._process_id
+
     def _entries(self) -> Entries:
+        if not self._has_server():
+            return {}
         try:
             return as_entries(Variable.get(VARIABLE, default={}))
         except _FAILURES as exc:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import multiprocessing
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -85,3 +87,17 @@ def test_a_server_that_is_away_costs_nothing_but_the_sharing(
         PrefectBudgetStore().save("m", LearnedBudget(3))
         assert PrefectBudgetStore().load("m") == LearnedBudget(3)
     assert "kept in a file only" in caplog.text
+
+
+def load_in_a_child(store: PrefectBudgetStore) -> tuple[LearnedBudget | None, int]:
+    """What a generating child finds, and how many processes it started for that."""
+    import psutil
+
+    return store.load("model on cpu"), len(psutil.Process().children(recursive=True))
+
+
+def test_a_child_without_a_server_of_its_own_reads_the_file_and_starts_none(cache: Path) -> None:
+    store = PrefectBudgetStore()
+    store.save("model on cpu", LearnedBudget(700, 900))
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        assert pool.submit(load_in_a_child, store).result() == (LearnedBudget(700, 900), 0)
