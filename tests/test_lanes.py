@@ -22,6 +22,7 @@ from tasks.core.generation.ladder import generate_all
 from tasks.core.generation.lanes import Admission, Lane, lane_count, side_by_side
 from tasks.core.records import GenerationSettings
 from tests.test_engines import COVERED, alone, answers, build, loaded, prompts, queue_of
+from tests.test_independent_rows import without_end
 
 SETTINGS = GenerationSettings(max_new_tokens=12)
 
@@ -38,9 +39,7 @@ def two_cores() -> Iterator[None]:
 
 
 def engine_of(model: Any, tokenizer: Any, settings: GenerationSettings = SETTINGS) -> InflightEngine:
-    """An engine whose rows never meet an end token."""
-    engine = InflightEngine(loaded(model, tokenizer), settings)
-    engine._eos, engine._stop._eos = (), frozenset()
+    engine: InflightEngine = without_end(InflightEngine(loaded(model, tokenizer), settings))
     return engine
 
 

@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from tasks.core.errors import first_line
 from tasks.core.generation.batching import Request
 from tasks.core.generation.memory import is_out_of_memory
 from tasks.core.records import GenerationSettings
@@ -48,8 +49,8 @@ def why_unsupported(model: LoadedModel, settings: GenerationSettings) -> str | N
     ) as exc:
         if is_out_of_memory(exc):
             raise
-        reason = str(exc).split("\n")[0][:200]
-        return f"{type(model.model).__name__} does not run with packed attention ({type(exc).__name__}: {reason})"
+        reason = f"{type(exc).__name__}: {first_line(exc, 200)}"
+        return f"{type(model.model).__name__} does not run with packed attention ({reason})"
     bytes_per_value = 4 if model.identity.dtype == "float32" and model.identity.quantization == "none" else 2
     if not difference <= TOLERANCE[bytes_per_value]:
         return (

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from tasks.core.errors import ConfigError, ModelLoadError, ModelNotFoundError
+from tasks.core.errors import ConfigError, ModelLoadError, ModelNotFoundError, first_line
 from tasks.core.files import write_atomically
 from tasks.core.models.bases import missing_base
 from tasks.core.models.checking import weight_paths
@@ -121,9 +121,8 @@ def read_manifest(directory: Path) -> ModelManifest:
             "let its training finish (the same command resumes it), or name another model",
         ) from error
     except (OSError, ValidationError) as error:
-        first_line = str(error).splitlines()[0]
         raise ModelLoadError(
-            f"{path} cannot be read: {first_line}", "train or copy the model again"
+            f"{path} cannot be read: {first_line(error)}", "train or copy the model again"
         ) from error
 
 
