@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from tasks.core.generation.allocation import untouched_zeros
+from tasks.core.generation.allocation import Slab
 
 if TYPE_CHECKING:
     import torch
@@ -62,13 +62,30 @@ class Row:
         self.cached = other.cached
 
 
-@dataclass(slots=True)
 class LayerStore:
     """Keys and values of one layer of one pool; shapes [slots x heads, width, key or value dim]."""
 
-    keys: torch.Tensor
-    values: torch.Tensor
-    heads: int
+    def __init__(self, slots: int, width: int, key: torch.Tensor, value: torch.Tensor) -> None:
+        """Make room for `slots` rows; key and value are [1, heads, tokens, dim]."""
+        self.heads = key.shape[1]
+        # Zeros: masked positions are multiplied by 0, which garbage such as NaN would survive.
+        self._keys = Slab((slots * self.heads, width, key.shape[3]), key)
+        self._values = Slab((slots * self.heads, width, value.shape[3]), value)
+
+    @property
+    def keys(self) -> torch.Tensor:
+        """Keys of all slots."""
+        return self._keys.tensor
+
+    @property
+    def values(self) -> torch.Tensor:
+        """Values of all slots."""
+        return self._values.tensor
+
+    def resize(self, slots: int) -> None:
+        """Make room for `slots` rows; those that both sizes have stay."""
+        self._keys.resize(slots * self.heads)
+        self._values.resize(slots * self.heads)
 
     def of_slot(self, slot: int, length: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Views of the first `length` positions of one slot: [heads, length, dim] each."""
@@ -146,30 +163,19 @@ class Pool:
         """Return the store of layer `index`, made on first use from keys and values of [1, heads, tokens, dim]."""
         store = self.layers.get(index)
         if store is None:
-            heads = key.shape[1]
-            store = LayerStore(
-                _zeros((self._slots * heads, self.width, key.shape[3]), key),
-                _zeros((self._slots * heads, self.width, value.shape[3]), value),
-                heads,
-            )
-            self.layers[index] = store
+            store = self.layers[index] = LayerStore(self._slots, self.width, key, value)
         return store
 
     def _growth(self) -> float:
-        """Share by which the slots grow: on CPU, where untouched pages take no memory, fewer copies count more."""
+        """Share by which the slots grow: on CPU, where untouched pages take no memory, fewer steps count more."""
         on_cpu = all(store.keys.device.type == "cpu" for store in self.layers.values())
         return 1.0 if on_cpu else 0.25
 
     def _resize(self, slots: int) -> None:
-        """Make room for `slots` rows; the slots that both sizes have are copied."""
-        used = min(self._slots, slots)
+        """Make room for `slots` rows."""
         self._slots = slots
-        for index, old in self.layers.items():
-            keys = _zeros((slots * old.heads, *old.keys.shape[1:]), old.keys)
-            values = _zeros((slots * old.heads, *old.values.shape[1:]), old.values)
-            keys[: used * old.heads] = old.keys[: used * old.heads]
-            values[: used * old.heads] = old.values[: used * old.heads]
-            self.layers[index] = LayerStore(keys, values, old.heads)
+        for store in self.layers.values():
+            store.resize(slots)
 
     def copy_slot(self, source: int, target_pool: Pool, target: int, length: int) -> None:
         """Copy the first `length` positions of slot `source` over those of `target` in `target_pool`."""
@@ -230,12 +236,3 @@ class SlotCache:
             if tokens <= pool.width:
                 return pool
         raise ValueError(f"no pool holds {tokens} tokens; the widest has {self.pools[-1].width}")
-
-
-def _zeros(shape: tuple[int, ...], like: torch.Tensor) -> torch.Tensor:
-    """Zeros: masked positions are multiplied by 0, which garbage such as NaN would survive."""
-    import torch
-
-    if like.device.type == "cpu":
-        return untouched_zeros(shape, like.dtype)
-    return torch.zeros(shape, dtype=like.dtype, device=like.device)
