@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from flows.pipeline import PipelineResult
     from tasks.core.config import Config
     from tasks.core.evaluation.leaderboard import RunGroup
-    from tasks.core.evaluation.summary import EvaluationSummary, MetricSummary, RunSummary
+    from tasks.core.evaluation.summary import EvaluationSummary
     from tasks.core.models.promotion import Promotion
     from tasks.core.models.registry import ModelEntry
     from tasks.core.models.training import TrainedModel
@@ -49,7 +49,7 @@ def show_scores(summary: EvaluationSummary, config: Config, *, run: str | None =
     """
     from tasks.core.evaluation.evaluate import evaluation_files
     from tasks.core.evaluation.remote_runs import name_within, store_of
-    from tasks.core.evaluation.wording import percent
+    from tasks.core.evaluation.wording import percent, shown_metric
 
     candidate, baseline, champion = summary.candidate, summary.baseline, summary.champion
     compared = [
@@ -57,7 +57,10 @@ def show_scores(summary: EvaluationSummary, config: Config, *, run: str | None =
     ]
     columns = ["metric", *(name for name, _ in compared), "after" if compared else "score"]
     runs = [*(run for _, run in compared), candidate]
-    rows = [[metric.name, *(_figure(run, metric.name) for run in runs)] for metric in candidate.metrics]
+    rows = [
+        [metric.name, *(shown_metric(run.metric(metric.name)) for run in runs)]
+        for metric in candidate.metrics
+    ]
     show_verdict(summary)
     intervals = f"{percent(summary.settings.confidence)} intervals"
     show_table(f"{candidate.run_name}: {candidate.rows} rows, {intervals}", columns, rows)
@@ -108,14 +111,6 @@ def show_promotion(promotion: Promotion, config: Config) -> None:
 def show_rollback(promotion: Promotion, replaced: Promotion) -> None:
     """Tell which model is promoted again."""
     say(f"promoted again: {promotion.run_name}, in place of {replaced.run_name}.")
-
-
-def _figure(run: RunSummary, name: str) -> str:
-    metric: MetricSummary | None = run.metric(name)
-    if metric is None or metric.value is None:
-        return "not scored"
-    interval = metric.interval
-    return f"{metric.value:.3f}" + (f" [{interval.low:.3f}, {interval.high:.3f}]" if interval else "")
 
 
 def show_pipeline(result: PipelineResult, config: Config) -> None:
@@ -235,13 +230,15 @@ def list_runs(config: Config) -> None:
 
 
 def _show_group(group: RunGroup) -> None:
+    from tasks.core.evaluation.wording import shown_metric
+
     metrics = [metric.name for metric in group.metrics[:_LISTED_METRICS]]
     columns = ("run", "model", *metrics, "verdict", "tokens/s", "finished")
     rows = [
         (
             run.path.name,
             run.model_name + (" (promoted)" if run.promoted else ""),
-            *("" if run.scores is None else _figure(run.scores, name) for name in metrics),
+            *("" if run.scores is None else shown_metric(run.scores.metric(name)) for name in metrics),
             run.decision,
             "" if run.tokens_per_second is None else f"{run.tokens_per_second:,.0f}",
             _when(datetime.fromisoformat(run.manifest.finished_at)),
@@ -304,20 +301,21 @@ def _judge_key(config: Config) -> SecretStr | None:
 
 
 def _show_comparison(summary: EvaluationSummary) -> None:
-    from tasks.core.evaluation.wording import percent
+    from tasks.core.evaluation.wording import percent, shown_change, shown_metric
 
     comparison, baseline = summary.comparison, summary.baseline
     if comparison is None or baseline is None:
         return
     rows = []
-    for metric in comparison.metrics:
-        better = {"candidate": "better", "baseline": "worse", "undecided": ""}[metric.better]
-        change = "not scored" if metric.difference is None else f"{metric.difference:+.3f}"
-        if metric.interval is not None:
-            change += f" [{metric.interval.low:+.3f}, {metric.interval.high:+.3f}]"
-        tally = "" if metric.wins is None else f"{metric.wins} / {metric.ties} / {metric.losses}"
-        before, after = _figure(baseline, metric.name), _figure(summary.candidate, metric.name)
-        rows.append((metric.name, before, after, change, better, tally))
+    for metric in summary.candidate.metrics:
+        change = comparison.metric(metric.name)
+        if change is None:
+            continue
+        better = {"candidate": "better", "baseline": "worse", "undecided": ""}[change.better]
+        told = shown_change(change, metric) or "not scored"
+        tally = "" if change.wins is None else f"{change.wins} / {change.ties} / {change.losses}"
+        before, after = shown_metric(baseline.metric(metric.name)), shown_metric(metric)
+        rows.append((metric.name, before, after, told, better, tally))
     title = (
         f"{summary.candidate.run_name} against {baseline.run_name}: "
         f"{comparison.paired_rows:,} shared rows, {percent(summary.settings.confidence)} intervals"

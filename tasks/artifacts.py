@@ -29,7 +29,7 @@ from tasks.core.evaluation.summary import (
     MetricSummary,
     Verdict,
 )
-from tasks.core.evaluation.wording import is_share, label, percent, shown, shown_difference
+from tasks.core.evaluation.wording import label, percent, shown_change, shown_metric
 from tasks.core.models.promotion import Promotion
 from tasks.core.plots import data_uri, loss_plot
 from tasks.core.records import LossPoint, Prediction
@@ -188,7 +188,7 @@ def scores_markdown(summary: EvaluationSummary) -> str:
     lines += ["", f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     for metric in summary.candidate.metrics:
         figures = [*(run.metric(metric.name) for _, run, _ in compared), metric]
-        cells = [label(metric.name), *map(_figure, figures)]
+        cells = [label(metric.name), *map(shown_metric, figures)]
         cells += [_change(comparison, metric) for _, _, comparison in compared]
         lines.append(f"| {' | '.join(cells)} |")
     interval = f"{percent(summary.settings.confidence)} interval"
@@ -202,24 +202,12 @@ def artifact_key(text: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:_KEY_LENGTH].strip("-")
 
 
-def _figure(metric: MetricSummary | None) -> str:
-    if metric is None or metric.value is None:
-        return "not scored"
-    share, interval = is_share(metric.minimum, metric.maximum), metric.interval
-    told = shown(metric.value, share)
-    return told + (f" [{shown(interval.low, share)}, {shown(interval.high, share)}]" if interval else "")
-
-
 def _change(comparison: Comparison | None, metric: MetricSummary) -> str:
     change = comparison.metric(metric.name) if comparison else None
-    if change is None or change.difference is None:
+    if change is None:
         return ""
-    share, interval = is_share(metric.minimum, metric.maximum), change.interval
-    told = shown_difference(change.difference, share)
-    if interval:
-        low, high = shown_difference(interval.low, share), shown_difference(interval.high, share)
-        told += f" [{low}, {high}]"
-    return told if change.better == "undecided" else f"**{told}**"
+    told = shown_change(change, metric)
+    return f"**{told}**" if told and change.better != "undecided" else told
 
 
 def _cell(text: str | None) -> str:

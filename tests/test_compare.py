@@ -95,8 +95,8 @@ def test_the_command_prints_both_scores_the_change_and_the_report(folder: Path) 
     printed, libraries = watched(folder, "compare", "base", "tuned")
     assert libraries == []
     line = next(line for line in printed.splitlines() if "exact_match" in line)
-    assert [word for word in line.split() if word in {"0.125", "0.750", "+0.625", "better"}] == [
-        "0.125", "0.750", "+0.625", "better",
+    assert [word for word in line.split() if word in {"12.5", "75.0", "+62.5", "better"}] == [
+        "12.5", "75.0", "+62.5", "better",
     ]  # fmt: skip
     report = printed.rsplit("report: ", 1)[-1].strip()
     assert Path(report) == folder / "runs" / "tuned" / "compared-with-base" / "report.html"
@@ -141,7 +141,7 @@ def test_the_list_of_runs_ranks_them_and_writes_a_page(folder: Path) -> None:
     write_run(folder / "runs" / "elsewhere", sums(10, 10), rows_sha256="e" * 64)
     printed, libraries = watched(folder, "runs", "--html")
     assert libraries == []
-    assert printed.index("0.750") < printed.index("0.125")
+    assert printed.index("75.0") < printed.index("12.5")
     assert "best exact_match first" in printed
     assert "10 rows (eeeeeeee); not evaluated" in printed
     assert (folder / "runs" / "leaderboard.html").is_file()

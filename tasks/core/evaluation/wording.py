@@ -57,6 +57,26 @@ def _plain(value: float, sign: str = "") -> str:
     return f"{value:{sign},.0f}" if abs(value) >= 1000 else f"{value:{sign}.4g}"
 
 
+def shown_metric(metric: MetricSummary | None) -> str:
+    """A metric of one run with its interval: "75.0 [66.0, 83.0]"."""
+    if metric is None or metric.value is None:
+        return "not scored"
+    share, interval = is_share(metric.minimum, metric.maximum), metric.interval
+    told = shown(metric.value, share)
+    return told + (f" [{shown(interval.low, share)}, {shown(interval.high, share)}]" if interval else "")
+
+
+def shown_change(change: MetricComparison, metric: MetricSummary) -> str:
+    """What changed in `metric`, with its interval: "+75.0 [+66.0, +83.0]"; nothing where nothing was compared."""
+    if change.difference is None:
+        return ""
+    share, interval = is_share(metric.minimum, metric.maximum), change.interval
+    told = shown_difference(change.difference, share)
+    if interval is None:
+        return told
+    return f"{told} [{shown_difference(interval.low, share)}, {shown_difference(interval.high, share)}]"
+
+
 def percent(share: float) -> str:
     """0.95 becomes "95 %"."""
     return f"{100 * share:g} %"
