@@ -9,7 +9,7 @@ from tasks.core.generation import likelihood
 from tasks.core.generation.engine import choose_engine
 from tasks.core.generation.isolation import ChildDiedError
 from tasks.core.generation.ledger import LedgerIndex
-from tasks.core.generation.runs import answer_missing, missing_mask, remember_budget
+from tasks.core.generation.runs import answer_missing, index_run, missing_mask, remember_budget
 from tasks.core.generation.shards import Shard, all_shards
 from tasks.core.interruption import is_interrupted, raise_if_interrupted
 
@@ -66,7 +66,10 @@ def answer_shard(inferencer: Inferencer, prepared: PreparedRows, shard: Shard) -
 def score_references(
     inferencer: Inferencer, prepared: PreparedRows, shard: Shard | None = None
 ) -> likelihood.ReferenceScore | None:
-    """Measure, read, or join from all shards, the perplexity of the references; None when it is not asked for."""
+    """Measure, read, or join from all shards, the perplexity of the references; None when it is not asked for.
+
+    Rows that ended in an error are left out: what made generation fail, a crash even, would come again.
+    """
     if not inferencer.settings.score_references:
         return None
     run = prepared.run
@@ -76,11 +79,12 @@ def score_references(
     measured = [run.shard_references_path(one) for one in all_shards(inferencer.settings.num_shards)]
     if shard is None and all(file.exists() for file in measured):
         return likelihood.merge_references(path, measured, prepared.rows)
+    answered = ~index_run(run, prepared.rows).failed
     return likelihood.score_references(
         path,
         prepared.rows,
         model=inferencer.load_model_and_tokenizer(),
         prompts=inferencer.prompt_builder(),
         budget=inferencer.token_budget(),
-        shard=shard,
+        wanted=answered if shard is None else answered & shard.mask(prepared.rows.ids),
     )

@@ -48,7 +48,7 @@ class Fragile(Inferencer):
         return budget
 
     def pass_forward(self, model: Any, args: Any, inputs: dict[str, Any]) -> None:
-        text = self.load_model_and_tokenizer().tokenizer.decode(inputs["input_ids"][0])
+        text = "".join(self.load_model_and_tokenizer().tokenizer.batch_decode(inputs["input_ids"]))
         if self.rows > self.MOST_ROWS or self.LETHAL in text:
             os.kill(os.getpid(), signal.SIGSEGV)
 
@@ -123,12 +123,15 @@ def test_a_native_crash_shrinks_the_batch_and_the_next_run_begins_with_what_fits
 
 
 def test_a_row_that_kills_the_child_alone_becomes_an_error_row(overrides: dict[str, Any]) -> None:
-    by_twos = {**overrides, "inferencer.batch_size": 2, "inferencer.score_references": False}
-    rows = BearsAllButOne(load_config(None, by_twos)).run()
+    inferencer = BearsAllButOne(load_config(None, {**overrides, "inferencer.batch_size": 2}))
+    rows = inferencer.run()
     [failed] = [row for row in rows if row.error is not None]
     assert len(rows) == ROWS
     assert failed.question == "How many has dog 7?"
     assert "no answer with this row alone, twice: the process ended with signal SIGSEGV" in str(failed.error)
+    [run_path] = Path(overrides["pipeline.runs_dir"]).iterdir()
+    scored = [json.loads(line)["id"] for line in RunDir(run_path).references_path.read_text().splitlines()]
+    assert sorted(scored) == sorted(row.id for row in rows if row is not failed), "its reference is not tried"
     assert FileBudgetStore().path.exists() is False, "a lethal row says nothing about how much fits"
 
 

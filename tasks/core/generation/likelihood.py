@@ -18,7 +18,6 @@ from tasks.core.generation.engine import GeneratedRow
 from tasks.core.generation.ladder import generate_all
 from tasks.core.generation.ledger import ABSENT, Mask, index_ledgers, read_lines, storage_error
 from tasks.core.generation.rows import RunRows
-from tasks.core.generation.shards import Shard
 from tasks.core.records import Example
 
 if TYPE_CHECKING:
@@ -44,14 +43,14 @@ def score_references(
     model: LoadedModel,
     prompts: PromptBuilder,
     budget: TokenBudget,
-    shard: Shard | None = None,
+    wanted: Mask | None = None,
 ) -> ReferenceScore:
     """Write one line {id, tokens, negative_log_likelihood} per reference to `path` and return the total.
 
     Teacher-forced: each reference token (with the end token that a right answer carries) is scored given the
     prompt and the reference before it; natural logarithm. Rows without a reference are left out. Perplexity
     as in Jelinek et al. 1977, per token of this model's tokenizer, so comparable only between models that
-    share it. With `shard` only its rows are scored.
+    share it. With `wanted` only those rows are scored.
     """
     answers: dict[int, int] = {}
     requests: dict[int, Request] = {}
@@ -59,7 +58,7 @@ def score_references(
     scratch_path = path.with_suffix(".tmp")
     try:
         with scratch_path.open("wb") as file:
-            for chunk in _chunks(rows, prompts, None if shard is None else shard.mask(rows.ids)):
+            for chunk in _chunks(rows, prompts, wanted):
                 requests = {request.position: request for request, _ in chunk}
                 answers = {request.position: start for request, start in chunk}
                 lengths = [len(request.token_ids) for request in requests.values()]
