@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -56,12 +57,29 @@ class Ui:
         return wait_until(lambda: self.driver.find_elements("xpath", path))[0]
 
     def fill(self, name: str, value: str) -> None:
+        wait_until(lambda: self._typed(name, value), lambda: f"{name} does not take {value}:\n{self.text()}")
+
+    def _typed(self, name: str, value: str) -> bool:
+        """Type the value; False when the page, which draws its fields anew while it checks them, lost it."""
         from selenium.webdriver.common.keys import Keys
 
         field = self.field(name)
         field.click()
         field.send_keys(Keys.CONTROL, "a")
         field.send_keys(value)
+        return bool(self.field(name).get_attribute("value") == value)
+
+    def submit(self) -> None:
+        """Submit the form until the page of the run opens: a click while values are being checked does nothing."""
+        form = self.driver.current_url
+        wait_until(lambda: self._left(form), lambda: f"the form stays:\n{self.text()}")
+
+    def _left(self, address: str, seconds: float = 15) -> bool:
+        self.click("Submit")
+        deadline = time.monotonic() + seconds
+        while self.driver.current_url == address and time.monotonic() < deadline:
+            time.sleep(0.2)
+        return bool(self.driver.current_url != address)
 
     def click(self, words: str) -> None:
         path = f"//*[self::button or self::a or @role='tab' or not(*)][normalize-space(.)='{words}']"
@@ -102,7 +120,7 @@ def finish_from_the_form(ui: Ui, server: Server) -> dict[str, Any]:
     assert not [run for run in server.runs_of("manual") if run["parameters"].get("max_rows") == -3]
     ui.fill("max_rows", "4")
     ui.fill("run_name", RUN_NAME)
-    ui.click("Submit")
+    ui.submit()
     (run_id,) = wait_until(lambda: started_by_form(server))
     finished = server.wait_for_end(run_id)
     assert finished["state_type"] == "COMPLETED", server.logs(run_id)
