@@ -61,13 +61,17 @@ class Ui:
 
     def _typed(self, name: str, value: str) -> bool:
         """Type the value; False when the page, which draws its fields anew while it checks them, lost it."""
+        from selenium.common.exceptions import StaleElementReferenceException
         from selenium.webdriver.common.keys import Keys
 
-        field = self.field(name)
-        field.click()
-        field.send_keys(Keys.CONTROL, "a")
-        field.send_keys(value)
-        return bool(self.field(name).get_attribute("value") == value)
+        try:
+            field = self.field(name)
+            field.click()
+            field.send_keys(Keys.CONTROL, "a")
+            field.send_keys(value)
+            return bool(self.field(name).get_attribute("value") == value)
+        except StaleElementReferenceException:
+            return False
 
     def submit(self) -> None:
         """Submit the form until the page of the run opens: a click while values are being checked does nothing."""
