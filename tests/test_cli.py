@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -288,29 +289,39 @@ def test_ask_prints_an_answer(folder: Path, tiny_model_dir: Path) -> None:
 # Whole commands, with the flows on Prefect's local server
 
 
+@pytest.fixture(scope="module")
+def api_url() -> Iterator[str]:
+    """A Prefect server, for tests of several commands: each would start one of its own, which takes seconds."""
+    from prefect.settings import PREFECT_API_URL
+    from prefect.testing.utilities import prefect_test_harness
+
+    with prefect_test_harness(server_startup_timeout=120):
+        yield str(PREFECT_API_URL.value())
+
+
 @pytest.mark.server
 def test_infer_then_evaluate_print_files_and_scores_and_the_second_infer_generates_nothing(
-    folder: Path, tiny_model_dir: Path
+    folder: Path, tiny_model_dir: Path, api_url: str
 ) -> None:
     model = ("--inferencer.model", str(tiny_model_dir))
-    first = tuneproof(folder, "infer", *model)
+    first = tuneproof(folder, "infer", *model, PREFECT_API_URL=api_url)
     assert first.returncode == 0, first.stderr
     assert "inferencer_output.jsonl (6 rows)" in first.stdout
     predictions = next((folder / "runs").glob("*/inferencer_output.jsonl"))
     content = predictions.read_bytes()
 
-    second = tuneproof(folder, "infer", *model)
+    second = tuneproof(folder, "infer", *model, PREFECT_API_URL=api_url)
     assert second.returncode == 0
     assert "nothing to generate" in second.stderr
     assert predictions.read_bytes() == content
 
-    other = tuneproof(folder, "infer", *model, "--inferencer.max-new-tokens", "9")
+    other = tuneproof(folder, "infer", *model, "--inferencer.max-new-tokens", "9", PREFECT_API_URL=api_url)
     assert other.returncode == 2
     assert "max_new_tokens: 8 -> 9" in other.stderr
     assert "Traceback" not in other.stderr
     assert predictions.read_bytes() == content
 
-    scored = tuneproof(folder, "evaluate")
+    scored = tuneproof(folder, "evaluate", PREFECT_API_URL=api_url)
     assert scored.returncode == 0, scored.stderr
     assert "exact_match" in scored.stdout
     report = scored.stdout.rsplit("report: ", 1)[-1].strip()
@@ -331,9 +342,9 @@ def test_the_pipeline_ends_with_scores_before_and_after(folder: Path) -> None:
 
 
 @pytest.mark.server
-def test_a_phase_that_fails_ends_the_command_with_its_exit_code(folder: Path) -> None:
+def test_a_phase_that_fails_ends_the_command_with_its_exit_code(folder: Path, api_url: str) -> None:
     (folder / "train.jsonl").write_text('{"question": "torn')
-    done = tuneproof(folder, "pipeline")
+    done = tuneproof(folder, "pipeline", PREFECT_API_URL=api_url)
     assert done.returncode == 2
     assert "train.jsonl" in done.stderr
     assert "Traceback" not in done.stderr
@@ -343,7 +354,7 @@ def test_a_phase_that_fails_ends_the_command_with_its_exit_code(folder: Path) ->
 def test_ctrl_c_keeps_the_finished_rows_and_the_same_command_resumes(
     folder: Path, tiny_model_dir: Path
 ) -> None:
-    rows = [{"question": f"How many legs have {n} dogs?", "answer": str(4 * n)} for n in range(400)]
+    rows = [{"question": f"How many legs have {n} dogs?", "answer": str(4 * n)} for n in range(160)]
     (folder / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     tokens = ["infer", "--inferencer.model", str(tiny_model_dir), "--inferencer.max-new-tokens", "64"]
     tokens += ["--inferencer.batch-size", "4"]
@@ -367,11 +378,11 @@ def test_ctrl_c_keeps_the_finished_rows_and_the_same_command_resumes(
     assert "finished rows are kept; the same command resumes" in errors
     assert "Traceback" not in errors
     kept = _lines(next(folder.glob("runs/*/ledger.jsonl")))
-    assert 4 <= len(kept) < 400
+    assert 4 <= len(kept) < 160
 
     again = tuneproof(folder, *tokens)
     assert again.returncode == 0, again.stderr
-    assert "(400 rows)" in again.stdout
+    assert "(160 rows)" in again.stdout
     assert _lines(next(folder.glob("runs/*/ledger.jsonl")))[: len(kept)] == kept
 
 

@@ -34,9 +34,9 @@ def config(models_dir: Path, **changes: Any) -> Config:
     settings: dict[str, Any] = {
         "training_data_id": str(QUICKSTART / "train.jsonl"),
         "validation_data_id": str(QUICKSTART / "test.jsonl"),
-        "validation_data_split": "test[:32]",
+        "validation_data_split": "test[:16]",
         "system_prompt_override_text": INSTRUCTION,
-        "max_rows": 96,
+        "max_rows": 64,
         "epochs": 1,
         "learning_rate": 1e-3,
         "warmup_steps": 2,
@@ -57,7 +57,7 @@ def test_a_few_steps_teach_the_model_to_answer_in_one_word(tmp_path: Path) -> No
     trained = FineTune(config(tmp_path), run_name="families").run()
     manifest = trained.manifest
     validation = [point.validation_loss for point in manifest.losses if point.validation_loss is not None]
-    assert manifest.steps == 12
+    assert manifest.steps == 8
     assert manifest.final_validation_loss == validation[-1] < 0.3 * validation[0]
     assert manifest.base_model_id.startswith("package:") and manifest.settings["compute_dtype"] in (
         "bfloat16",
@@ -92,7 +92,7 @@ FineTune(Config.model_validate_json(sys.argv[1]), run_name="killed", on_progress
 
 
 def test_a_killed_training_of_a_real_model_ends_like_an_undisturbed_one(tmp_path: Path) -> None:
-    settings = config(tmp_path, max_rows=48, save_steps=3, validation_data_id=None)
+    settings = config(tmp_path, max_rows=24, device_train_batch_size=4, save_steps=3, validation_data_id=None)
     undisturbed = FineTune(settings, run_name="undisturbed").run()
     process = subprocess.run(
         [sys.executable, "-c", CHILD, settings.model_dump_json()],
