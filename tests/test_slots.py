@@ -43,10 +43,13 @@ def test_a_slab_keeps_what_both_sizes_have_and_is_zero_beyond(moved: bool, dtype
     assert torch.equal(slab.tensor[:2], numbers[:2])
 
 
-def test_growing_from_nothing() -> None:
+@MOVED_OR_COPIED
+def test_a_slab_grows_from_nothing_and_again_after_it_was_emptied(moved: bool) -> None:
     slab = Slab((0, 5), torch.empty(0))
-    slab.resize(2)
-    assert torch.equal(slab.tensor, torch.zeros(2, 5))
+    for count in (2, 0, 3):
+        slab.resize(count)
+        assert torch.equal(slab.tensor, torch.zeros(count, 5))
+        slab.tensor.fill_(7)
 
 
 MEMORY = """

@@ -43,7 +43,8 @@ PERPLEXITY = Metric(
     minimum=1.0,
     maximum=float("inf"),
     corpus=CORPUS_PERPLEXITY,
-    unscored_when=f"{NO_LIKELIHOODS} (inferencer.score_references), or the row has none that fits or ended in an error",
+    unscored_when=f"{NO_LIKELIHOODS} (inferencer.score_references), or the row has none that fits or ended in an "
+    "error",
     errors_are_wrong=False,
     about_the_answer=False,
 )

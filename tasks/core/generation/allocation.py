@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     import torch
 
 # Private: pages that are shared, which is Python's default, take half as long again to touch, and cannot grow.
-_FLAGS = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS if sys.platform != "win32" else None
+_FLAGS = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
 
 
 class Slab:
@@ -49,7 +49,8 @@ class Slab:
         import torch
 
         count = math.prod(shape)
-        if like.device.type != "cpu" or _FLAGS is None or count == 0:
+        if like.device.type != "cpu" or count == 0:
+            self._pages = None
             return torch.zeros(shape, dtype=like.dtype, device=like.device)
         self._pages = mmap.mmap(-1, count * like.dtype.itemsize, flags=_FLAGS)
         return _over(self._pages, shape, like.dtype)

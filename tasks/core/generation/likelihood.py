@@ -50,7 +50,7 @@ def score_references(
     Teacher-forced: each reference token (with the end token that a right answer carries) is scored given the
     prompt and the reference before it; natural logarithm. Rows without a reference are left out. Perplexity
     as in Jelinek et al. 1977, per token of this model's tokenizer, so comparable only between models that
-    share it. With `wanted` only those rows are scored.
+    share it. With `wanted`, a mask by position, only those rows are scored.
     """
     answers: dict[int, int] = {}
     requests: dict[int, Request] = {}
