@@ -382,6 +382,7 @@ def test_ctrl_c_keeps_the_finished_rows_and_the_same_command_resumes(
 
     again = tuneproof(folder, *tokens)
     assert again.returncode == 0, again.stderr
+    assert f"{len(kept)} of 160 rows are answered already" in again.stderr
     assert "(160 rows)" in again.stdout
     assert _lines(next(folder.glob("runs/*/ledger.jsonl")))[: len(kept)] == kept
 

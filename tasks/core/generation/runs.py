@@ -128,6 +128,7 @@ def answer_missing(
         before = index_run(run, rows)
         own = np.ones(len(rows), dtype=np.bool_) if shard is None else shard.mask(rows.ids)
         missing = own & (before.offsets == ABSENT)
+        _tell_what_is_there(int(missing.sum()), int(own.sum()))
         parts = run.parts() if shard is None else [part]
         meter = _meter(before, own, parts, budget, report)
         try:
@@ -156,6 +157,11 @@ def answer_missing(
                 )
                 append_session(part, session)
     return index_run(run, rows)
+
+
+def _tell_what_is_there(missing: int, total: int) -> None:
+    if 0 < missing < total:
+        logger.info("%d of %d rows are answered already; the others follow", total - missing, total)
 
 
 def _meter(
