@@ -13,10 +13,15 @@ FinishReason = Literal["stop", "length", "error"]
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn of a conversation; `role` is system, user, assistant or tool."""
+    """One turn of a conversation; `role` is system, user, assistant or tool.
+
+    `reasoning` are an assistant's thoughts before `content`; `is_learnt` false keeps the turn out of the loss.
+    """
 
     role: str
     content: str
+    reasoning: str | None = None
+    is_learnt: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +30,7 @@ class Example:
 
     `messages` holds an earlier conversation when the dataset has one, else None.
     `problem` says why the row cannot be asked; it then becomes an error row, never a missing one.
+    `reference_reasoning` are the thoughts that lead to `reference`; `other_references` are right answers too.
     """
 
     id: str
@@ -33,6 +39,8 @@ class Example:
     reference: str | None = None
     messages: tuple[Message, ...] | None = None
     problem: str | None = None
+    reference_reasoning: str | None = None
+    other_references: tuple[str, ...] = ()
 
     @property
     def earlier_turns(self) -> tuple[Message, ...]:
