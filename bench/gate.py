@@ -52,6 +52,7 @@ def table_of(scores: dict[Metric, FloatArray], questions: FloatArray | None = No
         references=np.zeros(rows, np.uint64),
         errors=np.zeros(rows, bool),
         truncated=np.zeros(rows, bool),
+        empty=np.zeros(rows, bool),
     )
 
 

@@ -54,6 +54,7 @@ def table_of(metric: Metric, values: FloatArray) -> ScoreTable:
         references=np.zeros(count, dtype=np.uint64),
         errors=np.zeros(count, dtype=bool),
         truncated=np.zeros(count, dtype=bool),
+        empty=np.zeros(count, dtype=bool),
     )
 
 

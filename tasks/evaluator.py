@@ -13,6 +13,7 @@ from tasks.core.evaluation.evaluate import evaluation_files, report_run, score_r
 from tasks.core.evaluation.gate import Gating, primary_of
 from tasks.core.evaluation.judge import Progress
 from tasks.core.evaluation.metrics import reported, resolve
+from tasks.core.evaluation.nights import ChallengeBook
 from tasks.core.evaluation.outputs import EvaluationFiles, read_summary
 from tasks.core.evaluation.remote_runs import (
     bring_manifests,
@@ -170,7 +171,13 @@ class Evaluator:
             self.settings,
             runs.trained,
             no_baseline_reason=runs.no_baseline_reason,
-            gating=Gating(self.config.gate, runs.baseline_kind, runs.champion_path, runs.missing_champion),
+            gating=Gating(
+                self.config.gate,
+                runs.baseline_kind,
+                runs.champion_path,
+                runs.missing_champion,
+                ChallengeBook(Store(self.config.pipeline.models_dir)),
+            ),
             models=self.models(),
         )
         send_results(self.runs, runs.candidate_path)

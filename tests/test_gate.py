@@ -87,7 +87,7 @@ def verdict(
             **changes,
         },
     )
-    return decide(inputs, tables[0].metrics[0], gate or GateConfig())
+    return decide(inputs, tables[0].metrics[0], gate or GateConfig(guard_metrics="others"))
 
 
 BETTER, WORSE, EQUAL = shares((80, 1), (20, 0)), shares((30, 1), (70, 0)), shares((50, 1), (50, 0))
@@ -153,7 +153,7 @@ def test_a_guard_that_falls_alike_on_every_row_rejects(guard: Metric, before: fl
 
 
 def test_a_fall_that_is_alike_on_few_rows_or_hardly_beyond_the_margin_leaves_it_open() -> None:
-    few = GateConfig(minimum_rows=5, non_inferiority_margin=0.1)
+    few = GateConfig(minimum_rows=5, non_inferiority_margin=0.1, guard_metrics="others")
     scores = {PRIMARY: np.ones(8)}, {PRIMARY: np.zeros(8)}
     found = verdict(scores[0] | {GUARD: np.full(8, 0.5)}, scores[1] | {GUARD: np.full(8, 0.7)}, few)
     assert found.decision == "inconclusive"
@@ -207,17 +207,22 @@ def test_a_candidate_that_is_scored_on_the_rows_it_does_well_is_not_promoted() -
     mostly = {PRIMARY: some}, {PRIMARY: EQUAL}
     found = verdict(*mostly)
     assert found.decision == "inconclusive"
-    assert "Exact match is missing for 40 of 100 rows; 5 % are allowed" in found.reasons[0]
-    assert verdict(*mostly, GateConfig(maximum_unscored_rate=0.4)).decision == "promote"
+    assert "40 rows of the candidate failed or have no score" in found.reasons[0]
+    assert any("Exact match is missing for 40 of 100 rows; 5 % are allowed" in told for told in found.reasons)
+    assert verdict(*mostly, GateConfig(maximum_unscored_rate=0.4)).decision == "inconclusive"
+    unasked = {PRIMARY: np.where(np.arange(100) < 40, np.nan, EQUAL)}
+    rest = {PRIMARY: np.where(np.arange(100) < 40, np.nan, BETTER)}
+    both = verdict(rest, unasked, GateConfig(maximum_unscored_rate=0.4, minimum_rows=10))
+    assert both.decision == "promote", "rows that neither side has decide nothing"
 
 
 def test_a_guard_may_miss_rows_in_both_runs_but_not_in_one() -> None:
     some = np.where(np.arange(100) < 40, np.nan, 0.5)
     scores = {PRIMARY: BETTER, GUARD: some}, {PRIMARY: EQUAL, GUARD: some}
-    assert verdict(*scores, GateConfig(minimum_rows=10)).decision == "promote"
+    assert verdict(*scores, GateConfig(minimum_rows=10, guard_metrics=("f1",))).decision == "promote"
     found = verdict(scores[0], scores[1] | {GUARD: np.full(100, 0.5)})
     assert found.decision == "inconclusive"
-    assert "F1 is missing in one run for 40 of 100 rows" in found.reasons[0]
+    assert any("F1 is missing in one run for 40 of 100 rows" in told for told in found.reasons)
 
 
 def test_a_difference_no_larger_than_the_noise_is_inconclusive_either_way() -> None:
@@ -396,7 +401,8 @@ def test_a_corpus_figure_that_surely_falls_rejects_though_no_row_is_worse(tmp_pa
     base = [row(i, reference(i) if i < 40 else "qqq", reference(i)) for i in range(100)]
     write_run(tmp_path / "runs/tuned", tuned, model_id=str(tmp_path / "models/tuned"), adapter="b" * 64)
     write_run(tmp_path / "runs/base", base)
-    summary = evaluated(tmp_path, evaluator__metrics=["exact_match", "bleu_score"])
+    metrics = {"evaluator__metrics": ["exact_match", "bleu_score"]}
+    summary = evaluated(tmp_path, **metrics, gate__guard_metrics="others")
     assert summary.verdict is not None and summary.comparison is not None
     assert summary.comparison.metrics[1].losses == 0
     assert summary.verdict.decision == "reject"

@@ -42,6 +42,7 @@ def table_of(metric: Metric, values: FloatArray, questions: FloatArray | None = 
         references=np.zeros(count, dtype=np.uint64),
         errors=np.zeros(count, dtype=bool),
         truncated=np.zeros(count, dtype=bool),
+        empty=np.zeros(count, dtype=bool),
     )
 
 

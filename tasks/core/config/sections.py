@@ -540,7 +540,14 @@ class GateConfig(Section):
         description="Smallest gain that is worth a promotion, on the metric's own scale (0.02 = 2 points).",
     )
     guard_metrics: Literal["others"] | tuple[NonEmpty, ...] = Field(
-        "others", description='Metrics that must not fall: a list, or "others" = all others between 0 and 1.'
+        (),
+        description='Metrics that must be shown not to fall: a list, or "others" = all others between 0 and 1. That '
+        "empty, cut and failed answers do not become more is watched in any case.",
+    )
+    challenges: Count = Field(
+        30,
+        description="How many candidates may challenge one champion on one test set at the error of a single test; "
+        "each may use its part of it.",
     )
     non_inferiority_margin: Annotated[float, Field(ge=0)] = Field(
         0.03,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,9 +12,18 @@ from numpy.typing import NDArray
 from tasks.core.errors import EvaluationError
 from tasks.core.evaluation import statistics as stats
 from tasks.core.evaluation.figures import TIE, StatisticsMatrix, rounded, written_interval
-from tasks.core.evaluation.metric import FloatArray, Metric
+from tasks.core.evaluation.metric import MEAN, FloatArray, Metric
 from tasks.core.evaluation.scoring import ScoreTable
-from tasks.core.evaluation.summary import Comparison, EvaluationSettings, MetricComparison, Winner
+from tasks.core.evaluation.summary import (
+    Comparison,
+    EvaluationSettings,
+    MetricComparison,
+    RateComparison,
+    Winner,
+    WorstCase,
+)
+
+Flags = NDArray[np.bool_]
 
 _LEAST_PAIRED_SHARE = 0.5
 
@@ -52,11 +62,16 @@ def compare_tables(
     baseline: ScoreTable,
     settings: EvaluationSettings,
 ) -> Comparison:
-    """Compare two runs on the rows they share, metric by metric."""
+    """Compare two runs, metric by metric, on the rows that both have and on which neither failed.
+
+    A row that failed is no evidence of skill: not of the model that failed, and not of the other one.
+    """
     pairing = pair_rows(candidate, baseline)
     other_reference = candidate.references[pairing.candidate] != baseline.references[pairing.baseline]
+    other_question = candidate.questions[pairing.candidate] != baseline.questions[pairing.baseline]
     compared = _Paired(candidate, baseline, pairing, settings)
-    metrics = [compared.compare(metric) for metric in candidate.metrics if metric.name in baseline.values]
+    metrics = [compared.compare(metric) for metric in compared.metrics]
+    metrics = _with_worst_cases(metrics, candidate, baseline, pairing, settings)
     tested = [
         (i, m.p_value)
         for i, m in enumerate(metrics)
@@ -69,8 +84,84 @@ def compare_tables(
         only_candidate_rows=candidate.row_count - len(pairing.candidate),
         only_baseline_rows=baseline.row_count - len(pairing.candidate),
         different_reference_rows=int(np.count_nonzero(other_reference)),
+        different_question_rows=int(np.count_nonzero(other_question)),
+        failed_rows=int(np.count_nonzero(compared.failed)),
         metrics=tuple(metrics),
+        rates=tuple(_rates(candidate, baseline, pairing, compared.failed)),
     )
+
+
+def _with_worst_cases(
+    compared: list[MetricComparison],
+    candidate: ScoreTable,
+    baseline: ScoreTable,
+    pairing: Pairing,
+    settings: EvaluationSettings,
+) -> list[MetricComparison]:
+    """Tell what each comparison is when the candidate did its worst where it failed or is unscored."""
+    worst, changed = _at_worst(candidate, baseline, pairing)
+    if not changed:
+        return compared
+    anew = _Paired(worst, baseline, pairing, settings)
+    told = []
+    for metric, found in zip(anew.metrics, compared, strict=True):
+        if metric.name in changed:
+            other = anew.compare(metric)
+            figures = {name: getattr(other, name) for name in WorstCase.model_fields}
+            found = found.model_copy(update={"worst_case": WorstCase(**figures)})
+        told.append(found)
+    return told
+
+
+def _at_worst(
+    candidate: ScoreTable, baseline: ScoreTable, pairing: Pairing
+) -> tuple[ScoreTable, frozenset[str]]:
+    """The candidate's table with the worst value wherever it has none but the baseline has; which metrics change."""
+    values, statistics, changed = dict(candidate.values), dict(candidate.statistics), set()
+    failed = candidate.errors[pairing.candidate]
+    for metric in candidate.metrics:
+        if metric.direction == "none" or not np.isfinite(metric.worst) or metric.name not in baseline.values:
+            continue
+        scored = ~np.isnan(baseline.values[metric.name][pairing.baseline])
+        if metric.about_the_answer:
+            scored &= ~baseline.errors[pairing.baseline]
+        missing = (np.isnan(values[metric.name][pairing.candidate]) | failed) & scored
+        if not missing.any():
+            continue
+        rows = pairing.candidate[missing]
+        changed.add(metric.name)
+        values[metric.name] = values[metric.name].copy()
+        values[metric.name][rows] = metric.worst
+        if metric.corpus is MEAN:  # else a failed row has the statistics of an empty answer
+            statistics[metric.name] = statistics[metric.name].copy()
+            statistics[metric.name][rows] = (metric.worst, 1.0)
+    answered = np.zeros_like(candidate.errors)
+    table = replace(candidate, values=values, statistics=statistics, errors=answered)
+    return table, frozenset(changed)
+
+
+def _rates(
+    candidate: ScoreTable, baseline: ScoreTable, pairing: Pairing, failed: Flags
+) -> Iterator[RateComparison]:
+    """Errors over all paired rows; empty and cut answers where neither run failed."""
+    answered, everywhere = ~failed, np.ones_like(failed)
+    flags: tuple[tuple[Literal["empty", "cut", "error"], Flags, Flags, Flags], ...] = (
+        ("empty", candidate.empty, baseline.empty, answered),
+        ("cut", candidate.truncated, baseline.truncated, answered),
+        ("error", candidate.errors, baseline.errors, everywhere),
+    )
+    for name, mine, theirs, counted in flags:
+        left, right = mine[pairing.candidate][counted], theirs[pairing.baseline][counted]
+        only_left, only_right = int((left & ~right).sum()), int((right & ~left).sum())
+        yield RateComparison(
+            name=name,
+            rows=int(counted.sum()),
+            candidate=int(left.sum()),
+            baseline=int(right.sum()),
+            only_candidate=only_left,
+            only_baseline=only_right,
+            p_value=rounded(stats.mcnemar_p_value(only_left, only_right)) or 0.0,
+        )
 
 
 class _Paired:
@@ -83,13 +174,18 @@ class _Paired:
         pairing: Pairing,
         settings: EvaluationSettings,
     ) -> None:
-        names = [metric.name for metric in candidate.metrics if metric.name in baseline.values]
+        self.metrics = [metric for metric in candidate.metrics if metric.name in baseline.values]
         self._settings = settings
         self._questions = candidate.questions[pairing.candidate]
+        self.failed = candidate.errors[pairing.candidate] | baseline.errors[pairing.baseline]
         self._values = {
-            name: (candidate.values[name][pairing.candidate], baseline.values[name][pairing.baseline])
-            for name in names
+            metric.name: (
+                self._without_failed(metric, candidate.values[metric.name][pairing.candidate]),
+                self._without_failed(metric, baseline.values[metric.name][pairing.baseline]),
+            )
+            for metric in self.metrics
         }
+        names = [metric.name for metric in self.metrics]
         left = _both_scored(names, candidate, pairing.candidate, self._values)
         right = _both_scored(names, baseline, pairing.baseline, self._values)
         self._left, self._right = (
@@ -107,6 +203,9 @@ class _Paired:
         )
         middle = (self._left.statistics + self._right.statistics).sum(axis=0) / 2
         self._swapped = middle + swaps, middle - swaps
+
+    def _without_failed(self, metric: Metric, values: FloatArray) -> FloatArray:
+        return np.where(self.failed, np.nan, values) if metric.about_the_answer else values
 
     def _difference(self, metric: Metric, left: FloatArray, right: FloatArray) -> FloatArray:
         return self._left.figures(metric, left) - self._right.figures(metric, right)
@@ -134,6 +233,7 @@ class _Paired:
             rows=len(gains),
             one_sided_rows=int((np.isnan(left) ^ np.isnan(right)).sum()),
             clusters=clusters,
+            largest_cluster_rows=_largest(self._questions[scored]),
             candidate=rounded(figures[0]),
             baseline=rounded(figures[1]),
             difference=rounded(difference),
@@ -158,6 +258,9 @@ class _Paired:
                 difference, clusters, minimum=-reach, maximum=reach, confidence=self._settings.confidence
             )
         jackknife = self._difference(metric, self._left.without_one(), self._right.without_one())
+        sizes = np.unique(self._questions, return_counts=True)[1]
+        if sizes.max() > stats.HEAVY_SHARE * sizes.sum():
+            return stats.heavy_cluster_interval(difference, jackknife, sizes, self._settings.confidence)
         return stats.bca_interval(difference, draws, jackknife, self._settings.confidence)
 
     def _p_value(
@@ -188,3 +291,8 @@ def _winner(interval: stats.Interval | None, p_value: float, sign: int, confiden
     if interval is None or not stats.shows_difference((interval.low, interval.high), p_value, confidence):
         return "undecided"
     return "candidate" if sign * interval.low > 0 else "baseline"
+
+
+def _largest(questions: NDArray[np.uint64]) -> int:
+    """Rows of the question that most rows ask; 0 without rows."""
+    return int(np.unique(questions, return_counts=True)[1].max()) if len(questions) else 0

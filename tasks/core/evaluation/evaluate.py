@@ -118,7 +118,7 @@ def score_run(
     )
     if gating is not None and primary is not None:
         noise = noise_floor(candidate_dir, table, repeated, primary)
-        known = Known(primary, noise, overlap, model_manifest)
+        known = Known(primary, table, noise, overlap, model_manifest)
         summary = summary.model_copy(update={"verdict": reach_verdict(summary, gating, known)})
     write_scores(files.scores_path, row_scores(table, baseline_table))
     write_summary(files.summary_path, summary)

@@ -13,9 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tasks.core.errors import EvaluationError
-from tasks.core.evaluation.gate_checks import Checks
+from tasks.core.evaluation.gate_checks import Checks, is_same_model
 from tasks.core.evaluation.metric import Metric
+from tasks.core.evaluation.nights import ChallengeBook, challenge_of, look_at
+from tasks.core.evaluation.scoring import ScoreTable
 from tasks.core.evaluation.summary import (
+    Challenge,
     Comparison,
     Decision,
     EvaluationSummary,
@@ -50,19 +53,22 @@ class Gating:
 
     `baseline_kind` is what the baseline of the evaluation is. `champion_dir` is the champion's run where it is
     compared besides the baseline; `missing_champion` says why a champion that exists cannot be compared.
+    `challenges` counts how often each was challenged.
     """
 
     settings: GateConfig
     baseline_kind: Opponent = "base"
     champion_dir: Path | None = None
     missing_champion: str | None = None
+    challenges: ChallengeBook | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """What is known besides the scores. `overlap` is text where it could not be looked for."""
+    """What is known besides the figures. `overlap` is text where it could not be looked for."""
 
     primary: Metric
+    table: ScoreTable
     noise: NoiseFloor
     overlap: OverlapSummary | str
     trained: ModelManifest | None
@@ -73,7 +79,8 @@ class GateInputs:
     """Everything that the gate looks at. `comparison` is candidate against `opponent`.
 
     `missing_champion` says why a champion that exists could not be compared. `overlap` is None with a reason
-    where it could not be looked for. `same_template` is None where the training is not known.
+    where it could not be looked for. `same_template` is None where the training is not known. `challenge` is None
+    where nobody counts them.
     """
 
     candidate: RunSummary
@@ -85,6 +92,7 @@ class GateInputs:
     overlap: OverlapSummary | str
     same_template: bool | None = None
     missing_champion: str | None = None
+    challenge: Challenge | None = None
 
 
 def primary_of(metrics: Sequence[Metric], settings: GateConfig) -> Metric | None:
@@ -114,7 +122,8 @@ def primary_of(metrics: Sequence[Metric], settings: GateConfig) -> Metric | None
 
 def decide(inputs: GateInputs, primary: Metric, settings: GateConfig) -> Verdict:
     """Reach the verdict; every check and its figures are in it."""
-    findings = Checks(inputs, primary, settings).findings()
+    looked_at = Checks(inputs, primary, settings)
+    findings = looked_at.findings()
     checks = tuple(finding.check for finding in findings)
     rejecting = [found.check for found in findings if found.rejects and found.check.outcome == "failed"]
     open_ones = [check for check in checks if check.outcome in ("failed", "undecided")]
@@ -127,6 +136,8 @@ def decide(inputs: GateInputs, primary: Metric, settings: GateConfig) -> Verdict
         against_run=inputs.opponent.run_name,
         reasons=tuple(check.detail for check in told),
         checks=checks,
+        notes=tuple(looked_at.notes()),
+        challenge=inputs.challenge,
         noise_floor=inputs.noise.value,
         settings=settings.model_dump(mode="json"),
     )
@@ -156,5 +167,30 @@ def reach_verdict(summary: EvaluationSummary, gating: Gating, known: Known) -> V
         overlap=known.overlap,
         same_template=same_template,
         missing_champion=gating.missing_champion,
+        challenge=_challenge(summary, opponent, comparison, against, gating, known),
     )
     return decide(inputs, known.primary, gating.settings)
+
+
+def _challenge(
+    summary: EvaluationSummary,
+    opponent: RunSummary,
+    comparison: Comparison,
+    against: Opponent,
+    gating: Gating,
+    known: Known,
+) -> Challenge | None:
+    """Enter this look into the book; None where there is none, or where a model is compared with itself."""
+    compared = comparison.metric(known.primary.name)
+    if gating.challenges is None or compared is None or is_same_model(summary.candidate, opponent):
+        return None
+    look = look_at(summary.candidate, opponent, compared, known.table)
+    number, looks = gating.challenges.enter(look)
+    return challenge_of(
+        look,
+        number,
+        looks,
+        challenges=gating.settings.challenges,
+        confidence=summary.settings.confidence,
+        against=against,
+    )

@@ -9,9 +9,16 @@ from typing import TYPE_CHECKING
 
 from tasks.core.errors import EvaluationError
 from tasks.core.evaluation import statistics as stats
+from tasks.core.evaluation.evidence_checks import RATE_OF_METRIC, evidence_checks, rate_rises
 from tasks.core.evaluation.metric import Metric
 from tasks.core.evaluation.origin_checks import check, origin_checks
-from tasks.core.evaluation.summary import GateCheck, MetricComparison, Opponent
+from tasks.core.evaluation.summary import (
+    GateCheck,
+    MetricComparison,
+    Opponent,
+    RunSummary,
+    WorstCase,
+)
 from tasks.core.evaluation.wording import is_share, label, percent, shown, shown_difference
 
 if TYPE_CHECKING:
@@ -35,6 +42,8 @@ class Checks:
     def __init__(self, inputs: GateInputs, primary: Metric, settings: GateConfig) -> None:
         self._in, self._settings = inputs, settings
         self._alpha = 1 - inputs.confidence
+        challenge = inputs.challenge
+        self._allowed = self._alpha if challenge is None else min(self._alpha, challenge.allowed_p_value)
         self._opponent = _NAMES[inputs.against]
         compared = inputs.comparison.metric(primary.name)
         if compared is None:
@@ -46,21 +55,50 @@ class Checks:
 
     def findings(self) -> list[Finding]:
         """All checks, the weightiest first."""
-        p_values = [self._worse_p_value(), *(self._fall_p_value(guard) for guard in self._guards)]
+        rises = rate_rises(self._in, self._settings, self._watched_rates())
+        p_values = [
+            self._worse_p_value(),
+            *(self._fall_p_value(guard) for guard in self._guards),
+            *(rise.beyond_p_value for rise in rises),
+        ]
         adjusted = stats.holm(p_values)
         found = [Finding(self._primary_check(adjusted[0]), rejects=True)]
+        guards = adjusted[1 : 1 + len(self._guards)]
         found += [
             Finding(self._guard_check(guard, p), rejects=True)
-            for guard, p in zip(self._guards, adjusted[1:], strict=True)
+            for guard, p in zip(self._guards, guards, strict=True)
+        ]
+        found += [
+            Finding(rise.check(p <= self._alpha, self._opponent), rejects=True)
+            for rise, p in zip(rises, adjusted[1 + len(self._guards) :], strict=True)
         ]
         found.append(self._errors_check())
         evidence = (
-            *self._rows_checks(),
+            *evidence_checks(self._in, self._settings, self._primary, self._guards),
             self._effect_check(),
             self._noise_check(),
             *origin_checks(self._in, self._settings),
         )
         return found + [Finding(looked_at) for looked_at in evidence if looked_at is not None]
+
+    def notes(self) -> Iterator[str]:
+        """What a reader should know besides: what fell though nobody guards it, and rows that are used up."""
+        guarded = {self._primary.name, *(guard.name for guard in self._guards)}
+        for compared in self._in.comparison.metrics:
+            if compared.name not in guarded and compared.better == "baseline":
+                yield f"{label(compared.name)} falls, and is no guard (gate.guard_metrics): {self._figures(compared)}."
+        challenge = self._in.challenge
+        if challenge is not None and challenge.number > challenge.challenges:
+            yield (
+                f"These rows are used up: {challenge.number - 1:,} candidates challenged {self._opponent} on them "
+                "before. Take fresh test rows."
+            )
+
+    def _watched_rates(self) -> set[str]:
+        """Rates that no guard proves already."""
+        return set(RATE_OF_METRIC.values()) - {
+            RATE_OF_METRIC[guard.name] for guard in self._guards if guard.name in RATE_OF_METRIC
+        }
 
     # --- the figures
 
@@ -108,23 +146,53 @@ class Checks:
         if primary.difference is None or primary.p_value is None:
             return check(name, "undecided", f"{label(primary.name)} could not be compared on any row.")
         figures = self._figures(primary) + f", {_p_in_words(primary.p_value)}"
-        if self._is_same_model():
+        if is_same_model(self._in.candidate, self._in.opponent):
             return check(name, "undecided", f"Both runs are answers of the same model; {figures}.")
-        if gain > 0 and primary.p_value <= self._alpha:
-            return check(name, "passed", f"The candidate is better than {self._opponent}: {figures}.")
         if gain < 0 and worse_p_value <= self._alpha and -gain > (self._in.noise.value or 0.0):
             return check(name, "failed", f"The candidate is worse than {self._opponent}: {figures}.")
-        told = f"No difference from {self._opponent} can be shown: {figures}."
-        return check(name, "undecided", " ".join([told, *self._rows_needed(primary)]))
+        if gain <= 0 or primary.p_value > self._alpha:
+            told = f"No difference from {self._opponent} can be shown: {figures}."
+            return check(name, "undecided", " ".join([told, *self._rows_needed(primary)]))
+        if primary.p_value > self._allowed:
+            told = f"The gain over {self._opponent} is not sure enough after so many challenges: {figures}."
+            return check(name, "undecided", " ".join([told, *self._challenge(), *self._rows_needed(primary)]))
+        worst = primary.worst_case
+        if worst is not None and not self._holds(primary, worst):
+            return check(name, "undecided", f"{self._worst_in_words(primary, worst)} Otherwise: {figures}.")
+        told = f"The candidate is better than {self._opponent}: {figures}."
+        return check(name, "passed", " ".join([told, *self._challenge()]))
 
-    def _is_same_model(self) -> bool:
-        mine, theirs = self._in.candidate.identity, self._in.opponent.identity
-        return mine is not None and theirs is not None and mine.model.content() == theirs.model.content()
+    def _holds(self, primary: MetricComparison, worst: WorstCase) -> bool:
+        """Whether the candidate is better still, with its rows that failed or are unscored at their worst."""
+        better = worst.difference is not None and _sign(primary) * worst.difference > 0
+        return better and worst.p_value is not None and worst.p_value <= self._allowed
+
+    def _worst_in_words(self, primary: MetricComparison, worst: WorstCase) -> str:
+        share = self._is_share(primary)
+        found = f"{_signed(worst.difference or 0.0, share)}, {_p_in_words(worst.p_value or 1.0)}"
+        return (
+            f"{worst.rows - primary.rows:,} rows of the candidate failed or have no score where {self._opponent} has "
+            f"one; if they count as its worst, it is not surely better ({found})."
+        )
+
+    def _challenge(self) -> Iterator[str]:
+        """Which challenge this is, and what a gain found in this way is worth."""
+        challenge = self._in.challenge
+        if challenge is None or (challenge.number == 1 and self._in.against != "champion"):
+            return
+        yield (
+            f"This is challenge {challenge.number:,} of {self._opponent} on these rows: "
+            f"p must be at most {challenge.allowed_p_value:.2g}."
+        )
+        if challenge.expected_difference is not None:
+            expected = _signed(challenge.expected_difference, self._is_share(self._primary))
+            yield f"On fresh rows expect about {expected}."
 
     def _rows_needed(self, compared: MetricComparison) -> Iterator[str]:
         effect, gain = compared.minimum_detectable_effect, abs(compared.difference or 0.0)
         if effect is None:
             return
+        effect *= stats.detectable_ratio(self._allowed, self._alpha)
         share = self._is_share(compared)
         yield (
             f"{compared.rows:,} rows show a true difference of {_amount(effect, share)} in 4 of 5 cases"
@@ -142,7 +210,7 @@ class Checks:
             return check(name, "undecided", f"{label(guard.name)} could not be compared on any row.")
         figures = self._figures(guard)
         # A corpus figure can fall although no row does: rows that score 0 as before, at greater length.
-        if guard.losses == 0 and self._gain(guard) >= 0:
+        if guard.losses == 0 and self._gain(guard) >= 0 and guard.worst_case is None:
             return check(name, "passed", f"No row is worse by {label(guard.name)}: {figures}.")
         if fall_p_value <= self._alpha:
             return check(
@@ -153,49 +221,36 @@ class Checks:
             told = "does not fall" if lowest >= 0 else f"falls by less than {allowed}, if at all"
             return check(name, "passed", f"{label(guard.name)} {told}: {figures}.")
         told = f"{label(guard.name)} may have fallen by more than the allowed {allowed}: {figures}."
-        return check(name, "undecided", told)
+        return check(name, "undecided", " ".join([told, *self._guard_rows_needed(guard, margin)]))
+
+    def _guard_rows_needed(self, guard: MetricComparison, margin: float) -> Iterator[str]:
+        effect = guard.minimum_detectable_effect
+        if effect is not None and margin > 0:
+            needed = _round_up(guard.rows * (effect / margin) ** 2)
+            yield f"Where it does not fall, about {needed:,} rows show so in 4 of 5 cases."
 
     def _lowest_gain(self, compared: MetricComparison) -> float:
-        interval = compared.interval
+        """Lower end of the gain's interval, also when rows without a score count as the candidate's worst."""
+        interval, worst = compared.interval, compared.worst_case
         if interval is None:
             return -math.inf
-        return interval.low if _sign(compared) > 0 else -interval.high
+        lowest = interval.low if _sign(compared) > 0 else -interval.high
+        if worst is None or worst.difference is None or worst.standard_error is None:
+            return lowest
+        reach = stats.normal_quantile(1 - self._alpha / 2) * worst.standard_error
+        return min(lowest, _sign(compared) * worst.difference - reach)
 
     def _errors_check(self) -> Finding:
         allowed, name = self._settings.maximum_error_rate, "Few rows with errors"
         mine, theirs = (run.error_rows / run.rows for run in (self._in.candidate, self._in.opponent))
         told = f"{self._in.candidate.error_rows:,} of {self._in.candidate.rows:,} rows have an error"
-        if mine <= allowed:
+        others = f"{self._in.opponent.error_rows:,} of {self._opponent}'s {self._in.opponent.rows:,}"
+        if max(mine, theirs) <= allowed:
             return Finding(check(name, "passed", f"{told}; {percent(allowed)} are allowed."))
         if theirs >= mine:
-            others = f"{self._in.opponent.error_rows:,} of {self._opponent}'s"
-            told += f", and {others}: look at the data and the machine."
+            told += f", and {others}; {percent(allowed)} are allowed: look at the data and the machine."
             return Finding(check(name, "undecided", told))
         return Finding(check(name, "failed", f"{told}; {percent(allowed)} are allowed."), rejects=True)
-
-    def _rows_checks(self) -> Iterator[GateCheck]:
-        least, found = self._settings.minimum_rows, self._primary.clusters
-        told = f"{found:,} different questions are scored in both runs; at least {least:,} are asked for."
-        yield check("Enough rows", "passed" if found >= least else "undecided", told)
-        yield self._scored_check()
-
-    def _scored_check(self) -> GateCheck:
-        """Rows that fell out of the figures: the better or the worse ones of a run may be among them.
-
-        A guard that neither run has for a row (its reference has no number, say) hides nothing; it is left out.
-        """
-        paired, primary = self._in.comparison.paired_rows, self._primary
-        missing = {primary.name: (paired - primary.rows, "is missing")}
-        missing |= {guard.name: (guard.one_sided_rows, "is missing in one run") for guard in self._guards}
-        worst = max(missing, key=lambda name: missing[name][0])
-        rows, how = missing[worst]
-        allowed = self._settings.maximum_unscored_rate
-        told = f"{label(worst)} {how} for {rows:,} of {paired:,} rows; {percent(allowed)} are allowed"
-        if rows <= allowed * paired:
-            return check("Enough rows scored", "passed", f"{told}.")
-        return check(
-            "Enough rows scored", "undecided", f"{told} (gate.maximum_unscored_rate); the report says why."
-        )
 
     def _effect_check(self) -> GateCheck | None:
         least, gain = self._settings.minimum_effect, self._gain(self._primary)
@@ -239,6 +294,12 @@ class Checks:
             f"{shown(compared.baseline or 0.0, share)}, {_signed(compared.difference or 0.0, share)}{between} "
             f"on {compared.rows:,} rows"
         )
+
+
+def is_same_model(candidate: RunSummary, opponent: RunSummary) -> bool:
+    """Whether both runs are answers of the same weights, loaded and asked in the same way."""
+    mine, theirs = candidate.identity, opponent.identity
+    return mine is not None and theirs is not None and mine.model.content() == theirs.model.content()
 
 
 def _sign(compared: MetricComparison) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import multiprocessing
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -29,6 +30,7 @@ from tasks.core.evaluation.metrics import reported
 from tasks.core.records import Prediction
 
 _BATCH_ROWS = 1000
+_WITHOUT_WIDTH = dict.fromkeys(map(ord, "\u00ad\u200b\u200c\u200d\u2060\ufeff"))
 
 Item = TypeVar("Item")
 
@@ -38,7 +40,8 @@ class ScoreTable:
     """Scores of one run, in the order of its rows (n).
 
     `values[metric]`: shape (n,), NaN where unscored. `statistics[metric]`: shape (n, width), zeros
-    where unscored. `reasons[metric][i]` says why. `questions`, `references`: hashes; equal = same text.
+    where unscored. `reasons[metric][i]` says why. `questions` (all that was asked) and `references`: hashes; equal =
+    same text, blanks and Unicode form aside. `empty`: no answer, though no error.
     """
 
     ids: tuple[str, ...]
@@ -50,6 +53,7 @@ class ScoreTable:
     references: NDArray[np.uint64]
     errors: NDArray[np.bool_]
     truncated: NDArray[np.bool_]
+    empty: NDArray[np.bool_]
 
     @property
     def row_count(self) -> int:
@@ -131,6 +135,7 @@ class _Columns:
         self._references: list[int] = []
         self._errors: list[bool] = []
         self._truncated: list[bool] = []
+        self._empty: list[bool] = []
         self._values: dict[str, list[FloatArray]] = {metric.name: [] for metric in self._metrics}
         self._statistics: dict[str, list[FloatArray]] = {metric.name: [] for metric in self._metrics}
         self._reasons: dict[str, list[str | None]] = {metric.name: [] for metric in self._metrics}
@@ -142,6 +147,7 @@ class _Columns:
         self._references.extend(_hash(row.ground_truth or "") for row in rows)
         self._errors.extend(errors)
         self._truncated.extend(row.metadata.finish_reason == "length" for row in rows)
+        self._empty.extend(row.error is None and not row.predicted_answer.strip() for row in rows)
         for family, scores in zip(self._families, batches, strict=True):
             for metric in family.metrics:
                 self._add_metric(metric, scores, errors)
@@ -184,6 +190,7 @@ class _Columns:
             references=np.array(self._references, dtype=np.uint64),
             errors=np.array(self._errors, dtype=bool),
             truncated=np.array(self._truncated, dtype=bool),
+            empty=np.array(self._empty, dtype=bool),
         )
 
 
@@ -194,4 +201,6 @@ def _asked(row: Prediction) -> str:
 
 
 def _hash(text: str) -> int:
-    return int.from_bytes(hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=8).digest())
+    """64 bits of the text's content: Unicode form, blanks and characters without width do not count."""
+    content = " ".join(unicodedata.normalize("NFKC", text).translate(_WITHOUT_WIDTH).split())
+    return int.from_bytes(hashlib.blake2b(content.encode(errors="surrogatepass"), digest_size=8).digest())

@@ -80,14 +80,24 @@ class RunSummary(Record):
         return next((metric for metric in self.metrics if metric.direction != "none"), self.metrics[0])
 
 
+class WorstCase(Record):
+    """The same comparison with the candidate's failed and unscored rows at the metric's worst value."""
+
+    rows: int
+    difference: float | None
+    standard_error: float | None
+    p_value: float | None
+
+
 class MetricComparison(Record):
-    """Candidate minus baseline for one metric, over the rows that both scored."""
+    """Candidate minus baseline for one metric, over the rows that both scored and neither failed."""
 
     name: str
     direction: Direction
     rows: int
     one_sided_rows: int = Field(0, description="left out because only one of both runs is scored there")
     clusters: int
+    largest_cluster_rows: int = Field(1, description="rows of the question that most rows ask")
     candidate: float | None
     baseline: float | None
     difference: float | None
@@ -101,6 +111,29 @@ class MetricComparison(Record):
     losses: int | None
     minimum_detectable_effect: float | None
     better: Winner
+    worst_case: WorstCase | None = Field(
+        None, description="None where no row failed or is unscored on one side"
+    )
+
+
+class RateComparison(Record):
+    """How often answers of both runs are empty, cut or missing (`name`: empty, cut, error), over paired rows.
+
+    `only_candidate` and `only_baseline` count the rows on which the runs differ.
+    """
+
+    name: Literal["empty", "cut", "error"]
+    rows: int
+    candidate: int
+    baseline: int
+    only_candidate: int
+    only_baseline: int
+    p_value: float
+
+    @property
+    def rise(self) -> float:
+        """How much more often it happens to the candidate, -1 to 1."""
+        return (self.candidate - self.baseline) / self.rows if self.rows else 0.0
 
 
 class Comparison(Record):
@@ -110,7 +143,16 @@ class Comparison(Record):
     only_candidate_rows: int
     only_baseline_rows: int
     different_reference_rows: int
+    different_question_rows: int = Field(0, description="paired rows that do not ask the same in both runs")
+    failed_rows: int = Field(0, description="paired rows left out because one run, or both, failed there")
     metrics: tuple[MetricComparison, ...]
+    rates: tuple[RateComparison, ...] = ()
+
+    @property
+    def unlike_rows(self) -> int:
+        """Rows that only one run has, or that are not the same in both."""
+        one_sided = self.only_candidate_rows + self.only_baseline_rows
+        return one_sided + max(self.different_reference_rows, self.different_question_rows)
 
     def metric(self, name: str) -> MetricComparison | None:
         """The metric of that name, if it was compared."""
@@ -153,8 +195,22 @@ class GateCheck(Record):
     detail: str
 
 
+class Challenge(Record):
+    """Which challenge of its opponent on these rows this was, and what that asked of it."""
+
+    number: int = Field(description="1 for the first candidate that challenged this opponent on these rows")
+    challenges: int = Field(description="as many share the error (gate.challenges)")
+    allowed_p_value: float = Field(description="two-sided; a promotion needs a smaller one, or this")
+    expected_difference: float | None = Field(
+        None, description="the primary metric's difference to expect on fresh rows, after all looks"
+    )
+
+
 class Verdict(Record):
-    """What the gate decided, against whom, and why; `reasons` are sentences, the weightiest first."""
+    """What the gate decided, against whom, and why; `reasons` are sentences, the weightiest first.
+
+    `notes` are sentences about what fell though nobody guards it, and about a test set that is used up.
+    """
 
     decision: Decision
     primary_metric: str
@@ -162,6 +218,8 @@ class Verdict(Record):
     against_run: str
     reasons: tuple[str, ...]
     checks: tuple[GateCheck, ...]
+    notes: tuple[str, ...] = ()
+    challenge: Challenge | None = None
     noise_floor: float | None = None
     settings: dict[str, Any] = Field(default_factory=dict)
 
