@@ -131,7 +131,8 @@ def infer_with_base_model(config: Config, candidate: RunManifest) -> RunManifest
     baseline = discover_baseline(candidate, config.inferencer)
     if baseline is None:
         return None
-    chosen = (f"inferencer.model_revision={baseline.revision or 'null'}", _ANSWERED_ONCE)
+    revision = f"inferencer.model_revision={baseline.revision or 'null'}"
+    chosen = (revision, f"inferencer.dtype={baseline.dtype}", _ANSWERED_ONCE)
     return infer(config, model=baseline.model_id, run_name=baseline.run_name, settings=chosen)
 
 
@@ -140,5 +141,5 @@ def infer_with_champion(config: Config, candidate: RunManifest) -> RunManifest |
     champion = discover_champion(candidate, config) if config.pipeline.compare_with_champion else None
     if champion is None or champion.finished is not None:
         return None if champion is None else champion.finished
-    chosen = ("inferencer.model_revision=null", _ANSWERED_ONCE)
+    chosen = ("inferencer.model_revision=null", f"inferencer.dtype={champion.dtype}", _ANSWERED_ONCE)
     return infer(config, model=champion.model_id, run_name=champion.run_name, settings=chosen)

@@ -87,6 +87,8 @@ def show_verdict(summary: EvaluationSummary) -> None:
     say(f"verdict: {verdict.decision.upper()}. {first}")
     for reason in others if verdict.decision != "promote" else ():
         say(f"  {reason}")
+    for note in verdict.notes:
+        say(f"  note: {note}")
 
 
 def end_with_verdict(summary: EvaluationSummary) -> None:

@@ -155,7 +155,7 @@ def verdict_markdown(summary: EvaluationSummary, verdict: Verdict) -> str:
     lines += [f"Against {_OPPONENTS[verdict.against]} `{verdict.against_run}`.", ""]
     # The reasons to promote are all the checks, which follow.
     told = verdict.reasons[:1] if verdict.decision == "promote" else verdict.reasons
-    lines += [*(f"- {reason}" for reason in told), ""]
+    lines += [*(f"- {reason}" for reason in (*told, *verdict.notes)), ""]
     # Else the verdict has told it.
     lines += [summary.answer, ""] if verdict.against == "champion" else []
     # A list: the UI does not wrap long cells of a table.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -130,6 +130,17 @@ class ModelIdentity(Record):
         }
 
 
+class SettingDifference(NamedTuple):
+    """A setting that differs between two runs; as text `name: mine -> theirs`."""
+
+    name: str
+    mine: Any
+    theirs: Any
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.mine} -> {self.theirs}"
+
+
 class RunIdentity(Record):
     """Everything that can change a published answer; batch size, shards and machine are not in it."""
 
@@ -157,10 +168,14 @@ class RunIdentity(Record):
         lines = (f"{name}={value!r}" for name, value in sorted(self.content().items()))
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
-    def differences(self, other: RunIdentity) -> list[str]:
-        """One line per setting that differs: `name: mine -> theirs`."""
+    def differences(self, other: RunIdentity) -> list[SettingDifference]:
+        """The settings that differ."""
         mine, theirs = self.content(), other.content()
-        return [f"{name}: {mine[name]} -> {theirs[name]}" for name in mine if mine[name] != theirs[name]]
+        return [
+            SettingDifference(name, mine.get(name), theirs.get(name))
+            for name in dict.fromkeys((*mine, *theirs))
+            if mine.get(name) != theirs.get(name)
+        ]
 
 
 class PredictionMetadata(Record):

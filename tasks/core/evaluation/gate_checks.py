@@ -178,12 +178,13 @@ class Checks:
     def _challenge(self) -> Iterator[str]:
         """Which challenge this is, and what a gain found in this way is worth."""
         challenge = self._in.challenge
-        if challenge is None or (challenge.number == 1 and self._in.against != "champion"):
+        if challenge is None:
             return
-        yield (
-            f"This is challenge {challenge.number:,} of {self._opponent} on these rows: "
-            f"p must be at most {challenge.allowed_p_value:.2g}."
-        )
+        if challenge.allowed_p_value < self._alpha:
+            yield (
+                f"This is challenge {challenge.number:,} of {self._opponent} on these rows: "
+                f"p must be at most {challenge.allowed_p_value:.2g}."
+            )
         if challenge.expected_difference is not None:
             expected = _signed(challenge.expected_difference, self._is_share(self._primary))
             yield f"On fresh rows expect about {expected}."

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 Outcome = Literal["passed", "failed", "undecided", "skipped"]
 _MOST_QUOTED = 2
+COMPARED = frozenset(("weights", "adapter", "chat template", "rows"))
+"""What two runs may differ in: the models are compared, each in its own template; rows have a check of their own."""
 
 
 def check(name: str, outcome: Outcome, detail: str) -> GateCheck:
@@ -34,10 +36,10 @@ def _settings_check(inputs: GateInputs) -> GateCheck:
     mine, theirs, name = inputs.candidate.identity, inputs.opponent.identity, "Same settings"
     if mine is None or theirs is None:
         return check(name, "skipped", "A plain file of answers says nothing about its settings.")
-    of_the_model = (*mine.model.content(), "rows")
-    lines = [line for line in theirs.differences(mine) if line.partition(":")[0] not in of_the_model]
-    if lines:
-        return check(name, "failed", f"Both runs must have the same settings; other: {'; '.join(lines)}.")
+    others = [other for other in theirs.differences(mine) if other.name not in COMPARED]
+    if others:
+        listed = "; ".join(map(str, others))
+        return check(name, "failed", f"Both runs must have the same settings; other: {listed}.")
     return check(name, "passed", "Both models answered with the same settings.")
 
 

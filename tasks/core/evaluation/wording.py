@@ -196,13 +196,14 @@ def _comparison_notes(comparison: Comparison | None, leading: str) -> Iterator[s
 def _setting_notes(candidate: RunSummary, baseline: RunSummary | None) -> Iterator[str]:
     if baseline is None or candidate.identity is None or baseline.identity is None:
         return
-    lines = [
-        line
-        for line in baseline.identity.differences(candidate.identity)
-        if not line.startswith(("weights:", "adapter:", "rows:"))
+    others = [
+        other
+        for other in baseline.identity.differences(candidate.identity)
+        if other.name not in ("weights", "adapter", "rows")
     ]
-    if lines:
-        yield f"The two runs differ in more than the weights (baseline -> candidate): {'; '.join(lines)}."
+    if others:
+        listed = "; ".join(map(str, others))
+        yield f"The two runs differ in more than the weights (baseline -> candidate): {listed}."
 
 
 def _run_notes(run: RunSummary, who: str) -> Iterator[str]:

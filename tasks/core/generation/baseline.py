@@ -17,10 +17,11 @@ KEY_LENGTH = 8
 
 @dataclass(frozen=True, slots=True)
 class Baseline:
-    """The base model of a run's model, and the name of its own run on the same rows."""
+    """The base model of a run's model, the number format to load it in, and the name of its run on the same rows."""
 
     model_id: str
     revision: str | None
+    dtype: str
     run_name: str
 
 
@@ -28,20 +29,24 @@ def find_baseline(candidate: RunManifest, settings: InferencerConfig) -> Baselin
     """Find the base of the model that answered; None when that model is no fine-tuned one.
 
     The run's name holds the start of its run key, so that it changes with the rows
-    and settings, and stays the same for the next model that is compared on the same rows.
+    and settings, and stays the same for the next model that is compared on the same rows. It answers in the
+    candidate's number format: a full fine-tuning may hold other numbers than its base, and both must have the same.
     """
     model_id, revision = _base_of(candidate)
     if model_id is None:
         return None
-    identity = candidate.identity.model_copy(update={"model": identify(_spec(model_id, revision, settings))})
-    return Baseline(model_id, revision, _run_name(slug(model_id), candidate, identity))
+    dtype = candidate.identity.model.dtype
+    model = identify(_spec(model_id, revision, dtype, settings))
+    identity = candidate.identity.model_copy(update={"model": model})
+    return Baseline(model_id, revision, dtype, _run_name(slug(model_id), candidate, identity))
 
 
 @dataclass(frozen=True, slots=True)
 class Champion:
-    """The promoted model and its run on the same rows: finished already, or the name it will have."""
+    """The promoted model, the number format to load it in, and its run on the same rows or that run's name."""
 
     model_id: str
+    dtype: str
     run_name: str
     finished: RunManifest | None
 
@@ -64,7 +69,8 @@ def find_champion(
             "put it back, promote another one (`tuneproof promote RUN --force --reason TEXT`), or set "
             "pipeline.compare_with_champion = false",
         )
-    model = identify(_spec(model_id, None, settings))
+    dtype = candidate.identity.model.dtype
+    model = identify(_spec(model_id, None, dtype, settings))
     identity = candidate.identity.model_copy(update={"model": model})
     run_name = _run_name(slug(name), candidate, identity)
     found = [
@@ -75,8 +81,8 @@ def find_champion(
     # A model that was trained again can have the same weights: the champion's own run comes first.
     found.sort(key=lambda manifest: manifest.identity.model.model_id != model_id)
     if found:
-        return Champion(model_id, found[0].run_name, found[0])
-    return Champion(model_id, run_name, None)
+        return Champion(model_id, dtype, found[0].run_name, found[0])
+    return Champion(model_id, dtype, run_name, None)
 
 
 def made_to_compare(run: RunManifest) -> bool:
@@ -84,11 +90,11 @@ def made_to_compare(run: RunManifest) -> bool:
     return f"-{run.run_key[:KEY_LENGTH]}" in run.run_name
 
 
-def _spec(model_id: str, revision: str | None, settings: InferencerConfig) -> ModelSpec:
+def _spec(model_id: str, revision: str | None, dtype: str, settings: InferencerConfig) -> ModelSpec:
     return ModelSpec(
         model_id,
         revision=revision,
-        dtype=settings.dtype,
+        dtype=dtype,
         load_in_4bit=settings.load_in_4bit,
         load_in_8bit=settings.load_in_8bit,
         device=settings.device,

@@ -146,7 +146,7 @@ class RunDir:
                 "use another run name, or delete the directory",
             ) from exc
         if owner.run_key != identity.run_key:
-            differences = "\n    ".join(owner.differences(identity))
+            differences = "\n    ".join(map(str, owner.differences(identity)))
             raise RunKeyMismatchError(
                 f"{self.path} holds answers made with other settings (there -> now):\n    {differences}",
                 "set inferencer.run_name or inferencer.run_name_suffix to keep both, go back to the old "
