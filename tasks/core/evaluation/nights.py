@@ -25,7 +25,7 @@ from tasks.core.records import Record
 from tasks.core.storage import Store
 
 CHALLENGES_NAME = "challenges.jsonl"
-_SKETCH_HASHES = 128
+_SKETCH_HASHES = 512
 _SAME_ROWS = 0.5
 _LOCK_SECONDS = 60.0
 
@@ -130,7 +130,7 @@ def look_at(
 def sketch(rows: Iterable[tuple[int, int]]) -> tuple[str, ...]:
     """The smallest hashes of a set of rows, ascending: enough to tell how much of it another set shares."""
     hashes = {
-        hashlib.blake2b(f"{question} {reference}".encode(), digest_size=8).hexdigest()
+        hashlib.blake2b(f"{question} {reference}".encode(), digest_size=4).hexdigest()
         for question, reference in rows
     }
     return tuple(sorted(hashes)[:_SKETCH_HASHES])
