@@ -28,6 +28,7 @@ CHALLENGES_NAME = "challenges.jsonl"
 _SKETCH_HASHES = 512
 _SAME_ROWS = 0.5
 _LOCK_SECONDS = 60.0
+_LOOKS_BEFORE = 5  # as if so many had shown nothing: one look alone cannot say how much challengers differ
 
 
 class Look(Record):
@@ -183,8 +184,9 @@ def expected_difference(look: Look, looks: Iterable[Look]) -> float | None:
     """The difference to expect on fresh rows: the seen one, shrunken towards none; None where it is not known.
 
     Challengers differ from their opponent by normal amounts whose variance is what their seen differences vary more
-    than their standard errors explain (empirical Bayes; Efron and Morris 1973, positive part). The best of many looks
-    is the one that luck favoured, so the more looks showed nothing, the less of a large one is believed.
+    than their standard errors explain (empirical Bayes; Efron and Morris 1973, positive part), with a few looks that
+    showed nothing added. The best of many looks is the one that luck favoured: the more of them showed nothing, the
+    less of a large one is believed.
     """
     seen = [
         (one.difference, one.standard_error)
@@ -193,7 +195,7 @@ def expected_difference(look: Look, looks: Iterable[Look]) -> float | None:
     ]
     if look.difference is None or look.standard_error is None or not seen:
         return None
-    excess = sum(difference**2 - error**2 for difference, error in seen) / len(seen)
+    excess = sum(difference**2 - error**2 for difference, error in seen) / (len(seen) + _LOOKS_BEFORE)
     variance = max(0.0, excess)
     total = variance + look.standard_error**2
     return look.difference if total == 0 else look.difference * variance / total
