@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -41,8 +42,8 @@ SAMPLES: dict[str, tuple[Draw, float]] = {
 }
 
 
-def table_of(metric: Metric, values: FloatArray) -> ScoreTable:
-    """A table of one metric with the given values, every row another question."""
+def table_of(metric: Metric, values: FloatArray, questions: NDArray[np.uint64] | None = None) -> ScoreTable:
+    """A table of one metric with the given values, every row another question unless `questions` says which."""
     count = len(values)
     return ScoreTable(
         ids=tuple(map(str, range(count))),
@@ -50,7 +51,7 @@ def table_of(metric: Metric, values: FloatArray) -> ScoreTable:
         values={metric.name: values},
         statistics={metric.name: np.stack([values, np.ones(count)], axis=1)},
         reasons={metric.name: [None] * count},
-        questions=np.arange(count, dtype=np.uint64),
+        questions=np.arange(count, dtype=np.uint64) if questions is None else questions,
         references=np.zeros(count, dtype=np.uint64),
         errors=np.zeros(count, dtype=bool),
         truncated=np.zeros(count, dtype=bool),
@@ -90,6 +91,29 @@ def decisions(metric: Metric, gain: float, rows: int, runs: int) -> tuple[float,
     return by_comparison / runs, by_test / runs
 
 
+def coverage_with_a_heavy_question(rows: int, share: float, alike: bool, runs: int) -> float:
+    """How often the interval of the difference of two equal models holds 0, where one question has a `share` of the rows.
+
+    `alike`: a model gives the same answer whenever it is asked that question.
+    """
+    random = np.random.default_rng([rows, round(100 * share), alike])
+    heavy, held = round(share * rows), 0
+    questions = np.concatenate([np.zeros(heavy), np.arange(1, rows - heavy + 1)]).astype(np.uint64)
+    for _ in range(runs):
+        difficulty = random.beta(1, 1, rows)
+        tables = []
+        for _ in range(2):
+            skill = np.clip(difficulty + random.normal(0, 0.3, rows), 0, 1)
+            skill[:heavy] = skill[0]
+            values = (random.random(rows) < skill).astype(float)
+            if alike:
+                values[:heavy] = values[0]
+            tables.append(table_of(BINARY, values, questions))
+        interval = compare_tables(*tables, SETTINGS).metrics[0].interval
+        held += interval is not None and interval.low <= 0 <= interval.high
+    return held / runs
+
+
 def main() -> None:
     """Print coverage, false alarms, power and time."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
@@ -108,6 +132,11 @@ def main() -> None:
             print(
                 f"{metric.name + (' A/A' if gain == 0 else f', better by {gain:.2f}'):<34}{told:>9.1%}{test:>9.1%}"
             )
+    print(f"\n{'coverage with one heavy question':<34}{'100 rows':>17}{'400 rows':>17}")
+    for share in (0.05, 0.11, 0.2, 0.4):
+        for alike, how in ((False, "own answers"), (True, "the same answer")):
+            shares = [coverage_with_a_heavy_question(rows, share, alike, runs) for rows in (100, 400)]
+            print(f"{f'{share:.0%} of the rows, {how}':<34}" + "".join(f"{found:>17.1%}" for found in shares))
     random = np.random.default_rng(0)
     tables = [table_of(SHARE, random.random(10_000)) for _ in range(2)]
     start = time.perf_counter()

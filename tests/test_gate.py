@@ -298,6 +298,11 @@ def test_the_gate_finds_a_better_model_as_often_as_mcnemars_test() -> None:
     assert gate >= mcnemar > 0.7
 
 
+def test_the_guards_that_are_watched_by_default_hardly_keep_a_better_model_back() -> None:
+    gate, mcnemar = simulation.power_beside_mcnemar(200, 0.2, 60, simulation.watched_runs)
+    assert gate >= 0.9 * mcnemar > 0.7
+
+
 # --- from files to a verdict
 
 
