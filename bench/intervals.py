@@ -92,7 +92,7 @@ def decisions(metric: Metric, gain: float, rows: int, runs: int) -> tuple[float,
 
 
 def coverage_with_a_heavy_question(rows: int, share: float, alike: bool, runs: int) -> float:
-    """How often the interval of the difference of two equal models holds 0, where one question has a `share` of the rows.
+    """How often the interval of two equal models' difference holds 0, where one question has a `share` of the rows.
 
     `alike`: a model gives the same answer whenever it is asked that question.
     """

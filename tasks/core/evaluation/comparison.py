@@ -259,7 +259,7 @@ class _Paired:
             )
         jackknife = self._difference(metric, self._left.without_one(), self._right.without_one())
         sizes = np.unique(self._questions, return_counts=True)[1]
-        if sizes.max() > stats.HEAVY_SHARE * sizes.sum():
+        if stats.has_heavy_cluster(sizes):
             return stats.heavy_cluster_interval(difference, jackknife, sizes, self._settings.confidence)
         return stats.bca_interval(difference, draws, jackknife, self._settings.confidence)
 

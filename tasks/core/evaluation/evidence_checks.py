@@ -81,7 +81,7 @@ def evidence_checks(
     yield _same_rows_check(inputs, settings)
     least, found = settings.minimum_rows, primary.clusters
     told = f"{found:,} different questions are scored in both runs; at least {least:,} are asked for."
-    if primary.rows and primary.largest_cluster_rows > stats.HEAVY_SHARE * primary.rows:
+    if primary.interval is not None and primary.interval.method == stats.JACKKNIFE_T:
         told += (
             f" One question is asked in {primary.largest_cluster_rows:,} of {primary.rows:,} rows, so the interval "
             "is wider."

@@ -18,8 +18,8 @@ from tasks.core.evaluation.metric import FloatArray
 _CELLS_IN_MEMORY = 4_000_000
 _SAME = 1e-12
 POWER = 0.8
-HEAVY_SHARE = 0.1
-"""A question with a larger share of the rows decides too much for a bootstrap of questions to see it."""
+JACKKNIFE_T = "jackknife t"
+_HEAVY = 0.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +105,16 @@ def bca_interval(
     return Interval(float(low), float(high), "percentile bootstrap")
 
 
+def has_heavy_cluster(sizes: NDArray[np.int64]) -> bool:
+    """Whether one cluster decides so much that a bootstrap of clusters does not see how uncertain the figure is.
+
+    That is where it makes up more than a quarter of the sum of squared sizes: of rows that ask one question each, a
+    question with a tenth of 30 rows or more, or a twentieth of 130.
+    """
+    squares = sizes.astype(np.float64) ** 2
+    return bool(len(sizes)) and bool(squares.max() > _HEAVY * squares.sum()) and bool(sizes.max() > 1)
+
+
 def heavy_cluster_interval(
     observed: float, jackknife: FloatArray, sizes: NDArray[np.int64], confidence: float
 ) -> Interval:
@@ -121,7 +131,7 @@ def heavy_cluster_interval(
     variance = (count - 1) / count * float(((jackknife - observed) ** 2).sum()) if count else 0.0
     effective = float(sizes.sum()) ** 2 / float((sizes.astype(np.float64) ** 2).sum())
     reach = float(stdtrit(max(1.0, effective - 1), (1 + confidence) / 2)) * variance**0.5
-    return Interval(observed - reach, observed + reach, "jackknife t")
+    return Interval(observed - reach, observed + reach, JACKKNIFE_T)
 
 
 def varies(draws: FloatArray) -> bool:
