@@ -207,6 +207,29 @@ def list_promotions(config: Config) -> None:
         for entry in reversed(entries)
     ]
     show_table(f"Promotions in {models_dir}", ("when", "what", "model", "in place of", "by", "why"), rows)
+    _show_champions(config, entries[-1].promotion)
+
+
+def _show_champions(config: Config, present: Promotion) -> None:
+    """Print what each champion scores on the rows on which the present one was promoted."""
+    from tasks.core.evaluation.champions import champion_line
+    from tasks.core.evaluation.wording import label, shown_metric
+    from tasks.core.generation.run_dir import RunDir
+    from tasks.core.models.promotion import champions
+
+    evidence = present.evidence
+    runs_dir = Store(config.pipeline.runs_dir).local
+    if evidence is None or evidence.verdict is None or not (runs_dir / evidence.run_name).is_dir():
+        return
+    rows_sha256 = RunDir(runs_dir / evidence.run_name).read_manifest().identity.rows_sha256
+    metric = evidence.verdict.primary_metric
+    line = champion_line(champions(Path(config.pipeline.models_dir)), runs_dir, rows_sha256, metric)
+    rows = [
+        (point.run_name, "not scored on these rows" if point.score is None else shown_metric(point.score))
+        for point in line
+    ]
+    title = f"Line of champions, oldest first, on the {evidence.rows:,} rows of {evidence.run_name}"
+    show_table(title, ("model", label(metric)), rows)
 
 
 def _verdict_in_short(promotion: Promotion) -> str:

@@ -27,6 +27,7 @@ from tasks.core.evaluation.run_scoring import predictions_sha256
 from tasks.core.evaluation.scoring_models import ScoringModels
 from tasks.core.evaluation.summary import EvaluationSummary, Opponent, RunSummary
 from tasks.core.models.model_store import bring_promoted
+from tasks.core.models.promotion import champions
 from tasks.core.records import ModelManifest
 from tasks.core.storage import Store
 
@@ -177,6 +178,8 @@ class Evaluator:
                 runs.champion_path,
                 runs.missing_champion,
                 ChallengeBook(Store(self.config.pipeline.models_dir)),
+                champions(Store(self.config.pipeline.models_dir).local),
+                self.runs.local,
             ),
             models=self.models(),
         )

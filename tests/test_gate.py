@@ -368,6 +368,33 @@ def test_the_champion_decides_and_the_base_is_shown(runs: Path, right: int, deci
     assert summary.champion_comparison is not None
 
 
+def test_a_challenge_of_the_champion_is_counted_told_and_held_to_its_part_of_the_error(runs: Path) -> None:
+    add_champion(runs, 58)
+    first = evaluated(runs).verdict
+    assert first is not None and first.challenge is not None
+    assert (first.decision, first.challenge.number) == ("promote", 1)
+    assert "This is challenge 1 of the champion on these rows: p must be at most 0.0033." in first.reasons[0]
+    assert "On fresh rows expect about +" in first.reasons[0]
+    again = evaluated(runs).verdict
+    assert again is not None and again.challenge is not None and again.challenge.number == 1
+    training(runs / "models" / "second")
+    write_run(runs / "runs/second", sums(100, 64), model_id=str(runs / "models/second"), adapter="f" * 64)
+    config = load_config(
+        overrides={
+            "pipeline.runs_dir": str(runs / "runs"),
+            "pipeline.models_dir": str(runs / "models"),
+            "evaluator.metrics": ["exact_match"],
+        },
+        environ={},
+    )
+    second = Evaluator(config, run="second").score()
+    assert second.verdict is not None and second.verdict.challenge is not None
+    assert (second.verdict.decision, second.verdict.challenge.number) == ("inconclusive", 2)
+    assert "is not sure enough after so many challenges" in second.verdict.reasons[0]
+    (champion,) = second.champions
+    assert (champion.run_name, champion.score and champion.score.value) == ("champion", 0.58)
+
+
 def test_a_champion_that_did_not_answer_these_rows_keeps_the_verdict_open(runs: Path) -> None:
     training(runs / "models" / "champion")
     promote_by_hand(runs, "champion")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from tasks.core.errors import EvaluationError
 from tasks.core.evaluation import wording
+from tasks.core.evaluation.champions import champion_line
 from tasks.core.evaluation.comparison import compare_tables
 from tasks.core.evaluation.gate import Gating, Known, primary_of, reach_verdict
 from tasks.core.evaluation.metrics import reported, resolve
@@ -27,6 +28,7 @@ from tasks.core.evaluation.run_scoring import RunScoring, predictions_of
 from tasks.core.evaluation.scoring_models import ScoringModels
 from tasks.core.evaluation.spreadsheet import write_spreadsheet
 from tasks.core.evaluation.summary import (
+    ChampionPoint,
     EvaluationSettings,
     EvaluationSummary,
     OverlapSummary,
@@ -120,9 +122,22 @@ def score_run(
         noise = noise_floor(candidate_dir, table, repeated, primary)
         known = Known(primary, table, noise, overlap, model_manifest)
         summary = summary.model_copy(update={"verdict": reach_verdict(summary, gating, known)})
+        summary = summary.model_copy(update={"champions": _champions(gating, summary, primary.name)})
     write_scores(files.scores_path, row_scores(table, baseline_table))
     write_summary(files.summary_path, summary)
     return summary
+
+
+def _champions(gating: Gating, summary: EvaluationSummary, metric: str) -> tuple[ChampionPoint, ...]:
+    """The line of champions on the candidate's rows; the one of today has been scored just now."""
+    identity = summary.candidate.identity
+    if identity is None or not gating.champions:
+        return ()
+    line = champion_line(gating.champions, gating.runs_dir, identity.rows_sha256, metric)
+    last, champion = line[-1], summary.champion
+    if champion is not None and last.score is None:
+        line = (*line[:-1], last.model_copy(update={"score": champion.metric(metric)}))
+    return line
 
 
 def settings_of(config: EvaluatorConfig) -> EvaluationSettings:

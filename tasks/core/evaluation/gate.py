@@ -19,6 +19,7 @@ from tasks.core.evaluation.nights import ChallengeBook, challenge_of, look_at
 from tasks.core.evaluation.scoring import ScoreTable
 from tasks.core.evaluation.summary import (
     Challenge,
+    ChampionPoint,
     Comparison,
     Decision,
     EvaluationSummary,
@@ -53,7 +54,8 @@ class Gating:
 
     `baseline_kind` is what the baseline of the evaluation is. `champion_dir` is the champion's run where it is
     compared besides the baseline; `missing_champion` says why a champion that exists cannot be compared.
-    `challenges` counts how often each was challenged.
+    `challenges` counts how often each was challenged. `champions` are all there were, oldest first, whose scores
+    are looked for in `runs_dir`.
     """
 
     settings: GateConfig
@@ -61,6 +63,8 @@ class Gating:
     champion_dir: Path | None = None
     missing_champion: str | None = None
     challenges: ChallengeBook | None = None
+    champions: Sequence[ChampionPoint] = ()
+    runs_dir: Path = Path("runs")
 
 
 @dataclass(frozen=True, slots=True)

@@ -224,6 +224,15 @@ class Verdict(Record):
     settings: dict[str, Any] = Field(default_factory=dict)
 
 
+class ChampionPoint(Record):
+    """One champion of the line: since when, and its score by the primary metric on the current test rows."""
+
+    run_name: str
+    promoted_at: str | None
+    weights_sha256: str | None
+    score: MetricSummary | None = Field(None, description="None where no evaluation has it on these rows")
+
+
 class JudgeUsage(Record):
     """What the judge model did in one evaluation, over all runs that were scored, and what it cost."""
 
@@ -277,6 +286,7 @@ class EvaluationSummary(Record):
     champion: RunSummary | None = None
     champion_comparison: Comparison | None = None
     verdict: Verdict | None = None
+    champions: tuple[ChampionPoint, ...] = Field((), description="the line of champions, oldest first")
     overlap: OverlapSummary | None = None
     judge: JudgeUsage | None = None
     embedding: EmbeddingUsage | None = None

@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
 from tasks.core.errors import ModelLoadError, PromotionError, StorageError, first_line
-from tasks.core.evaluation.summary import ScoreInterval, Verdict
+from tasks.core.evaluation.summary import ChampionPoint, ScoreInterval, Verdict
 from tasks.core.files import write_atomically
 from tasks.core.models import registry
 from tasks.core.models.digests import weights_sha256
@@ -117,6 +117,21 @@ def promotion_history(models_dir: Path) -> list[HistoryEntry]:
         except ValidationError:
             continue
     return entries
+
+
+def champions(models_dir: Path) -> list[ChampionPoint]:
+    """The models that were promoted or went back to, oldest first, not yet scored on any rows.
+
+    The last is the one in force, also where a person wrote the pointer.
+    """
+    line = [(entry.promotion, entry.at) for entry in promotion_history(models_dir)]
+    present = current_promotion(models_dir)
+    if present is not None and (not line or line[-1][0].run_name != present.run_name):
+        line.append((present, present.promoted_at))
+    return [
+        ChampionPoint(run_name=one.run_name, promoted_at=at, weights_sha256=one.weights_sha256)
+        for one, at in line
+    ]
 
 
 def why_not(models_dir: Path, run_name: str, evidence: Evidence | None) -> str | None:
