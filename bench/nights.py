@@ -3,11 +3,12 @@
     python bench/nights.py [--lines 400]
 
 A line is 30 or 90 nights. Each night a candidate answers the same rows; a promoted one is the champion of the nights
-after it. Candidates are *equal* (of the champion's skill, question by question their own), *inherited* (equal, and
-alike question by question, as when each night goes on from the same data), or *spread* (their true gains are normal
-around the first champion with a standard deviation of one point). A promotion is false when the promoted model is
-truly no better than the champion it replaces. The old rule asks p <= 0.05 of every night, the new one what
-`nights.allowed_p_value` gives; both by McNemar's exact test, as the gate tests 0/1 metrics.
+after it. Candidates are *equal* (each question is answered rightly with the champion's own probability), *inherited*
+(equal, but seven answers of ten are the champion's own, as when each night goes on from the same model), or *spread*
+(each has strengths of its own, and their true gains are normal around the first champion with a standard deviation of
+one point). A promotion is false when the promoted model is truly no better than the champion it replaces. The old rule
+asks p <= 0.05 of every night, the new one what `nights.allowed_p_value` gives; both by McNemar's exact test, as the
+gate tests 0/1 metrics.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ Kind = Literal["equal", "inherited", "spread"]
 Skill = NDArray[np.float64]
 Rule = Callable[[int], float]
 KINDS: tuple[Kind, ...] = ("equal", "inherited", "spread")
-OWN_SPREAD = {"equal": 0.25, "inherited": 0.08, "spread": 0.15}
+OWN_STRENGTHS = 0.15
+KEPT_ANSWERS = 0.7
 RULES: dict[str, Rule] = {
     "old": lambda number: 0.05,
     "new": lambda number: allowed_p_value(number, 30, 0.95, "champion"),
@@ -78,10 +80,20 @@ def candidate_of(
     random: np.random.Generator, kind: Kind, base: Skill, champion: Skill, first: float
 ) -> Skill:
     """Probability of a right answer, question by question."""
-    around = champion if kind == "inherited" else base
-    skill = np.clip(around + random.normal(0, OWN_SPREAD[kind], len(base)), 0, 1)
-    mean = first + random.normal(0, 0.01) if kind == "spread" else float(champion.mean())
-    return of_mean(skill, mean)
+    if kind != "spread":
+        return champion
+    skill = np.clip(base + random.normal(0, OWN_STRENGTHS, len(base)), 0, 1)
+    return of_mean(skill, first + random.normal(0, 0.01))
+
+
+def answers_of(
+    random: np.random.Generator, kind: Kind, skill: Skill, before: NDArray[np.bool_]
+) -> NDArray[np.bool_]:
+    """Which rows are answered rightly, of the champion's answers `before` some kept where they are inherited."""
+    anew = random.random(len(skill)) < skill
+    if kind != "inherited":
+        return anew
+    return np.where(random.random(len(skill)) < KEPT_ANSWERS, before, anew)
 
 
 def look(night: int, difference: float, changed: float, rows: int, p: float) -> Look:
@@ -96,12 +108,12 @@ def look(night: int, difference: float, changed: float, rows: int, p: float) -> 
 def line(random: np.random.Generator, kind: Kind, rows: int, nights: int, rule: Rule, found: Found) -> None:
     """One line of nights, added to what was found."""
     base = random.beta(1, 1, rows)
-    champion = of_mean(np.clip(base + random.normal(0, OWN_SPREAD[kind], rows), 0, 1), float(base.mean()))
+    champion = of_mean(np.clip(base + random.normal(0, OWN_STRENGTHS, rows), 0, 1), float(base.mean()))
     first, was_false = float(champion.mean()), False
     right, looks = random.random(rows) < champion, []
     for night in range(1, nights + 1):
         skill = candidate_of(random, kind, base, champion, first)
-        answered = random.random(rows) < skill
+        answered = answers_of(random, kind, skill, right)
         wins, losses = int((answered & ~right).sum()), int((right & ~answered).sum())
         p = p_value(wins, losses)
         seen = look(night, (wins - losses) / rows, (wins + losses) / rows, rows, p)
@@ -126,11 +138,13 @@ def chance_to_take(
     taken = 0
     for _ in range(lines):
         base = random.beta(1, 1, rows)
-        champion = of_mean(np.clip(base + random.normal(0, OWN_SPREAD[kind], rows), 0, 1), float(base.mean()))
+        champion = of_mean(np.clip(base + random.normal(0, OWN_STRENGTHS, rows), 0, 1), float(base.mean()))
         right = random.random(rows) < champion
         skill = candidate_of(random, kind, base, champion, float(champion.mean()))
-        better = of_mean(skill, float(champion.mean()) + TRUE_GAIN)
-        answered = random.random(rows) < better
+        gained = of_mean(
+            skill, float(champion.mean()) + TRUE_GAIN / (1 - KEPT_ANSWERS * (kind == "inherited"))
+        )
+        answered = answers_of(random, kind, gained, right)
         wins, losses = int((answered & ~right).sum()), int((right & ~answered).sum())
         taken += wins > losses and p_value(wins, losses) <= rule(int(random.integers(1, nights + 1)))
     return taken / lines
