@@ -11,17 +11,20 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import secrets
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import orjson
-
-from tasks.core.data.text_formats import Row, kind_of, read_rows
+from tasks.core.data.arrow_files import EXACT_IN_A_FLOAT, table_batches
+from tasks.core.data.json_texts import write_json
+from tasks.core.data.text_formats import TABLE_SUFFIXES, Row, kind_of, read_rows
 from tasks.core.errors import DataError, StorageError
 from tasks.core.files import cache_dir
 
@@ -29,10 +32,18 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from datasets import Dataset, Features
 
-_CACHE_FORMAT = "1"
+_log = logging.getLogger(__name__)
+
+_CACHE_FORMAT = "2"
 _CACHE_DAYS = 30
+_NOTES = b"tuneproof notes"
+_REPEATED_SHOWN = 3
 _ROWS_PER_BATCH = 1000
 _BYTES_PER_BATCH = 16 << 20
+
+
+_Note = tuple[int, str]
+"""What a person should be told of the rows: the number of the file, and what follows behind its name."""
 
 
 def open_files(paths: Sequence[Path], *, list_name: str | None = None) -> Dataset:
@@ -42,14 +53,13 @@ def open_files(paths: Sequence[Path], *, list_name: str | None = None) -> Datase
     Raises DataError for a malformed or empty file, StorageError when the cache cannot be written.
     """
     import pyarrow as pa
-    from datasets import Dataset
 
     cached_path = cache_dir() / "data" / f"{_content_sha256(paths, list_name)[:32]}.arrow"
     try:
         if cached_path.exists():
             os.utime(cached_path)
             with suppress(pa.ArrowInvalid):  # damaged: written again below
-                return Dataset.from_file(str(cached_path))
+                return _opened(cached_path, paths)
         _write_arrow(paths, list_name, cached_path)
     except OSError as error:
         if error.filename is not None and Path(error.filename) in paths:
@@ -58,7 +68,23 @@ def open_files(paths: Sequence[Path], *, list_name: str | None = None) -> Datase
             f"the dataset cache {cached_path.parent} cannot be written: {error}",
             "Free some disk space, or set TUNEPROOF_CACHE to a folder that can be written.",
         ) from error
+    return _opened(cached_path, paths)
+
+
+def _opened(cached_path: Path, paths: Sequence[Path]) -> Dataset:
+    """The rows of a cached copy; what was noticed when it was written is told each time."""
+    import pyarrow as pa
+    from datasets import Dataset
+
+    with pa.memory_map(str(cached_path)) as source, pa.ipc.open_stream(source) as stream:
+        notes = json.loads((stream.schema.metadata or {}).get(_NOTES, b"[]"))
+    for file_number, note in notes:
+        _log.warning("%s%s", paths[file_number], note)
     return Dataset.from_file(str(cached_path))
+
+
+def _with_notes(schema: pa.Schema, notes: Sequence[_Note]) -> pa.Schema:
+    return schema.with_metadata({**(schema.metadata or {}), _NOTES: json.dumps(notes)}) if notes else schema
 
 
 def _content_sha256(paths: Sequence[Path], list_name: str | None) -> str:
@@ -74,18 +100,24 @@ def _write_arrow(paths: Sequence[Path], list_name: str | None, cached_path: Path
     """Write the rows as an Arrow stream, renamed into place when it is whole."""
     import pyarrow as pa
 
-    if any(kind_of(path) == ".parquet" for path in paths):
-        features, batches = _parquet_batches(paths)
+    notes: list[_Note] = []
+    if any(kind_of(path) in TABLE_SUFFIXES for path in paths):
+        if others := [path.name for path in paths if kind_of(path) not in TABLE_SUFFIXES]:
+            raise DataError(
+                f"{_names(paths)} mixes Parquet or Arrow with other kinds of files ({', '.join(others[:5])}).",
+                "Keep one kind of file there, or name the files of one kind.",
+            )
+        features, batches = table_batches(paths)
     else:
-        features, batches = _row_batches(paths, list_name)
+        features, batches = _row_batches(paths, list_name, notes)
     cached_path.parent.mkdir(parents=True, exist_ok=True)
     _drop_old_copies(cached_path.parent)
     partial_path = cached_path.with_suffix(f".{secrets.token_hex(4)}.partial")
-    schema, row_count = features.arrow_schema, 0
+    schema, row_count = _with_notes(features.arrow_schema, notes), 0
     try:
         with pa.OSFile(str(partial_path), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
             for batch in batches:
-                writer.write_batch(batch)
+                writer.write_batch(batch.replace_schema_metadata(schema.metadata))
                 row_count += batch.num_rows
         if row_count == 0:
             raise DataError(f"{_names(paths)} holds no rows.", "Check that this is the right file.")
@@ -105,16 +137,61 @@ def _drop_old_copies(folder: Path) -> None:
 # --- text formats: JSON Lines, JSON, CSV
 
 
-def _row_batches(paths: Sequence[Path], list_name: str | None) -> tuple[Features, Iterator[pa.RecordBatch]]:
-    """Two passes: the first finds malformed rows and which columns are text, the second converts."""
+@dataclass
+class _Kind:
+    """What the values of one column have been so far."""
+
+    has_gap: bool
+    has_text: bool = False
+    has_whole_float: bool = False
+    has_other: bool = False
+
+    def see(self, value: Any) -> None:
+        if isinstance(value, str):
+            self.has_text = True
+        elif value is None:
+            self.has_gap = True
+        elif isinstance(value, float) and value.is_integer() and abs(value) <= EXACT_IN_A_FLOAT:
+            self.has_whole_float = True
+        else:
+            self.has_other = True
+
+    @property
+    def is_text(self) -> bool:
+        """Whether all values are text."""
+        return not (self.has_whole_float or self.has_other)
+
+    @property
+    def is_whole_with_gaps(self) -> bool:
+        """Whether these are whole numbers that a table had to make floats of to mark its gaps (4.0, null)."""
+        return self.has_gap and self.has_whole_float and not (self.has_text or self.has_other)
+
+
+def _row_batches(
+    paths: Sequence[Path], list_name: str | None, notes: list[_Note]
+) -> tuple[Features, Iterator[pa.RecordBatch]]:
+    """Two passes: the first finds malformed rows and which columns are text, the second converts.
+
+    What a person should be told of the rows is added to `notes`.
+    """
     from datasets import Features, Json, Value
 
-    is_text: dict[str, bool] = {}
-    for path in paths:
-        for row in read_rows(path, list_name):
+    repeated = _Repeated()
+    kinds: dict[str, _Kind] = {}
+    row_count = 0
+    for number, path in enumerate(paths):
+        for row in read_rows(path, list_name, partial(repeated.add, number)):
             for name, value in row.items():
-                is_text[name] = is_text.get(name, True) and (value is None or isinstance(value, str))
-    features = Features({name: Value("string") if text else Json() for name, text in is_text.items()})
+                kind = kinds.get(name)
+                if kind is None:
+                    kind = kinds[name] = _Kind(has_gap=row_count > 0)
+                kind.see(value)
+            if len(row) < len(kinds):
+                for name in kinds.keys() - row.keys():
+                    kinds[name].has_gap = True
+            row_count += 1
+    notes.extend(repeated.notes())
+    features = Features({name: Value("string") if kind.is_text else Json() for name, kind in kinds.items()})
 
     def batches() -> Iterator[pa.RecordBatch]:
         rows: list[Row] = []
@@ -124,86 +201,51 @@ def _row_batches(paths: Sequence[Path], list_name: str | None) -> tuple[Features
                 rows.append(row)
                 size += sum(len(value) for value in row.values() if isinstance(value, (str, list)))
                 if len(rows) == _ROWS_PER_BATCH or size >= _BYTES_PER_BATCH:
-                    yield _record_batch(rows, is_text, features)
+                    yield _record_batch(rows, kinds, features)
                     rows, size = [], 0
         if rows:
-            yield _record_batch(rows, is_text, features)
+            yield _record_batch(rows, kinds, features)
 
     return features, batches()
 
 
-def _record_batch(rows: Sequence[Row], is_text: Mapping[str, bool], features: Features) -> pa.RecordBatch:
+def _record_batch(rows: Sequence[Row], kinds: Mapping[str, _Kind], features: Features) -> pa.RecordBatch:
     import pyarrow as pa
 
     arrays = []
-    for name, text in is_text.items():
+    for name, kind in kinds.items():
         values = [row.get(name) for row in rows]
-        if not text:
-            values = [None if value is None else _json_text(value) for value in values]
+        if kind.is_whole_with_gaps:
+            values = [None if value is None else int(value) for value in values]
+        if not kind.is_text:
+            values = [None if value is None else write_json(value) for value in values]
         column = pa.array(values, pa.string())
-        arrays.append(column if text else pa.ExtensionArray.from_storage(pa.json_(), column))
+        arrays.append(column if kind.is_text else pa.ExtensionArray.from_storage(pa.json_(), column))
     return pa.RecordBatch.from_arrays(arrays, schema=features.arrow_schema)
 
 
-def _json_text(value: Any) -> str:
-    try:
-        return orjson.dumps(value).decode()
-    except TypeError:  # an integer of more than 64 bits
-        return json.dumps(value)
+class _Repeated:
+    """Places where an object has a key twice: the first few, and how many there are."""
 
+    def __init__(self) -> None:
+        self._shown: list[_Note] = []
+        self._count = 0
 
-# --- Parquet
+    def add(self, file_number: int, line: int | None, keys: Sequence[str]) -> None:
+        self._count += 1
+        if len(self._shown) < _REPEATED_SHOWN:
+            at = "" if line is None else f", line {line}"
+            is_or_are = "is" if len(keys) == 1 else "are"
+            named = f"the key {', '.join(map(repr, keys))} {is_or_are} there more than once"
+            self._shown.append((file_number, f"{at}: {named}; the last value is taken."))
 
-
-def _parquet_batches(paths: Sequence[Path]) -> tuple[Features, Iterator[pa.RecordBatch]]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-    from datasets import Features
-
-    if others := [path.name for path in paths if kind_of(path) != ".parquet"]:
-        raise DataError(
-            f"{paths[0].parent} mixes Parquet with other kinds of files ({', '.join(others[:5])}).",
-            "Keep one kind of file in the folder, or name one file.",
+    def notes(self) -> list[_Note]:
+        more = self._count - len(self._shown)
+        return (
+            [*self._shown, (0, f": {more} more rows of the data have a key more than once.")]
+            if more
+            else self._shown
         )
-    try:
-        schemas = [_plain_types(pq.read_schema(path)) for path in paths]
-        schema = pa.unify_schemas(schemas, promote_options="permissive")
-    except pa.ArrowException as error:
-        raise DataError(f"{_names(paths)}: {error}", "Write the Parquet file again.") from error
-    features = Features.from_arrow_schema(schema)
-
-    def batches() -> Iterator[pa.RecordBatch]:
-        for path in paths:
-            try:
-                for batch in pq.ParquetFile(path).iter_batches(batch_size=_ROWS_PER_BATCH):
-                    yield _with_schema(batch, features.arrow_schema)
-            except pa.ArrowException as error:
-                raise DataError(f"{path}: {error}", "Write the Parquet file again.") from error
-
-    return features, batches()
-
-
-def _plain_types(schema: pa.Schema) -> pa.Schema:
-    """Dictionary-encoded columns (pandas' categories) become columns of their values."""
-    import pyarrow as pa
-
-    fields = [
-        field.with_type(field.type.value_type) if pa.types.is_dictionary(field.type) else field
-        for field in schema
-    ]
-    return pa.schema(fields, metadata=schema.metadata)
-
-
-def _with_schema(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
-    import pyarrow as pa
-
-    columns = [
-        batch.column(field.name).cast(field.type)
-        if field.name in batch.schema.names
-        else pa.nulls(batch.num_rows, field.type)
-        for field in schema
-    ]
-    return pa.RecordBatch.from_arrays(columns, schema=schema)
 
 
 def _names(paths: Sequence[Path]) -> str:

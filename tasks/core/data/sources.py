@@ -5,14 +5,17 @@ Everything ends as a `datasets.Dataset` over memory-mapped Arrow, so a million r
 
 from __future__ import annotations
 
+import glob
+import json
 import logging
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tasks.core.data.arrow_files import gaps_and_whole_numbers, whole_numbers
 from tasks.core.data.local_files import open_files
 from tasks.core.data.text_formats import SUFFIXES, kind_of
 from tasks.core.errors import DataError, first_line
@@ -39,8 +42,12 @@ _HUB_HELP = (
 )
 
 
+DataId = str | Sequence[str]
+"""A path, a pattern or a Hub id; or several of them, whose rows follow one another."""
+
+
 def load_rows(
-    data_id: str,
+    data_id: DataId,
     *,
     split: str | None,
     revision: str | None = None,
@@ -49,30 +56,84 @@ def load_rows(
 ) -> Dataset:
     """Open the rows of `data_id` in their order; the first `max_rows` of them if that is given.
 
-    `data_id` is a path (.jsonl, .json, .csv, .tsv, .parquet, a folder of such files, a `save_to_disk`
-    folder) or a Hub id, with `:configuration` behind it where the dataset has several. `split` may carry
-    a slice, such as `train[:10%]`. A single file has one split, so the split's name is not looked at.
-    `revision` and `num_proc` are for the Hub. Raises DataError.
+    `data_id` is a path (.jsonl, .json, .csv, .tsv, .parquet, .arrow, a folder of such files, a `save_to_disk`
+    folder), a pattern (`data/*.jsonl`; files in the order of their names) or a Hub id, with `:configuration` behind
+    it where the dataset has several. `split` may carry a slice, such as `train[:10%]`. A single file has one split,
+    so the split's name is not looked at. `revision` and `num_proc` are for the Hub. Raises DataError.
     """
     name, span = _parse_split(split)
-    path = Path(data_id).expanduser()
+    ids = (data_id,) if isinstance(data_id, str) else tuple(data_id)
+    if not ids:
+        raise DataError("The list of data is empty.", "Name at least one file, folder or Hub id.")
     with _quiet_progress():
-        if path.is_dir():
-            rows = _load_folder(path, name)
-        elif path.exists():
-            rows = _load_file(path, name)
-        elif _looks_like_path(data_id):
-            raise _missing_file(path)
-        else:
-            rows = _load_from_hub(data_id, name, revision, num_proc)
-    if revision is not None and path.exists():
-        _log.warning("The revision %r is not used: %s is on this machine.", revision, data_id)
+        rows = _open(ids, name, revision, num_proc)
+    if revision is not None and all(_is_here(one) for one in ids):
+        _log.warning("The revision %r is not used: %s is on this machine.", revision, described_data(data_id))
     rows = _first_rows(_sliced(rows, span), max_rows)
     if len(rows) == 0:
         raise DataError(
-            f"{data_id} (split {split!r}) holds no rows.", "Check the file, the split and max_rows."
+            f"{described_data(data_id)} (split {split!r}) holds no rows.",
+            "Check the file, the split and max_rows.",
         )
     return rows
+
+
+def described_data(data_id: DataId) -> str:
+    """The data in words, for messages and manifests."""
+    return data_id if isinstance(data_id, str) else ", ".join(data_id)
+
+
+def _open(ids: Sequence[str], split: str | None, revision: str | None, num_proc: int | None) -> Dataset:
+    files: list[Path] = []
+    others: list[Dataset] = []
+    for one in ids:
+        found = _local_files(one, split)
+        if found is not None:
+            files += found
+        elif Path(one).expanduser().is_dir():
+            others.append(_load_saved(Path(one).expanduser(), split))
+        else:
+            others.append(_load_from_hub(one, split, revision, num_proc))
+    if not others:
+        return open_files(files, list_name=split)
+    if files and len(ids) > 1:
+        raise DataError(
+            f"{described_data(ids)}: files and other datasets cannot be read as one.",
+            "Name files only, or datasets of the Hub and save_to_disk folders only.",
+        )
+    whole = [_with_whole_numbers(dataset) for dataset in others]
+    return whole[0] if len(whole) == 1 else _joined(whole, ids)
+
+
+def _joined(datasets: Sequence[Dataset], ids: Sequence[str]) -> Dataset:
+    from datasets import concatenate_datasets
+
+    try:
+        return concatenate_datasets(list(datasets))
+    except (ValueError, TypeError) as error:
+        raise DataError(
+            f"{described_data(ids)} cannot be read as one: {error}", "Give them the same columns and types."
+        ) from error
+
+
+def _with_whole_numbers(rows: Dataset) -> Dataset:
+    """Whole numbers that became floats where a table marked a gap are whole numbers again."""
+    from datasets import Dataset, Value, concatenate_datasets
+    from datasets.table import InMemoryTable
+
+    names = [
+        name
+        for name, feature in rows.features.items()
+        if isinstance(feature, Value)
+        and feature.dtype.startswith("float")
+        and gaps_and_whole_numbers(rows.data.column(name))
+    ]
+    if not names:
+        return rows
+    import pyarrow as pa
+
+    whole = InMemoryTable(pa.table({name: whole_numbers(rows.data.column(name)) for name in names}))
+    return concatenate_datasets([rows.remove_columns(names), Dataset(whole)], axis=1)
 
 
 # --- splits
@@ -147,35 +208,100 @@ def _missing_file(path: Path) -> DataError:
     return DataError(f"There is no file {path.name} in {folder.resolve()}.", hint)
 
 
-def _load_file(path: Path, split: str | None) -> Dataset:
-    if kind_of(path) is None:
-        raise DataError(f"{path} is no data file that can be read.", f"Use one of {', '.join(SUFFIXES)}.")
-    return open_files([path], list_name=split)
+def _is_here(data_id: str) -> bool:
+    return _is_pattern(data_id) or Path(data_id).expanduser().exists()
 
 
-def _load_folder(folder: Path, split: str | None) -> Dataset:
-    if (folder / "dataset_dict.json").exists() or (folder / "state.json").exists():
-        return _load_saved(folder, split)
+def _is_pattern(data_id: str) -> bool:
+    return any(mark in data_id for mark in "*?[") and not Path(data_id).expanduser().exists()
+
+
+def _local_files(data_id: str, split: str | None) -> list[Path] | None:
+    """The files that a path or pattern names; None for a `save_to_disk` folder and for what is not here."""
+    path = Path(data_id).expanduser()
+    if _is_pattern(data_id):
+        return _of_split(_matching(path), split, f"The pattern {data_id}", path.anchor or ".")
+    if path.is_dir():
+        return None if _is_saved(path) else _files_in(path, split)
+    if path.exists():
+        if kind_of(path) is None:
+            raise DataError(f"{path} is no data file that can be read.", f"Use one of {', '.join(SUFFIXES)}.")
+        return [path]
+    if _looks_like_path(data_id):
+        raise _missing_file(path)
+    return None
+
+
+def _matching(pattern: Path) -> list[Path]:
+    """The data files that a pattern matches, also those in folders that it matches."""
+    found = [Path(name) for name in sorted(glob.glob(str(pattern), recursive=True))]
+    inside = (inner for path in found if path.is_dir() for inner in sorted(path.rglob("*")))
+    files = _data_files(dict.fromkeys((*found, *inside)))
+    if files:
+        return files
+    if found:
+        named = ", ".join(path.name for path in found[:5])
+        raise DataError(
+            f"The pattern {pattern} matches no data file, only {named}.",
+            f"Use files of {', '.join(SUFFIXES)}.",
+        )
+    fixed = next(parent for parent in pattern.parents if not any(mark in str(parent) for mark in "*?["))
+    if not fixed.is_dir():
+        raise DataError(
+            f"The pattern {pattern} matches nothing: there is no folder {fixed}.", "Check the path."
+        )
+    near = [str(path.relative_to(fixed)) for path in _data_files(sorted(fixed.rglob("*")))]
+    close = get_close_matches(pattern.name, near, n=5, cutoff=0.3) or near[:5]
+    raise DataError(
+        f"The pattern {pattern} matches nothing in {fixed.resolve()}.",
+        f"There are: {', '.join(close)}." if close else "Check the path.",
+    )
+
+
+def _data_files(paths: Iterable[Path]) -> list[Path]:
+    """Those of the paths that hold rows; Arrow files only where there are no others, since they may be copies."""
     files = [
         path
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-        and kind_of(path) is not None
-        and path.name not in _METADATA_FILES
-        and not any(part.startswith((".", "_")) for part in path.relative_to(folder).parts)
+        for path in paths
+        if kind_of(path) is not None and path.name not in _METADATA_FILES and path.is_file()
     ]
+    others = [path for path in files if kind_of(path) != ".arrow"]
+    return others or [path for path in files if not path.name.startswith("cache-")]
+
+
+def _files_in(folder: Path, split: str | None) -> list[Path]:
+    files = _data_files(
+        path
+        for path in sorted(folder.rglob("*"))
+        if not any(part.startswith((".", "_")) for part in path.relative_to(folder).parts)
+    )
     if not files:
         raise DataError(
             f"The folder {folder} holds no data files.", f"Put files of {', '.join(SUFFIXES)} there."
         )
+    return _of_split(files, split, f"The folder {folder}", folder, is_strict=True)
+
+
+def _of_split(
+    files: Sequence[Path], split: str | None, where: str, root: str | Path, *, is_strict: bool = False
+) -> list[Path]:
+    """The files whose names tell this split; all where no name tells one.
+
+    A pattern that matches one split only was written to match it, unless `is_strict`.
+    """
     by_split: dict[str | None, list[Path]] = {}
     for path in files:
-        by_split.setdefault(_split_of(path.relative_to(folder)), []).append(path)
+        by_split.setdefault(_split_of(path.relative_to(root) if is_strict else Path(path.name)), []).append(
+            path
+        )
     named = [name for name in by_split if name is not None]
-    if not named:
-        return open_files(files, list_name=split)
+    if not named or (not is_strict and len(named) == 1):
+        return list(files)
     wanted = _SPLIT_WORDS.get(split, split) if split else None
-    return open_files(by_split[_choose_split(named, wanted, f"The folder {folder}")])
+    chosen = by_split[_choose_split(named, wanted, where)]
+    if not is_strict:
+        _log.info("%s matches several splits; these files are read: %s.", where, ", ".join(map(str, chosen)))
+    return chosen
 
 
 def _split_of(path: Path) -> str | None:
@@ -187,18 +313,37 @@ def _split_of(path: Path) -> str | None:
     return None
 
 
+def _is_saved(folder: Path) -> bool:
+    return (folder / "dataset_dict.json").exists() or (folder / "state.json").exists()
+
+
 def _load_saved(folder: Path, split: str | None) -> Dataset:
     from datasets import DatasetDict, load_from_disk
 
     try:
         loaded: Dataset | DatasetDict = load_from_disk(str(folder))
-    except (OSError, ValueError, KeyError) as error:
-        raise DataError(
-            f"The save_to_disk folder {folder} cannot be read: {error}", "Save the dataset again."
-        ) from error
+    except Exception as error:  # a column type that the library does not know, or a damaged folder
+        return _load_saved_tables(folder, split, error)
     if isinstance(loaded, DatasetDict):
         return loaded[_choose_split(list(loaded), split, f"The folder {folder}")]
     return loaded
+
+
+def _load_saved_tables(folder: Path, split: str | None, error: Exception) -> Dataset:
+    """Read the Arrow files of a `save_to_disk` folder that the library itself refuses."""
+    try:
+        if (folder / "dataset_dict.json").exists():
+            splits = json.loads((folder / "dataset_dict.json").read_bytes())["splits"]
+            folder = folder / _choose_split(splits, split, f"The folder {folder}")
+        state = json.loads((folder / "state.json").read_bytes())
+        files = [folder / item["filename"] for item in state["_data_files"]]
+        if state.get("_indices_data_files") or not files or not all(path.is_file() for path in files):
+            raise ValueError("its tables are not all there")
+    except (OSError, ValueError, KeyError, TypeError):
+        raise DataError(
+            f"The save_to_disk folder {folder} cannot be read: {error}", "Save the dataset again."
+        ) from error
+    return open_files(files)
 
 
 # --- the Hub

@@ -5,43 +5,58 @@ A malformed row ends the reading with an error that names the file and the line.
 
 from __future__ import annotations
 
-import csv
+import codecs
 import gzip
 import io
 import json
+import tempfile
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import orjson
 
+from tasks.core.data.csv_files import read_csv
+from tasks.core.data.json_texts import read_json, repeated_keys
 from tasks.core.errors import DataError
 
 Row = Mapping[str, Any]
+TellRepeated = Callable[[int | None, Sequence[str]], None]
+"""Takes a line (None where the file is one value) and the keys that one object there has more than once."""
 
-SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
+TABLE_SUFFIXES = (".parquet", ".arrow")
+SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", *TABLE_SUFFIXES)
 _EXCERPT_CHARACTERS = 80
-_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_BYTE_ORDER_MARK = codecs.BOM_UTF8
+_WIDE_MARKS = {  # the longer ones first: UTF-32's begins as UTF-16's does
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
 
 
 def kind_of(path: Path) -> str | None:
     """The suffix that says how to read `path` (".csv" for "rows.csv.gz"), or None for no data file."""
     name = path.name.lower().removesuffix(".gz")
     suffix = next((known for known in SUFFIXES if name.endswith(known)), None)
-    return None if suffix == ".parquet" and path.suffix.lower() == ".gz" else suffix
+    return None if suffix in TABLE_SUFFIXES and path.suffix.lower() == ".gz" else suffix
 
 
-def read_rows(path: Path, list_name: str | None) -> Iterator[Row]:
-    """The rows of one text file; `list_name` picks one list of a `.json` file that holds several."""
+def read_rows(path: Path, list_name: str | None, tell_repeated: TellRepeated | None = None) -> Iterator[Row]:
+    """The rows of one text file; `list_name` picks one list of a `.json` file that holds several.
+
+    A key that an object has twice has its last value; `tell_repeated` is told of it. Raises DataError.
+    """
     kind = kind_of(path)
     try:
         if kind in (".csv", ".tsv"):
-            yield from _read_csv(path)
+            yield from read_csv(_open(path), path, is_tabbed=kind == ".tsv")
         elif _is_one_json_value(path, kind):
-            yield from _read_json(path, list_name)
+            yield from _read_json(path, list_name, tell_repeated)
         else:
-            yield from _read_json_lines(path)
+            yield from _read_json_lines(path, tell_repeated)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise DataError(
             f"{path}: damaged compressed file ({error}).", "Compress or copy the file again."
@@ -49,7 +64,33 @@ def read_rows(path: Path, list_name: str | None) -> Iterator[Row]:
 
 
 def _open(path: Path) -> IO[bytes]:
-    return gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb")  # type: ignore[return-value]
+    """The file's bytes, unpacked; what is marked as UTF-16 or UTF-32 comes as UTF-8."""
+    file = cast(IO[bytes], gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb"))
+    start = file.read(4)
+    file.seek(0)
+    encoding = next((name for mark, name in _WIDE_MARKS.items() if start.startswith(mark)), None)
+    if encoding is None and start.count(0) >= 2:
+        file.close()
+        raise DataError(
+            f"{path}: not UTF-8 text (it looks like UTF-16 without a mark).", "Save the file as UTF-8."
+        )
+    return file if encoding is None else _recoded(file, encoding, path)
+
+
+def _recoded(file: IO[bytes], encoding: str, path: Path) -> IO[bytes]:
+    """The same text as UTF-8, in a temporary file, so that memory does not grow with it."""
+    recoded = cast(IO[bytes], tempfile.TemporaryFile())  # noqa: SIM115 - the caller closes it
+    with io.TextIOWrapper(file, encoding=encoding, newline="") as text:
+        try:
+            while part := text.read(1 << 20):
+                recoded.write(part.encode("utf-8", "replace"))
+        except UnicodeDecodeError as error:
+            raise DataError(
+                f"{path}: marked as {encoding.upper()}, but not text of that kind ({error.reason}).",
+                "Save the file as UTF-8.",
+            ) from error
+    recoded.seek(0)
+    return recoded
 
 
 def _is_one_json_value(path: Path, kind: str | None) -> bool:
@@ -68,7 +109,7 @@ def _is_one_json_value(path: Path, kind: str | None) -> bool:
         return next(lines, None) is None
 
 
-def _read_json_lines(path: Path) -> Iterator[Row]:
+def _read_json_lines(path: Path, tell_repeated: TellRepeated | None) -> Iterator[Row]:
     with _open(path) as file:
         for number, line in enumerate(file, start=1):
             if number == 1:
@@ -81,13 +122,18 @@ def _read_json_lines(path: Path) -> Iterator[Row]:
                     f"{path}, line {number}: not a JSON object but {_named_type(row)}: {_excerpt(line)}",
                     'Each line must be one object, such as {"question": "…", "answer": "…"}.',
                 )
+            if tell_repeated is not None and (keys := repeated_keys(line, row)):
+                tell_repeated(number, keys)
             yield row
 
 
-def _read_json(path: Path, list_name: str | None) -> Sequence[Row]:
+def _read_json(path: Path, list_name: str | None, tell_repeated: TellRepeated | None) -> Sequence[Row]:
     """A list of objects, or an object with one list of objects (or several: `list_name` picks one)."""
     with _open(path) as file:
-        value = _parse(file.read().removeprefix(_BYTE_ORDER_MARK), str(path))
+        text = file.read().removeprefix(_BYTE_ORDER_MARK)
+    value = _parse(text, str(path))
+    if tell_repeated is not None and (keys := repeated_keys(text, value)):
+        tell_repeated(None, keys)
     if isinstance(value, dict):
         lists = {name: item for name, item in value.items() if isinstance(item, list)}
         if len(lists) == 1:
@@ -115,29 +161,12 @@ _JSON_SHAPES = (
 
 
 def _parse(text: bytes, where: str) -> Any:
-    """Parse JSON; what only Python's own reader takes (NaN, half surrogate pairs, huge integers) passes too."""
     try:
-        return orjson.loads(text)
-    except orjson.JSONDecodeError as strict_error:
-        try:
-            return _repaired(json.loads(text.decode("utf-8"), parse_constant=lambda _: None))
-        except UnicodeDecodeError as error:
-            raise DataError(
-                f"{where}: not UTF-8 text ({error.reason}).", "Save the file as UTF-8."
-            ) from error
-        except (ValueError, RecursionError):
-            raise _not_json(text, where, strict_error) from None
-
-
-def _repaired(value: Any) -> Any:
-    """Half surrogate pairs, which no UTF-8 text can hold, become question marks."""
-    if isinstance(value, str):
-        return value.encode("utf-8", "replace").decode()
-    if isinstance(value, list):
-        return [_repaired(item) for item in value]
-    if isinstance(value, dict):
-        return {_repaired(name): _repaired(item) for name, item in value.items()}
-    return value
+        return read_json(text)
+    except orjson.JSONDecodeError as error:
+        raise _not_json(text, where, error) from None
+    except UnicodeDecodeError as error:
+        raise DataError(f"{where}: not UTF-8 text ({error.reason}).", "Save the file as UTF-8.") from error
 
 
 def _not_json(text: bytes, where: str, error: json.JSONDecodeError) -> DataError:
@@ -147,49 +176,6 @@ def _not_json(text: bytes, where: str, error: json.JSONDecodeError) -> DataError
     place = where if ", line" in where else f"{where}, line {error.lineno}"
     excerpt = _excerpt(lines[min(error.lineno, len(lines)) - 1])
     return DataError(f"{place}: not valid JSON ({error.msg}): {excerpt}", "Correct or remove this line.")
-
-
-def _read_csv(path: Path) -> Iterator[Row]:
-    """Every cell as the text that is written there; the delimiter is a comma unless the header has none."""
-    csv.field_size_limit(2**31 - 1)
-    with _open(path) as file, io.TextIOWrapper(file, encoding="utf-8-sig", newline="") as text:
-        try:
-            header_line = text.readline()
-            text.seek(0)
-            delimiter = next((mark for mark in (",", "\t", ";") if mark in header_line), ",")
-            reader = csv.reader(text, delimiter="\t" if kind_of(path) == ".tsv" else delimiter, strict=True)
-            header = next(reader, None)
-            if header is None:
-                return
-            names = [name.strip() or f"column {number}" for number, name in enumerate(header, start=1)]
-            _refuse_repeated(names, path)
-            for cells in reader:
-                if not cells:
-                    continue
-                if len(cells) != len(names):
-                    raise DataError(
-                        f"{path}, line {reader.line_num}: {len(cells)} cells, but the header has {len(names)}: "
-                        f"{_excerpt(delimiter.join(cells).encode())}",
-                        "Put quotes around cells that hold a comma, a quote or a line break.",
-                    )
-                yield dict(zip(names, cells, strict=True))
-        except csv.Error as error:
-            raise DataError(
-                f"{path}, line {reader.line_num}: {error}.", "Check the quotes near this line."
-            ) from error
-        except UnicodeDecodeError as error:
-            raise DataError(
-                f"{path}: not UTF-8 text ({error.reason} at byte {error.start}).",
-                'Save the file as UTF-8 (in a spreadsheet: "CSV UTF-8").',
-            ) from error
-
-
-def _refuse_repeated(names: Sequence[str], path: Path) -> None:
-    repeated = sorted({name for name in names if names.count(name) > 1})
-    if repeated:
-        raise DataError(
-            f"{path}: the header has {', '.join(map(repr, repeated))} more than once.", "Rename one of them."
-        )
 
 
 def _excerpt(line: bytes) -> str:
