@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from prefect import flow
 
 from flows.naming import name_of_run, rename_run, told_rows
@@ -18,7 +20,7 @@ from flows.parameters import (
 )
 from tasks.core.config import Config
 from tasks.core.evaluation.noise import find_repeat
-from tasks.core.models.registry import slug
+from tasks.core.models.registry import data_slug, slug
 from tasks.core.records import RunManifest
 from tasks.devices import held_device
 from tasks.discovery import discover_baseline, discover_champion, discover_model
@@ -97,10 +99,10 @@ def infer(
     return manifest
 
 
-def _telling(prepared: PreparedRows, dataset: str | None) -> tuple[str, ...]:
+def _telling(prepared: PreparedRows, dataset: str | Sequence[str] | None) -> tuple[str, ...]:
     """Model, dataset and number of rows."""
     identity = prepared.identity
-    return slug(identity.model.model_id), slug(dataset or "rows"), told_rows(identity.row_count)
+    return slug(identity.model.model_id), data_slug(dataset or "rows"), told_rows(identity.row_count)
 
 
 def _generate(inferencer: Inferencer, prepared: PreparedRows) -> RunManifest:

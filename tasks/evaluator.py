@@ -9,6 +9,7 @@ from pathlib import Path
 from pydantic import SecretStr
 
 from tasks.core.config import Config, EvaluatorConfig, as_config
+from tasks.core.data.sources import described_data
 from tasks.core.evaluation.evaluate import evaluation_files, report_run, score_run, settings_of
 from tasks.core.evaluation.gate import Gating, primary_of
 from tasks.core.evaluation.judge import Progress
@@ -120,7 +121,8 @@ class Evaluator:
         for section in (self.config.evaluator, self.config.inferencer):
             if section.run_name is not None:
                 return locate_run(section.full_run_name(section.run_name), runs_dir)
-        return newest_run(runs_dir, self.config.inferencer.testing_data_id)
+        data_id = self.config.inferencer.testing_data_id
+        return newest_run(runs_dir, None if data_id is None else described_data(data_id))
 
     def earlier_summary(self) -> EvaluationSummary | None:
         """Return what was found before about these very answers; None when they, an opponent or a setting are new.

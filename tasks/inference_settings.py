@@ -32,13 +32,8 @@ def column_mapping(settings: InferencerConfig) -> ColumnMapping:
     """Return which columns are read; the reference column is required only when a person named it."""
     from tasks.core.data.columns import ColumnMapping
 
-    return ColumnMapping(
-        question=settings.question_column,
-        reference=settings.ground_truth_column,
-        system=settings.system_prompt_column,
-        system_override=settings.system_prompt_override_text,
-        require_reference="ground_truth_column" in settings.model_fields_set,
-    )
+    is_named = "ground_truth_column" in settings.model_fields_set
+    return ColumnMapping.of(settings.model_dump(), require_reference=is_named)
 
 
 def generation_settings(settings: InferencerConfig) -> GenerationSettings:
@@ -70,9 +65,9 @@ def model_run_names(settings: InferencerConfig) -> tuple[str, ...]:
 
 def run_name(settings: InferencerConfig, given: str | None, model: ModelIdentity) -> str:
     """Return the run's directory name: given, configured, or `<model>-<dataset>`, with prefix and suffix."""
-    from tasks.core.models.registry import check_run_name, slug
+    from tasks.core.models.registry import check_run_name, data_slug, slug
 
     name = given or settings.run_name
     if name is None:
-        name = f"{slug(model.model_id)}-{slug(settings.required_testing_data_id)}"
+        name = f"{slug(model.model_id)}-{data_slug(settings.required_testing_data_id)}"
     return check_run_name(f"{settings.run_name_prefix}{name}{settings.run_name_suffix}")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from tasks import inference_settings
 from tasks.core.config import Config, InferencerConfig, as_config
+from tasks.core.data.sources import described_data
 from tasks.core.generation.budget import BudgetStore, FileBudgetStore, TokenBudget
 from tasks.core.generation.ledger import LedgerIndex
 from tasks.core.generation.progress import GenerationProgress
@@ -327,7 +328,7 @@ class Inferencer:
                 prepared.identity,
                 published,
                 run_name=prepared.run_name,
-                dataset_id=self.settings.required_testing_data_id,
+                dataset_id=described_data(self.settings.required_testing_data_id),
                 dataset_split=self.settings.testing_data_split,
                 dataset_revision=self.settings.testing_data_revision,
                 reference_perplexity=references.perplexity if references else None,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from tasks.core.config import Config
 from tasks.core.data.columns import ColumnMapping, examples
 from tasks.core.data.preflight import check_disk_space, find_overlap
-from tasks.core.data.sources import load_rows
+from tasks.core.data.sources import DataId, described_data, load_rows
 from tasks.core.errors import TuneproofError
 from tasks.core.evaluation.gate import primary_of
 from tasks.core.evaluation.metrics import reported, resolve
@@ -150,14 +150,7 @@ def _plan_fine_tuning(config: Config) -> PlannedPhase:
 
 
 def _mapped(config: Config, rows: Dataset) -> Iterator[Example]:
-    settings = config.fine_tuner
-    mapping = ColumnMapping(
-        question=settings.question_column,
-        reference=settings.ground_truth_column,
-        system=settings.system_prompt_column,
-        system_override=settings.system_prompt_override_text,
-    )
-    return examples(rows, mapping)
+    return examples(rows, ColumnMapping.of(config.fine_tuner.model_dump()))
 
 
 def _training_bytes(config: Config, spec: ModelSpec) -> int:
@@ -188,7 +181,7 @@ def _plan_inference(config: Config, *, after_training: bool) -> PlannedPhase:
         dataset = inferencer.load_dataset()
         rows = index_rows(lambda: inferencer.examples(dataset))
         problems = sum(example.problem is not None for example in rows.examples())
-        described = f"{len(rows)} of {settings.required_testing_data_id}"
+        described = f"{len(rows)} of {described_data(settings.required_testing_data_id)}"
         phase.tell("test rows", described + _unusable(problems, "become error rows"))
         check_disk_space(inferencer.runs.local, len(rows) * _BYTES_PER_ANSWER)
     generation = inferencer.generation_settings()
@@ -270,13 +263,13 @@ def _described(identity: ModelIdentity) -> str:
     return f"{identity.model_id} ({identity.dtype}{quantised})"
 
 
-def _told_rows(phase: PlannedPhase, label: str, data_id: str, rows: Iterator[Example]) -> int:
+def _told_rows(phase: PlannedPhase, label: str, data_id: DataId, rows: Iterator[Example]) -> int:
     """Tell how many rows there are; give how many can be used."""
     total = unusable = 0
     for example in rows:
         total += 1
         unusable += example.problem is not None or example.reference is None
-    phase.tell(label, f"{total} of {data_id}{_unusable(unusable, 'are skipped')}")
+    phase.tell(label, f"{total} of {described_data(data_id)}{_unusable(unusable, 'are skipped')}")
     return total - unusable
 
 

@@ -319,7 +319,10 @@ def test_text_parts_of_a_turn_are_joined() -> None:
         (_turns(("user", " ")), "the last user turn of the conversation is empty"),
         (_turns(("user", "u"), ("system", "s")), "the conversation to answer ends with a turn of the system"),
         (["hello"], "turn 1 of the conversation is not an object but str"),
-        ([{"role": "assistant", "content": None, "tool_calls": [1]}], "(tool calls are not supported)"),
+        (
+            [{"role": "assistant", "content": None, "tool_calls": [1]}],
+            "is a tool call, and tool calls are not supported yet",
+        ),
     ],
 )
 def test_a_malformed_conversation_says_what_is_wrong(turns: list[Any], problem: str) -> None:

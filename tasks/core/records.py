@@ -31,6 +31,7 @@ class Example:
     `messages` holds an earlier conversation when the dataset has one, else None.
     `problem` says why the row cannot be asked; it then becomes an error row, never a missing one.
     `reference_reasoning` are the thoughts that lead to `reference`; `other_references` are right answers too.
+    `is_reference_learnt` false keeps the answer out of the loss, as a turn's `is_learnt` does.
     """
 
     id: str
@@ -41,6 +42,7 @@ class Example:
     problem: str | None = None
     reference_reasoning: str | None = None
     other_references: tuple[str, ...] = ()
+    is_reference_learnt: bool = True
 
     @property
     def earlier_turns(self) -> tuple[Message, ...]:
@@ -204,9 +206,15 @@ class Prediction(Record):
     system_prompt: str | None = None
     predicted_answer: str = ""
     ground_truth: str | None = None
+    other_ground_truths: tuple[str, ...] = Field((), description="right answers beside ground_truth")
     error: str | None = None
     earlier_turns: tuple[Message, ...] = Field((), description="of a conversation, before the question")
     metadata: PredictionMetadata = PredictionMetadata()
+
+    @property
+    def references(self) -> tuple[str, ...]:
+        """All right answers, the first one first; none where there is no reference."""
+        return () if self.ground_truth is None else (self.ground_truth, *self.other_ground_truths)
 
 
 class ShardSummary(Record):

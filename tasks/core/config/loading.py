@@ -12,7 +12,8 @@ import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic import ValidationError
 
@@ -283,7 +284,17 @@ def _read_text_value(text: str, setting: Setting) -> Any:
             return tomllib.loads(f"value = {text}")["value"]
         except tomllib.TOMLDecodeError:
             return text
-    return [part.strip() for part in text.split(",") if part.strip()] if wants_list else text
+    if not wants_list or _takes_any_text(annotation):  # a name may hold a comma
+        return text
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _takes_any_text(annotation: Any) -> bool:
+    if get_origin(annotation) in (Union, UnionType):
+        return any(map(_takes_any_text, get_args(annotation)))
+    if get_origin(annotation) is Annotated:
+        return _takes_any_text(get_args(annotation)[0])
+    return annotation is str
 
 
 def _checked(gathered: _Gathered) -> Config:

@@ -22,6 +22,7 @@ from pydantic import (
     model_validator,
 )
 
+from tasks.core.config.question_template import QuestionTemplate
 from tasks.core.errors import ConfigError
 
 logger = logging.getLogger(__name__)
@@ -86,6 +87,8 @@ DeviceName = Annotated[
     str, StringConstraints(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$"), InWords("auto, cpu, mps, cuda or cuda:N")
 ]
 NonEmpty = Annotated[str, StringConstraints(min_length=1)]
+DataId = NonEmpty | Annotated[tuple[NonEmpty, ...], Field(min_length=1)]
+"""A path, a pattern, a Hub id; or several, whose rows follow one another."""
 KeyPlace = Annotated[
     str,
     StringConstraints(pattern=KEY_PLACE.pattern),
@@ -203,13 +206,39 @@ class ModelLoading(Section):
 class ColumnNames(Section):
     """Which dataset columns hold what."""
 
-    question_column: NonEmpty = Field("question", description="Column with the question.")
+    question_column: NonEmpty | Annotated[tuple[NonEmpty, ...], Field(min_length=1)] = Field(
+        "question", description="Column with the question; several are put below one another."
+    )
+    question_template: NonEmpty | None = Field(
+        None,
+        description="Question made of columns in braces, such as {instruction}; takes the place of question_column.",
+    )
     ground_truth_column: NonEmpty = Field("answer", description="Column with the reference answer.")
+    reasoning_column: NonEmpty | None = Field(
+        None, description="Column with the thoughts that come before the reference answer, if any."
+    )
     system_prompt_column: NonEmpty | None = Field(None, description="Column with the system prompt, if any.")
     system_prompt_override_text: str | None = Field(
         None, description="System prompt for all rows; beats the column."
     )
     max_rows: Count | None = Field(None, description="Use only the first rows of the dataset; none = all.")
+
+    @field_validator("question_template")
+    @classmethod
+    def _template_names_columns(cls, template: str | None) -> str | None:
+        if template is not None:
+            QuestionTemplate.parse(template)
+        return template
+
+    @model_validator(mode="after")
+    def _one_way_to_ask(self) -> Self:
+        if self.question_template is not None and self.question_column != "question":
+            raise ValueError(
+                "question_template and question_column are both set: name the column in the template, "
+                "and remove question_column"
+            )
+        return self
+
     long_prompts: LongPrompts = Field(
         "truncate_left",
         description="Prompts that do not fit: cut from the left of the user's text, or refuse the row.",
@@ -223,12 +252,13 @@ class FineTunerConfig(RunNaming, ModelLoading, ColumnNames):
         DEFAULT_BASE_MODEL_ID, description="Model to start from: Hub id, local folder, GGUF file or package:."
     )
     base_model_revision: NonEmpty | None = Field(None, description="Branch, tag or commit of a Hub model.")
-    training_data_id: NonEmpty | None = Field(
-        None, description="Training data: Hub id, JSONL, JSON, CSV or Parquet file, or a folder."
+    training_data_id: DataId | None = Field(
+        None,
+        description="Training data: Hub id, JSONL, JSON, CSV or Parquet file, folder or pattern; or a list of them.",
     )
     training_data_split: NonEmpty | None = Field("train", description="Split to train on.")
     training_data_revision: NonEmpty | None = Field(None, description="Branch, tag or commit of Hub data.")
-    validation_data_id: NonEmpty | None = Field(None, description="Data to measure the loss on, if any.")
+    validation_data_id: DataId | None = Field(None, description="Data to measure the loss on, if any.")
     validation_data_split: NonEmpty | None = Field("validation", description="Split to validate on.")
     validation_data_revision: NonEmpty | None = Field(None, description="Branch, tag or commit of Hub data.")
     dataset_num_proc: Count | None = Field(
@@ -281,7 +311,7 @@ class FineTunerConfig(RunNaming, ModelLoading, ColumnNames):
     report_to: ReportTarget = Field("none", description="Tracker that transformers reports to.")
 
     @property
-    def required_training_data_id(self) -> str:
+    def required_training_data_id(self) -> str | tuple[str, ...]:
         """The training data; ConfigError when none is set."""
         return _required(self.training_data_id, "fine_tuner", "training_data_id")
 
@@ -323,8 +353,9 @@ class InferencerConfig(RunNaming, ModelLoading, ColumnNames):
     run_name: RunName | None = Field(
         None, description="Name of the run and its folder; also the model searched for; none = made up."
     )
-    testing_data_id: NonEmpty | None = Field(
-        None, description="Test data: Hub id, JSONL, JSON, CSV or Parquet file, or a folder."
+    testing_data_id: DataId | None = Field(
+        None,
+        description="Test data: Hub id, JSONL, JSON, CSV or Parquet file, folder or pattern; or a list of them.",
     )
     testing_data_split: NonEmpty | None = Field("test", description="Split to answer.")
     testing_data_revision: NonEmpty | None = Field(None, description="Branch, tag or commit of Hub data.")
@@ -385,7 +416,7 @@ class InferencerConfig(RunNaming, ModelLoading, ColumnNames):
     )
 
     @property
-    def required_testing_data_id(self) -> str:
+    def required_testing_data_id(self) -> str | tuple[str, ...]:
         """The test data; ConfigError when none is set."""
         return _required(self.testing_data_id, "inferencer", "testing_data_id")
 
@@ -618,7 +649,7 @@ class Config(Section):
     pipeline: PipelineConfig = Field(default_factory=PipelineConfig)
 
 
-def _required(value: str | None, section: str, key: str) -> str:
+def _required(value: str | tuple[str, ...] | None, section: str, key: str) -> str | tuple[str, ...]:
     if value is None:
         raise ConfigError(
             f"[{section}] {key} is not set.",

@@ -7,41 +7,24 @@ import json
 import logging
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from difflib import get_close_matches
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from tasks.core.data.conversations import clean_text, read_conversation
-from tasks.core.errors import DataError
+from tasks.core.config.question_template import QuestionTemplate
+from tasks.core.data.cell_texts import NotText, clean_text, part_text, plain, reference_texts, scalar_text
+from tasks.core.data.cells import read_cells
+from tasks.core.data.choosing import ColumnMapping, Columns, choose_columns
+from tasks.core.data.conversations import read_answer, read_conversation, system_text, turns_of
 from tasks.core.records import Example, Message
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
+__all__ = ["ColumnMapping", "ContentCounts", "example_id", "examples", "rows_sha256"]
+
 _log = logging.getLogger(__name__)
-
-DEFAULT_QUESTION_COLUMN = "question"
-DEFAULT_REFERENCE_COLUMN = "answer"
-CONVERSATION_COLUMNS = ("messages", "conversations")
-_ROWS_PER_READ = 1000
-
-
-@dataclass(frozen=True, slots=True)
-class ColumnMapping:
-    """Names of the columns to read.
-
-    `system_override` takes the place of every row's system prompt. A reference column that is not there
-    is an error when a person named it, and a warning otherwise; `require_reference` tells which, and
-    None takes every name but the default (`answer`) for a person's choice.
-    """
-
-    question: str
-    reference: str | None = None
-    system: str | None = None
-    system_override: str | None = None
-    require_reference: bool | None = None
 
 
 def examples(
@@ -49,18 +32,12 @@ def examples(
 ) -> Iterator[Example]:
     """One example a row, in the rows' order, read lazily; a row that cannot be asked carries its `problem`.
 
-    The question column may hold text or a conversation (a list of turns). Where the column `question`
-    is not there, a column `messages` or `conversations` takes its place. The log says so, unless the
-    same rows were `told` of before. Raises DataError at once for a missing column.
+    The question column may hold text or a conversation (a list of turns, or one written as text). What is guessed
+    where the default columns are not there, and what looks as if it were forgotten, is logged, unless the same rows
+    were `told` of before. Raises DataError at once for a missing column.
     """
-    present = _column_names(rows)
-    level = logging.DEBUG if told else logging.WARNING
-    question = _question_column(present, mapping.question, level)
-    reference = _reference_column(present, mapping, question, level)
-    system = mapping.system if mapping.system_override is None else None
-    if system is not None:
-        _require(present, system, "system_prompt_column")
-    return _iterate(rows, (question, reference, system), mapping.system_override)
+    columns = choose_columns(rows, mapping, level=logging.DEBUG if told else logging.WARNING)
+    return _iterate(rows, columns, mapping.system_override, told=told)
 
 
 def rows_sha256(examples: Iterable[Example]) -> str:
@@ -95,149 +72,195 @@ class ContentCounts:
 def example_id(example: Example, seen: ContentCounts) -> str:
     """16 hex digits of the content's sha256, then how often this content came before; `seen` is updated."""
     turns = [(turn.role, turn.content) for turn in example.messages or ()]
-    content = orjson.dumps([example.question, example.system, example.reference, turns, example.problem])
-    digest = hashlib.sha256(content).digest()[:8]
+    content: list[Any] = [example.question, example.system, example.reference, turns, example.problem]
+    # What few rows have is left out where it is not there, so that all others keep the ids they always had.
+    if more := _rarer_content(example):
+        content.append(more)
+    digest = hashlib.sha256(orjson.dumps(content)).digest()[:8]
     return f"{digest.hex()}-{seen.add(int.from_bytes(digest, 'big'))}"
 
 
-# --- columns
-
-
-def _column_names(rows: Dataset | Sequence[Mapping[str, Any]]) -> list[str]:
-    names = getattr(rows, "column_names", None)
-    if names is not None:
-        return list(names)
-    return list(dict.fromkeys(name for row in rows for name in row))
-
-
-def _question_column(present: Sequence[str], wanted: str, level: int) -> str:
-    if wanted not in present and wanted == DEFAULT_QUESTION_COLUMN:
-        conversation = next((name for name in CONVERSATION_COLUMNS if name in present), None)
-        if conversation is not None:
-            _log.log(
-                min(level, logging.INFO),
-                "There is no column %r; the conversations in %r are asked.",
-                wanted,
-                conversation,
-            )
-            return conversation
-    _require(present, wanted, "question_column")
-    return wanted
-
-
-def _reference_column(
-    present: Sequence[str], mapping: ColumnMapping, question: str, level: int
-) -> str | None:
-    if mapping.reference is None or mapping.reference in present:
-        return mapping.reference
-    is_required = mapping.require_reference
-    if is_required is None:
-        is_required = mapping.reference != DEFAULT_REFERENCE_COLUMN
-    if is_required:
-        _require(present, mapping.reference, "ground_truth_column")
-    if question not in CONVERSATION_COLUMNS:
-        _log.log(
-            level,
-            "There is no column %r, so the rows have no reference answers; there are: %s.",
-            mapping.reference,
-            ", ".join(present),
-        )
-    return None
-
-
-def _require(present: Sequence[str], name: str, key: str) -> None:
-    if name in present:
-        return
-    near = get_close_matches(name, present, n=1, cutoff=0.5)
-    guess = f", perhaps to {near[0]!r}" if near else ""
-    there = ", ".join(present) or "none"
-    raise DataError(
-        f"The dataset has no column {name!r}; it has: {there}.", f"Set {key} to one of these{guess}."
-    )
+def _rarer_content(example: Example) -> dict[str, Any]:
+    messages = example.messages or ()
+    found: dict[str, Any] = {
+        "other references": example.other_references,
+        "reference reasoning": example.reference_reasoning,
+        "reasoning": {str(place): turn.reasoning for place, turn in enumerate(messages) if turn.reasoning},
+        "not learnt": [place for place, turn in enumerate(messages) if not turn.is_learnt],
+        "reference not learnt": not example.is_reference_learnt,
+    }
+    return {name: value for name, value in found.items() if value}
 
 
 # --- rows
 
 
 def _iterate(
-    rows: Dataset | Sequence[Mapping[str, Any]],
-    columns: tuple[str, str | None, str | None],
-    system_override: str | None,
+    rows: Dataset | Sequence[Mapping[str, Any]], columns: Columns, system_override: str | None, *, told: bool
 ) -> Iterator[Example]:
     seen = ContentCounts()
-    wanted = [name for name in columns if name is not None]
-    for asked, answer, system in _cells(rows, wanted, columns):
-        example = _example(asked, answer, system, system_override)
-        yield _with_id(example, example_id(example, seen))
+    order = [*columns.template.columns, columns.reference, columns.system, columns.reasoning]
+    for *asked, answer, system, reasoning in read_cells(rows, order):
+        question = asked[0] if columns.is_plain else _filled(columns.template, asked)
+        example = _example(question, answer, system, reasoning, system_override)
+        if example.other_references and not told:
+            told = True
+            _log.info(
+                "Rows of the column %r have several right answers; the first is the reference, the others count too.",
+                columns.reference,
+            )
+        yield replace(example, id=example_id(example, seen))
 
 
-def _with_id(example: Example, row_id: str) -> Example:
-    return Example(
-        row_id, example.question, example.system, example.reference, example.messages, example.problem
+def _filled(template: QuestionTemplate, cells: Sequence[Any]) -> str:
+    texts = {}
+    for name, cell in zip(template.columns, cells, strict=True):
+        try:
+            texts[name] = part_text(cell)
+        except NotText:
+            texts[name] = ""
+    return template.fill(texts)
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """What a reference cell says; `turns` are there when it is a conversation of several."""
+
+    texts: tuple[str, ...] = ()
+    reasoning: str | None = None
+    is_learnt: bool = True
+    turns: Sequence[Any] = ()
+    problem: str | None = None
+
+
+def _read_reference(cell: Any) -> _Answer:
+    turns = turns_of(cell)
+    if turns is None:
+        try:
+            return _Answer(reference_texts(cell))
+        except NotText as error:
+            return _Answer(problem=f"the reference is {error}")
+    if turns.problem is not None:
+        return _Answer(problem=turns.problem)
+    if len(turns.items) > 1:
+        return _Answer(turns=turns.items)
+    message = read_answer(turns.items[0])
+    if isinstance(message, str):
+        return _Answer(problem=f"the reference {message}")
+    texts = (message.content,) if message.content.strip() else ()
+    return _Answer(texts, message.reasoning, message.is_learnt)
+
+
+def _example(asked: Any, answer: Any, system: Any, reasoning: Any, system_override: str | None) -> Example:
+    reference = _read_reference(answer)
+    try:
+        own_system, asked = _system_text(system, system_override), _question_value(asked)
+        thoughts = scalar_text(reasoning) if isinstance(reasoning, str) else None
+    except NotText as error:
+        return _unusable(asked, None, reference, str(error))
+    if reference.problem is not None:
+        return _unusable(asked, own_system, reference, reference.problem)
+    if thoughts is not None and reference.texts:
+        reference = replace(reference, reasoning=_bare(thoughts))
+    turns = turns_of(asked)
+    if reference.turns:
+        asked, problem = _continued(asked, reference.turns)
+        if problem is not None:
+            return _unusable(asked, own_system, _Answer(), problem)
+        turns, reference = turns_of(asked), _Answer(reasoning=_bare(thoughts) if thoughts else None)
+    if turns is not None and turns.problem is not None:
+        return _unusable(asked, own_system, reference, turns.problem)
+    if turns is not None or isinstance(asked, (list, tuple)):
+        items = asked if turns is None else turns.items
+        return _from_conversation(items, reference, own_system, keep_system=system_override is None)
+    if not isinstance(asked, str):
+        what = "missing" if asked is None else f"not text but {_type_name(asked)}: {_shown(asked)[:80]}"
+        return _unusable(asked, own_system, reference, f"the question is {what}")
+    if not asked.strip():
+        return _unusable(asked, own_system, reference, "the question is empty")
+    return _with_reference(Example("", clean_text(asked), own_system), reference)
+
+
+def _with_reference(example: Example, reference: _Answer) -> Example:
+    if not reference.texts:
+        return example
+    first, *others = reference.texts
+    return replace(
+        example,
+        reference=first,
+        other_references=tuple(others),
+        reference_reasoning=reference.reasoning,
+        is_reference_learnt=reference.is_learnt,
     )
 
 
-def _cells(
-    rows: Dataset | Sequence[Mapping[str, Any]], wanted: Sequence[str], order: Sequence[str | None]
-) -> Iterator[tuple[Any, ...]]:
-    """The wanted columns' values of each row; other columns are not decoded."""
-    if hasattr(rows, "select_columns"):
-        narrow = rows.select_columns(list(dict.fromkeys(wanted)))
-        for batch in narrow.with_format(None).iter(batch_size=_ROWS_PER_READ):
-            length = len(batch[wanted[0]])
-            columns = [batch[name] if name is not None else [None] * length for name in order]
-            yield from zip(*columns, strict=True)
-    else:
-        for row in rows:
-            yield tuple(row.get(name) if name is not None else None for name in order)
+def _unusable(asked: Any, system: str | None, reference: _Answer, problem: str) -> Example:
+    return Example("", _shown(asked), system, next(iter(reference.texts), None), None, problem)
 
 
-def _example(asked: Any, answer: Any, system: Any, system_override: str | None) -> Example:
-    reference, system_text = _reference_text(answer), _text_or_none(system)
-    if system_override is not None:
-        system_text = _text_or_none(system_override)
-    elif system is not None and not isinstance(system, str):
-        problem = f"the system prompt is not text but {_type_name(system)}"
-        return Example("", _shown(asked), None, reference, None, problem)
-    if isinstance(asked, (list, tuple)):
-        return _from_conversation(asked, reference, system_text, keep_system=system_override is None)
-    if not isinstance(asked, str):
-        what = "missing" if asked is None else f"not text but {_type_name(asked)}: {_shown(asked)[:80]}"
-        return Example("", _shown(asked), system_text, reference, None, f"the question is {what}")
-    if not asked.strip():
-        return Example("", asked, system_text, reference, None, "the question is empty")
-    return Example("", clean_text(asked), system_text, reference)
+def _continued(asked: Any, answer: Sequence[Any]) -> tuple[Any, str | None]:
+    """Question and reference as one conversation; or what keeps a reference of several turns from being one."""
+    turns = turns_of(asked)
+    before: list[Any] = [{"role": "user", "content": asked}] if turns is None else turns.items
+    whole = read_conversation(answer)
+    if whole.problem is not None and "no user turn" in whole.problem:
+        return [*before, *answer], None
+    if whole.problem is not None:
+        return asked, f"the reference: {whole.problem}"
+    if read_conversation(before).question != whole.question:
+        return asked, "the reference is a conversation about another question"
+    return answer, None
 
 
 def _from_conversation(
-    turns: Sequence[Any], reference: str | None, system: str | None, *, keep_system: bool
+    turns: Sequence[Any], reference: _Answer, system: str | None, *, keep_system: bool
 ) -> Example:
     """`system` takes the place of the conversation's own; without it that one stays if `keep_system`."""
     conversation = read_conversation(turns)
     if conversation.problem is not None:
-        return Example("", _shown(turns), system, reference, None, conversation.problem)
+        return _unusable(turns, system, reference, conversation.problem)
     own = conversation.messages[0] if conversation.messages[0].role == "system" else None
     rest = conversation.messages if own is None else conversation.messages[1:]
     if system is None and keep_system and own is not None:
         system = own.content
     messages = rest if system is None else (Message("system", system), *rest)
-    answer = conversation.answer if reference is None else reference
-    return Example("", conversation.question, system, answer, messages)
+    answer = conversation.answer
+    if not reference.texts and answer is not None:
+        reasoning = reference.reasoning or answer.reasoning
+        reference = _Answer((answer.content,), reasoning, answer.is_learnt)
+    return _with_reference(Example("", conversation.question, system, messages=messages), reference)
 
 
-def _text_or_none(value: Any) -> str | None:
-    return clean_text(value) if isinstance(value, str) and value.strip() else None
+def _system_text(value: Any, override: str | None) -> str | None:
+    if override is not None:
+        return scalar_text(override)
+    value = plain(value)
+    if value is None or isinstance(value, (str, bytes)):
+        written = system_text(value) if isinstance(value, str) else None
+        return scalar_text(value if written is None else written)
+    text = system_text(value)
+    if text is None:
+        raise NotText(f"the system prompt is not text but {_type_name(value)}")
+    return scalar_text(text)
 
 
-def _reference_text(value: Any) -> str | None:
-    """Blank means that there is no reference; a number is its text, a list its first text (SQuAD's answers)."""
-    if isinstance(value, dict) and isinstance(value.get("text"), (list, str)):
-        value = value["text"]
-    if isinstance(value, (list, tuple)):
-        value = next(iter(value), None)
-    if isinstance(value, (bool, int, float)):
-        return str(value)
-    return _text_or_none(value)
+def _question_value(value: Any) -> Any:
+    """Text that a table keeps as bytes is text."""
+    value = plain(value)
+    if not isinstance(value, (bytes, bytearray)):
+        return value
+    try:
+        return value.decode("utf-8")
+    except UnicodeDecodeError:
+        return value
+
+
+def _bare(thoughts: str) -> str:
+    """Thoughts without the marks around them, which are the chat template's to write."""
+    inner = thoughts.strip()
+    if inner.startswith("<think>") and inner.endswith("</think>"):
+        return inner.removeprefix("<think>").removesuffix("</think>").strip()
+    return thoughts
 
 
 def _shown(value: Any) -> str:
@@ -246,7 +269,11 @@ def _shown(value: Any) -> str:
         return ""
     if isinstance(value, str):
         return clean_text(value)
-    return clean_text(json.dumps(value, default=str, ensure_ascii=False, separators=(",", ":")))
+    return clean_text(json.dumps(value, default=_as_text, ensure_ascii=False, separators=(",", ":")))
+
+
+def _as_text(value: Any) -> str:
+    return f"<{len(value)} bytes>" if isinstance(value, (bytes, bytearray)) else str(value)
 
 
 def _type_name(value: Any) -> str:

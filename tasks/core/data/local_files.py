@@ -22,8 +22,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tasks.core.data.arrow_files import EXACT_IN_A_FLOAT, table_batches
-from tasks.core.data.json_texts import write_json
+from tasks.core.data.formats.arrow_files import EXACT_IN_A_FLOAT, table_batches
+from tasks.core.data.formats.json_texts import write_json
 from tasks.core.data.text_formats import TABLE_SUFFIXES, Row, kind_of, read_rows
 from tasks.core.errors import DataError, StorageError
 from tasks.core.files import cache_dir

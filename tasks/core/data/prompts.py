@@ -229,7 +229,8 @@ class PromptBuilder:
 
 def _with_answer(example: Example) -> Turns:
     assert example.reference is not None
-    return (*example.conversation, Message("assistant", example.reference))
+    answer = Message("assistant", example.reference, example.reference_reasoning, example.is_reference_learnt)
+    return (*example.conversation, answer)
 
 
 def _chunks(items: Iterable[_Item], size: int) -> Iterator[list[_Item]]:

@@ -15,7 +15,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tasks.core.data.arrow_files import gaps_and_whole_numbers, whole_numbers
+from tasks.core.data.formats.arrow_files import gaps_and_whole_numbers, whole_numbers
 from tasks.core.data.local_files import open_files
 from tasks.core.data.text_formats import SUFFIXES, kind_of
 from tasks.core.errors import DataError, first_line
@@ -234,7 +234,7 @@ def _local_files(data_id: str, split: str | None) -> list[Path] | None:
 
 def _matching(pattern: Path) -> list[Path]:
     """The data files that a pattern matches, also those in folders that it matches."""
-    found = [Path(name) for name in sorted(glob.glob(str(pattern), recursive=True))]
+    found = [Path(name) for name in sorted(glob.glob(str(pattern), recursive=True))]  # noqa: PTH207 - Path.glob gives hidden files
     inside = (inner for path in found if path.is_dir() for inner in sorted(path.rglob("*")))
     files = _data_files(dict.fromkeys((*found, *inside)))
     if files:

@@ -17,8 +17,8 @@ from typing import IO, Any, cast
 
 import orjson
 
-from tasks.core.data.csv_files import read_csv
-from tasks.core.data.json_texts import read_json, repeated_keys
+from tasks.core.data.formats.csv_files import read_csv
+from tasks.core.data.formats.json_texts import read_json, repeated_keys
 from tasks.core.errors import DataError
 
 Row = Mapping[str, Any]
@@ -65,7 +65,8 @@ def read_rows(path: Path, list_name: str | None, tell_repeated: TellRepeated | N
 
 def _open(path: Path) -> IO[bytes]:
     """The file's bytes, unpacked; what is marked as UTF-16 or UTF-32 comes as UTF-8."""
-    file = cast(IO[bytes], gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb"))
+    is_packed = path.suffix.lower() == ".gz"
+    file = cast(IO[bytes], gzip.open(path) if is_packed else path.open("rb"))  # noqa: SIM115
     start = file.read(4)
     file.seek(0)
     encoding = next((name for mark, name in _WIDE_MARKS.items() if start.startswith(mark)), None)

@@ -111,7 +111,7 @@ class FactualScore:
         """Judge a batch."""
         values, reasons, judged = _start(rows, with_reference=True)
         prompts = {
-            i: [factual_prompt(rows[i].question, rows[i].predicted_answer, rows[i].ground_truth or "")]
+            i: [factual_prompt(rows[i].question, rows[i].predicted_answer, rows[i].references)]
             for i in judged
         }
         for i, (verdict,) in ask_rows(self.sources, prompts, reasons).items():
@@ -137,7 +137,7 @@ class AccuracyScore:
             question, answer, reference = (
                 rows[i].question,
                 rows[i].predicted_answer,
-                rows[i].ground_truth or "",
+                rows[i].references,
             )
             prompts[i] = [
                 accuracy_prompt(question, answer, reference),

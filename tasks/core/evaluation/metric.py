@@ -133,7 +133,8 @@ class MetricFamily:
 class Pairwise:
     """Scores rows one by one with `function(answer, reference)`; rows without a reference are unscored.
 
-    The function gives None for a pair that it cannot judge; `undecided` then says why.
+    Of several right answers the one that gives the best value counts. The function gives None for a pair that it
+    cannot judge; where it judges none of a row's, `undecided` says why.
     """
 
     metric: str
@@ -148,12 +149,16 @@ class Pairwise:
             if row.ground_truth is None:
                 reasons[i] = NO_REFERENCE
                 continue
-            value = self.function(row.predicted_answer, row.ground_truth)
-            if value is None:
+            found = (self.function(row.predicted_answer, reference) for reference in row.references)
+            values[i] = max((value for value in found if value is not None), default=np.nan)
+            if np.isnan(values[i]):
                 reasons[i] = self.undecided
-            else:
-                values[i] = value
         return BatchScores({self.metric: values}, reasons)
+
+
+def row_of_reference(rows: Sequence[Prediction]) -> NDArray[np.int64]:
+    """For each reference of all rows, one row after another, the position of its row."""
+    return np.repeat(np.arange(len(rows)), [len(row.references) for row in rows])
 
 
 @dataclass(frozen=True, slots=True)

@@ -58,7 +58,14 @@ def training_overlap(
 def _asked(row: Prediction) -> Example:
     """The row as it was asked: training rows are compared by all their user turns, so must these be."""
     turns = (*row.earlier_turns, Message("user", row.question)) if row.earlier_turns else None
-    return Example(row.id, row.question, row.system_prompt, row.ground_truth, turns)
+    return Example(
+        row.id,
+        row.question,
+        row.system_prompt,
+        row.ground_truth,
+        turns,
+        other_references=row.other_ground_truths,
+    )
 
 
 def _key(trained: ModelManifest, rows: Iterable[Example]) -> str:
@@ -96,18 +103,12 @@ def _training_examples(trained: ModelManifest) -> Iterator[Example]:
 
     settings: dict[str, Any] = trained.settings
     rows = load_rows(
-        trained.training_data_id,
+        settings.get("training_data_id") or trained.training_data_id,
         split=settings.get("training_data_split"),
         revision=settings.get("training_data_revision"),
         max_rows=settings.get("max_rows"),
     )
-    mapping = ColumnMapping(
-        question=settings["question_column"],
-        reference=settings["ground_truth_column"],
-        system=settings["system_prompt_column"],
-        system_override=settings["system_prompt_override_text"],
-    )
-    return examples(rows, mapping)
+    return examples(rows, ColumnMapping.of(settings), told=True)
 
 
 def _watched(rows: Iterable[Example], seen: _Hash) -> Iterator[Example]:

@@ -13,6 +13,7 @@ from functools import cache
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tasks.core.evaluation.metric import (
     NO_REFERENCE,
@@ -22,6 +23,7 @@ from tasks.core.evaluation.metric import (
     Metric,
     MetricFamily,
     Pairwise,
+    row_of_reference,
 )
 from tasks.core.evaluation.ngram_counts import Tokens, common_subsequence_length, count_ngrams
 from tasks.core.evaluation.ngram_figures import (
@@ -66,23 +68,29 @@ def token_f1(answer: str, reference: str) -> float:
     return 2 * precision * recall / (precision + recall)
 
 
-def _with_reference(rows: Sequence[Prediction]) -> tuple[list[int], list[str | None]]:
-    """Positions of the rows that have a reference, and for each row why it is unscored."""
-    reasons = [NO_REFERENCE if row.ground_truth is None else None for row in rows]
-    return [i for i, reason in enumerate(reasons) if reason is None], reasons
+class _Pairs:
+    """Answers beside each of their references, and the way back from pairs to rows."""
 
+    def __init__(self, rows: Sequence[Prediction], tokenize: Callable[[str], Tokens]) -> None:
+        self.reasons = [NO_REFERENCE if row.ground_truth is None else None for row in rows]
+        self.row_of_pair = row_of_reference(rows)
+        self.texts: list[tuple[Tokens, Tokens]] = []
+        for row in rows:
+            answer = tokenize(row.predicted_answer) if row.references else ""
+            self.texts += [(answer, tokenize(reference)) for reference in row.references]
 
-def _pairs(
-    rows: Sequence[Prediction], scored: Sequence[int], tokenize: Callable[[str], Tokens]
-) -> list[tuple[Tokens, Tokens]]:
-    return [(tokenize(rows[i].predicted_answer), tokenize(rows[i].ground_truth or "")) for i in scored]
+    def best(self, values: FloatArray) -> NDArray[np.int64]:
+        """Of each row that has a reference, the pair of the highest value; the first one of equals."""
+        order = np.lexsort((np.arange(len(values)), -values, self.row_of_pair))
+        _, first = np.unique(self.row_of_pair[order], return_index=True)
+        chosen: NDArray[np.int64] = order[first]
+        return chosen
 
-
-def _spread(values: FloatArray, scored: Sequence[int], count: int, missing: float) -> FloatArray:
-    """Values of the scored rows at their places among all rows."""
-    spread = np.full((count, *values.shape[1:]), missing)
-    spread[scored] = values
-    return spread
+    def spread(self, values: FloatArray, chosen: NDArray[np.int64], missing: float) -> FloatArray:
+        """Values of the chosen pairs at the places of their rows."""
+        spread = np.full((len(self.reasons), *values.shape[1:]), missing)
+        spread[self.row_of_pair[chosen]] = values[chosen]
+        return spread
 
 
 @cache
@@ -102,19 +110,25 @@ def _characters(text: str) -> str:
 
 
 def _score_bleu(rows: Sequence[Prediction]) -> BatchScores:
-    scored, reasons = _with_reference(rows)
-    statistics = bleu_statistics(count_ngrams(_pairs(rows, scored, _bleu_words), BLEU_ORDER))
-    values = _spread(sentence_bleu(statistics), scored, len(rows), np.nan)
+    pairs = _Pairs(rows, _bleu_words)
+    statistics = bleu_statistics(count_ngrams(pairs.texts, BLEU_ORDER))
+    return _best_of_pairs("bleu_score", pairs, sentence_bleu(statistics), statistics)
+
+
+def _best_of_pairs(metric: str, pairs: _Pairs, values: FloatArray, statistics: FloatArray) -> BatchScores:
+    """Of several references the one that the row's own value is best with; its counts enter the whole set's figure."""
+    chosen = pairs.best(values)
     return BatchScores(
-        {"bleu_score": values}, reasons, {"bleu_score": _spread(statistics, scored, len(rows), 0)}
+        {metric: pairs.spread(values, chosen, np.nan)},
+        pairs.reasons,
+        {metric: pairs.spread(statistics, chosen, 0)},
     )
 
 
 def _score_chrf(rows: Sequence[Prediction]) -> BatchScores:
-    scored, reasons = _with_reference(rows)
-    statistics = chrf_statistics(count_ngrams(_pairs(rows, scored, _characters), CHRF_ORDER))
-    values = _spread(chrf_figure(statistics), scored, len(rows), np.nan)
-    return BatchScores({"chrf": values}, reasons, {"chrf": _spread(statistics, scored, len(rows), 0)})
+    pairs = _Pairs(rows, _characters)
+    statistics = chrf_statistics(count_ngrams(pairs.texts, CHRF_ORDER))
+    return _best_of_pairs("chrf", pairs, chrf_figure(statistics), statistics)
 
 
 @cache
@@ -130,18 +144,15 @@ def _score_rouge(rows: Sequence[Prediction]) -> BatchScores:
     Its tokenizer keeps a-z and 0-9 only, so texts in other scripts score 0. Counting is ours: the
     library's table for the longest common subsequence takes quadratic memory.
     """
-    scored, reasons = _with_reference(rows)
-    pairs = _pairs(rows, scored, _rouge_tokenizer().tokenize)
-    counts = count_ngrams(pairs, 2)
+    pairs = _Pairs(rows, _rouge_tokenizer().tokenize)
+    counts = count_ngrams(pairs.texts, 2)
     lengths = counts[:, 0].copy()
-    lengths[:, 2] = [common_subsequence_length(reference, answer) for answer, reference in pairs]
+    lengths[:, 2] = [common_subsequence_length(reference, answer) for answer, reference in pairs.texts]
     by_metric = (counts[:, 0], counts[:, 1], lengths)
+    measured = {name: _f_measure(found) for name, found in zip(ROUGE_NAMES, by_metric, strict=True)}
     return BatchScores(
-        {
-            name: _spread(_f_measure(found), scored, len(rows), np.nan)
-            for name, found in zip(ROUGE_NAMES, by_metric, strict=True)
-        },
-        reasons,
+        {name: pairs.spread(values, pairs.best(values), np.nan) for name, values in measured.items()},
+        pairs.reasons,
     )
 
 

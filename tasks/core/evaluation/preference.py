@@ -71,7 +71,7 @@ def _judge(
         else:
             texts = mine.predicted_answer, theirs.predicted_answer
             prompts[i] = [
-                preference_prompt(mine.question, *order, mine.ground_truth) for order in (texts, texts[::-1])
+                preference_prompt(mine.question, *order, mine.references) for order in (texts, texts[::-1])
             ]
     for i, verdicts in ask_rows(sources, prompts, reasons).items():
         straight, swapped = (cast(PreferenceVerdict, verdict).better for verdict in verdicts)

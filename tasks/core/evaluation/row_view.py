@@ -42,6 +42,13 @@ class RowView(Record):
     scores: RowScores
 
 
+def _shown(references: tuple[str, ...]) -> str | None:
+    """The reference, and what would be right too."""
+    if len(references) < 2:
+        return next(iter(references), None)
+    return f"{references[0]}\n(also right: {'; '.join(references[1:])})"
+
+
 def row_views(predictions_path: Path, baseline_path: Path | None, scores_path: Path) -> Iterator[RowView]:
     """Join predictions and scores in the candidate's order; only the baseline's answers are held in memory.
 
@@ -62,7 +69,7 @@ def row_views(predictions_path: Path, baseline_path: Path | None, scores_path: P
             id=prediction.id,
             question=prediction.question,
             system_prompt=prediction.system_prompt,
-            reference=prediction.ground_truth,
+            reference=_shown(prediction.references),
             candidate=Answer.of(prediction),
             baseline=baseline.get(prediction.id),
             scores=row,

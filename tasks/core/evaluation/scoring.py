@@ -144,7 +144,7 @@ class _Columns:
         errors = np.array([row.error is not None for row in rows])
         self._ids.extend(row.id for row in rows)
         self._questions.extend(_hash(_asked(row)) for row in rows)
-        self._references.extend(_hash(row.ground_truth or "") for row in rows)
+        self._references.extend(_hash("\0".join(row.references)) for row in rows)
         self._errors.extend(errors)
         self._truncated.extend(row.metadata.finish_reason == "length" for row in rows)
         self._empty.extend(row.error is None and not row.predicted_answer.strip() for row in rows)

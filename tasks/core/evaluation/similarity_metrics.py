@@ -22,6 +22,7 @@ from tasks.core.evaluation.metric import (
     ScoredRun,
     ScoreRows,
     Sources,
+    row_of_reference,
 )
 from tasks.core.models.locating import locate
 from tasks.core.records import Prediction
@@ -63,13 +64,17 @@ class SimilarityScore:
         asked = [i for i, row in enumerate(rows) if reasons[i] is None and row.error is None]
         values[[i for i, row in enumerate(rows) if reasons[i] is None and row.error is not None]] = 0.0
         if asked:
-            texts = [rows[i].predicted_answer for i in asked] + [rows[i].ground_truth or "" for i in asked]
+            chosen = [rows[i] for i in asked]
+            place_of_pair = row_of_reference(chosen)
+            texts = [row.predicted_answer for row in chosen]
+            texts += [reference for row in chosen for reference in row.references]
             vectors, failures = self.sources.embedder.embed(texts)
-            similar = cosines(vectors[: len(asked)], vectors[len(asked) :])
-            for place, i in enumerate(asked):
-                reasons[i] = failures[place] or failures[place + len(asked)]
-                if reasons[i] is None:
-                    values[i] = similar[place]
+            similar = cosines(vectors[place_of_pair], vectors[len(asked) :])
+            for pair, place in enumerate(place_of_pair.tolist()):
+                i, failure = asked[place], failures[place] or failures[len(asked) + pair]
+                reasons[i] = reasons[i] or failure
+                values[i] = np.fmax(values[i], similar[pair])
+            values[[i for i in asked if reasons[i] is not None]] = np.nan
         return BatchScores({SEMANTIC_SIMILARITY.name: values}, reasons)
 
 
@@ -129,11 +134,13 @@ class TokenMatchScore:
         """Match a batch at once."""
         values = np.full(len(rows), np.nan)
         reasons: list[str | None] = [NO_REFERENCE if row.ground_truth is None else None for row in rows]
-        asked = [i for i, reason in enumerate(reasons) if reason is None]
-        if asked:
-            values[asked] = self.sources.token_matcher.f1(
-                [rows[i].predicted_answer for i in asked], [rows[i].ground_truth or "" for i in asked]
+        row_of_pair = row_of_reference(rows)
+        if len(row_of_pair):
+            found = self.sources.token_matcher.f1(
+                [rows[i].predicted_answer for i in row_of_pair],
+                [reference for row in rows for reference in row.references],
             )
+            np.fmax.at(values, row_of_pair, found)
         return BatchScores({BERT_SCORE.name: values}, reasons)
 
 

@@ -6,12 +6,15 @@ import hashlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import orjson
 from pydantic import ValidationError
 
+from tasks.core.data.cell_texts import reference_texts
+from tasks.core.data.formats.json_texts import read_json
 from tasks.core.errors import DataError, LedgerCorruptError
 from tasks.core.files import flush_to_disk
 from tasks.core.generation.ledger import LedgerIndex, read_completions, storage_error
@@ -26,7 +29,7 @@ from tasks.core.records import (
 )
 
 _ORIGINAL_NAMES = {"question": "user_prompt", "predicted_answer": "assistant_response"}
-_TEXTS = ("id", "question", "system_prompt", "predicted_answer", "ground_truth")
+_TEXTS = ("id", "question", "system_prompt", "predicted_answer")
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +102,7 @@ def _prediction(
         "system_prompt": example.system,
         "predicted_answer": completion.text,
         "ground_truth": example.reference,
+        **({"other_ground_truths": example.other_references} if example.other_references else {}),
         "error": completion.error,
         "metadata": {
             "model_id": model.model_id,
@@ -131,7 +135,7 @@ def read_predictions(path: Path) -> Iterator[Prediction]:
 
 def _parse(line: bytes, path: Path, number: int, occurrences: dict[str, int]) -> Prediction:
     try:
-        return Prediction.model_validate(_completed(orjson.loads(line), occurrences))
+        return Prediction.model_validate(_completed(read_json(line), occurrences))
     except ValidationError as exc:
         first = exc.errors(include_url=False)[0]
         problem = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
@@ -161,21 +165,33 @@ def _completed(row: Any, occurrences: dict[str, int]) -> dict[str, Any]:
             row[name] = row[original]
     row |= {name: _as_text(row[name]) for name in _TEXTS if name in row}
     row["predicted_answer"] = row["predicted_answer"] or ""
-    truth = row.get("ground_truth")
-    if isinstance(truth, str) and not truth.strip():
-        row["ground_truth"] = None
+    if "ground_truth" in row:
+        row |= _references(row)
     if row.get("id") is None:
         row["id"] = _content_id(row, occurrences)
     return row
 
 
+def _references(row: dict[str, Any]) -> dict[str, Any]:
+    """The first right answer and the others, whether they are a list or beside one another."""
+    others = row.get("other_ground_truths") or []
+    texts = (
+        *reference_texts(row["ground_truth"]),
+        *(reference_texts(others) if isinstance(others, list) else ()),
+    )
+    first, *rest = dict.fromkeys(texts) or [None]
+    return {"ground_truth": first, "other_ground_truths": rest}
+
+
 def _as_text(value: Any) -> Any:
-    return str(value) if isinstance(value, int | float) else value
+    return str(value) if isinstance(value, int | float | Decimal) else value
 
 
 def _content_id(row: dict[str, Any], occurrences: dict[str, int]) -> str:
-    content = orjson.dumps([row["question"], row.get("system_prompt"), row.get("ground_truth")])
-    digest = hashlib.sha256(content).hexdigest()[:16]
+    content = [row["question"], row.get("system_prompt"), row.get("ground_truth")]
+    if others := row.get("other_ground_truths"):
+        content.append(others)
+    digest = hashlib.sha256(orjson.dumps(content)).hexdigest()[:16]
     occurrence = occurrences.get(digest, 0)
     occurrences[digest] = occurrence + 1
     return f"{digest}-{occurrence}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -71,12 +72,29 @@ def check_run_name(run_name: str) -> str:
     return run_name
 
 
+_DATA_SUFFIXES = (".gguf", ".jsonl", ".json", ".csv", ".tsv", ".parquet")
+
+
 def slug(name: str) -> str:
     """Make a Hub id, path or package: name a part of a run name: its last part, without a file's suffix."""
     last = re.split(r"[/\\]", name.rstrip("/\\"))[-1]
     stem = re.sub(r"\.(gguf|jsonl|json|csv|tsv|parquet)$", "", last, flags=re.IGNORECASE)
     cleaned = re.sub(r"[^a-z0-9._-]+|\.{2,}", "-", stem.lower()).strip("._-")
     return cleaned[:_SLUG_LIMIT].strip("._-") or "unnamed"
+
+
+def data_slug(data_id: str | Sequence[str]) -> str:
+    """The same for data: of a pattern the last part that says something, of several the first and how many more."""
+    first, *others = [data_id] if isinstance(data_id, str) else data_id
+    if any(mark in first for mark in "*?["):
+        parts = [re.sub(r"\[[^\]]*\]|[*?]", "", part) for part in re.split(r"[/\\]", first)]
+        names = [
+            name for part in parts if (name := slug(part) if part.strip(".") else "unnamed") != "unnamed"
+        ]
+        name = next((name for name in reversed(names) if f".{name}" not in _DATA_SUFFIXES), "unnamed")
+    else:
+        name = slug(first)
+    return f"{name}-and-{len(others)}-more" if others else name
 
 
 def _suggestion(run_name: str) -> str:

@@ -31,6 +31,7 @@ _WITHOUT_EFFECT = {
     *("training_data_id", "training_data_split", "training_data_revision"),
     *("validation_data_id", "validation_data_split", "validation_data_revision"),
     *("question_column", "ground_truth_column", "system_prompt_column", "system_prompt_override_text"),
+    *("question_template", "reasoning_column"),
     *("device_train_batch_size", "device_validation_batch_size", "grad_accumulation"),
     *("use_gradient_checkpointing", "log_steps", "log_first_step", "save_steps", "save_total_limit"),
     *("resume", "push_to_hub", "hf_user_id", "report_to", "dtype", "load_in_4bit", "load_in_8bit"),

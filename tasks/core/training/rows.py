@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from tasks.core.data.columns import ColumnMapping, examples
 from tasks.core.data.prompts import PromptBuilder, TrainingRow
-from tasks.core.data.sources import load_rows
+from tasks.core.data.sources import DataId, described_data, load_rows
 from tasks.core.errors import DataError
 
 if TYPE_CHECKING:
@@ -131,7 +131,7 @@ def read_training_data(config: FineTunerConfig, tokenizer: PreTrainedTokenizerBa
 def _read(
     config: FineTunerConfig,
     builder: PromptBuilder,
-    data_id: str,
+    data_id: DataId,
     *,
     split: str | None,
     revision: str | None,
@@ -140,20 +140,16 @@ def _read(
     dataset = load_rows(
         data_id, split=split, revision=revision, num_proc=config.dataset_num_proc, max_rows=max_rows
     )
-    mapping = ColumnMapping(
-        question=config.question_column,
-        reference=config.ground_truth_column,
-        system=config.system_prompt_column,
-        system_override=config.system_prompt_override_text,
-    )
+    mapping = ColumnMapping.of(config.model_dump())
     count = _Count()
     rows = TokenizedRows(
         (row.input_ids, row.labels)
         for row in builder.training_rows(examples(dataset, mapping))
         if count.takes(row)
     )
-    count.report(data_id, len(rows))
-    return RowSet(data_id, rows, count.sha256, count.skipped, count.truncated)
+    described = described_data(data_id)
+    count.report(described, len(rows))
+    return RowSet(described, rows, count.sha256, count.skipped, count.truncated)
 
 
 @dataclass(slots=True)

@@ -13,7 +13,7 @@ from typing import IO, TYPE_CHECKING
 from tasks.core.errors import DataError
 
 if TYPE_CHECKING:
-    from _csv import _reader
+    from _csv import Reader
 
 _DELIMITERS = (",", "\t", ";", "|")
 _NO_DELIMITER = "\x1f"
@@ -52,9 +52,7 @@ def read_csv(file: IO[bytes], path: Path, *, is_tabbed: bool) -> Iterator[Mappin
             ) from error
 
 
-def _read_cells(
-    reader: _reader, path: Path, delimiter: str, lines_before: int
-) -> Iterator[Mapping[str, str]]:
+def _read_cells(reader: Reader, path: Path, delimiter: str, lines_before: int) -> Iterator[Mapping[str, str]]:
     header = next((cells for cells in reader if not _is_blank(cells)), None)
     if header is None:
         return

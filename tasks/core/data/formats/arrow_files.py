@@ -16,7 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tasks.core.data.json_texts import decimal_text, write_json
+from tasks.core.data.formats.json_texts import decimal_text, write_json
 from tasks.core.errors import DataError
 
 if TYPE_CHECKING:

@@ -1,0 +1,1 @@
+"""One file a format: from bytes to rows, each value as it is written."""
