@@ -15,7 +15,7 @@ from tasks.core.data.formats.json_texts import decimal_text, iso_text, write_jso
 _BESIDE_TEXT = {"text", "answer_start", "answer_end", "start", "end", "answer_id", "id"}
 
 
-class NotText(ValueError):
+class NotTextError(ValueError):
     """A cell that cannot be text; says what it is."""
 
 
@@ -36,7 +36,7 @@ def plain(value: Any) -> Any:
 
 
 def scalar_text(value: Any) -> str | None:
-    """The text of one value; None for what is missing, NaN, or blank. Raises NotText for bytes that are no text.
+    """The text of one value; None for what is missing, NaN, or blank. Raises NotTextError for bytes that are no text.
 
     Numbers keep their digits, true and false are written as in JSON, dates, times and durations as in ISO 8601.
     """
@@ -64,7 +64,7 @@ def _decoded(value: bytes) -> str | None:
     try:
         text = value.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise NotText(f"not text but {len(value)} bytes that are no UTF-8") from error
+        raise NotTextError(f"not text but {len(value)} bytes that are no UTF-8") from error
     return text if text.strip() else None
 
 
@@ -72,7 +72,7 @@ def reference_texts(value: Any) -> tuple[str, ...]:
     """All right answers of a cell, each once, in their order; none where it is blank.
 
     A list of texts or numbers holds several right answers, so does SQuAD's `{"text": [...]}`. An object, or a list
-    of objects or lists, is one answer: its JSON. Raises NotText.
+    of objects or lists, is one answer: its JSON. Raises NotTextError.
     """
     value = plain(value)
     inner = _answers_inside(value)

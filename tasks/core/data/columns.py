@@ -13,7 +13,14 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from tasks.core.config.question_template import QuestionTemplate
-from tasks.core.data.cell_texts import NotText, clean_text, part_text, plain, reference_texts, scalar_text
+from tasks.core.data.cell_texts import (
+    NotTextError,
+    clean_text,
+    part_text,
+    plain,
+    reference_texts,
+    scalar_text,
+)
 from tasks.core.data.cells import read_cells
 from tasks.core.data.choosing import ColumnMapping, Columns, choose_columns
 from tasks.core.data.conversations import read_answer, read_conversation, system_text, turns_of
@@ -82,6 +89,8 @@ def example_id(example: Example, seen: ContentCounts) -> str:
 
 def _rarer_content(example: Example) -> dict[str, Any]:
     messages = example.messages or ()
+    if not messages and not example.other_references and example.reference_reasoning is None:
+        return {} if example.is_reference_learnt else {"reference not learnt": True}
     found: dict[str, Any] = {
         "other references": example.other_references,
         "reference reasoning": example.reference_reasoning,
@@ -109,7 +118,22 @@ def _iterate(
                 "Rows of the column %r have several right answers; the first is the reference, the others count too.",
                 columns.reference,
             )
-        yield replace(example, id=example_id(example, seen))
+        yield _with_id(example, example_id(example, seen))
+
+
+def _with_id(example: Example, row_id: str) -> Example:
+    """The example under its id; written out, since `replace` takes several times as long."""
+    return Example(
+        row_id,
+        example.question,
+        example.system,
+        example.reference,
+        example.messages,
+        example.problem,
+        example.reference_reasoning,
+        example.other_references,
+        example.is_reference_learnt,
+    )
 
 
 def _filled(template: QuestionTemplate, cells: Sequence[Any]) -> str:
@@ -117,7 +141,7 @@ def _filled(template: QuestionTemplate, cells: Sequence[Any]) -> str:
     for name, cell in zip(template.columns, cells, strict=True):
         try:
             texts[name] = part_text(cell)
-        except NotText:
+        except NotTextError:
             texts[name] = ""
     return template.fill(texts)
 
@@ -138,7 +162,7 @@ def _read_reference(cell: Any) -> _Answer:
     if turns is None:
         try:
             return _Answer(reference_texts(cell))
-        except NotText as error:
+        except NotTextError as error:
             return _Answer(problem=f"the reference is {error}")
     if turns.problem is not None:
         return _Answer(problem=turns.problem)
@@ -156,7 +180,7 @@ def _example(asked: Any, answer: Any, system: Any, reasoning: Any, system_overri
     try:
         own_system, asked = _system_text(system, system_override), _question_value(asked)
         thoughts = scalar_text(reasoning) if isinstance(reasoning, str) else None
-    except NotText as error:
+    except NotTextError as error:
         return _unusable(asked, None, reference, str(error))
     if reference.problem is not None:
         return _unusable(asked, own_system, reference, reference.problem)
@@ -184,13 +208,16 @@ def _example(asked: Any, answer: Any, system: Any, reasoning: Any, system_overri
 def _with_reference(example: Example, reference: _Answer) -> Example:
     if not reference.texts:
         return example
-    first, *others = reference.texts
-    return replace(
-        example,
-        reference=first,
-        other_references=tuple(others),
-        reference_reasoning=reference.reasoning,
-        is_reference_learnt=reference.is_learnt,
+    return Example(
+        "",
+        example.question,
+        example.system,
+        reference.texts[0],
+        example.messages,
+        None,
+        reference.reasoning,
+        reference.texts[1:],
+        reference.is_learnt,
     )
 
 
@@ -240,7 +267,7 @@ def _system_text(value: Any, override: str | None) -> str | None:
         return scalar_text(value if written is None else written)
     text = system_text(value)
     if text is None:
-        raise NotText(f"the system prompt is not text but {_type_name(value)}")
+        raise NotTextError(f"the system prompt is not text but {_type_name(value)}")
     return scalar_text(text)
 
 

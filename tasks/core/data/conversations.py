@@ -10,7 +10,7 @@ from typing import Any
 
 import orjson
 
-from tasks.core.data.cell_texts import NotText, clean_text, plain, scalar_text
+from tasks.core.data.cell_texts import NotTextError, clean_text, plain, scalar_text
 from tasks.core.data.formats.json_texts import read_json, write_json
 from tasks.core.records import Message
 
@@ -187,7 +187,7 @@ def _read_turn(turn: Any) -> Message | str:
         return f"has the unknown role {said_by!r}"
     try:
         text, thoughts = _content(_first(turn, "content", "value", "text"), role)
-    except NotText as error:
+    except NotTextError as error:
         return str(error)
     if role != "assistant":
         return Message(role, text)
@@ -221,7 +221,7 @@ def _is_learnt(turn: Mapping[str, Any]) -> bool:
 
 
 def _content(content: Any, role: str) -> tuple[str, list[str]]:
-    """The text of a content, and the thoughts among its parts. Raises NotText."""
+    """The text of a content, and the thoughts among its parts. Raises NotTextError."""
     if isinstance(content, Mapping) and isinstance(content.get("type"), str):
         content = [content]
     if isinstance(content, (list, tuple)):
@@ -230,7 +230,7 @@ def _content(content: Any, role: str) -> tuple[str, list[str]]:
         return clean_text(content), []
     if role == "assistant" and content is not None:  # an answer that is a number, or an object to extract
         return write_json(content) if isinstance(content, Mapping) else scalar_text(content) or "", []
-    raise NotText("has no text")
+    raise NotTextError("has no text")
 
 
 def _joined_parts(parts: Sequence[Any]) -> tuple[str, list[str]]:
@@ -240,14 +240,14 @@ def _joined_parts(parts: Sequence[Any]) -> tuple[str, list[str]]:
     for part in parts:
         kind = part.get("type") if isinstance(part, Mapping) else None
         if kind in _CALL_PARTS:
-            raise NotText(_CALLS_UNSUPPORTED)
+            raise NotTextError(_CALLS_UNSUPPORTED)
         if kind in _REASONING_PARTS:
             found = (_reasoning_text(part.get(key)) for key in (kind, "text", "thinking", "reasoning"))
             thoughts += [text for text in found if text is not None][:1]
             continue
         text = part.get("text") if isinstance(part, Mapping) else part
         if not isinstance(text, str):
-            raise NotText("has no text")
+            raise NotTextError("has no text")
         texts.append(text)
     return clean_text("\n".join(texts)), thoughts
 

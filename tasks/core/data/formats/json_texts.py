@@ -17,8 +17,8 @@ from typing import Any
 import orjson
 
 # A number this long may be more than a 64-bit integer or a float can hold.
-_LONG_NUMBER = re.compile(rb"[0-9.]{20}|[0-9][eE][-+]?[0-9]{3}")
-_KEY = re.compile(rb'"\s*:')
+_LONG_NUMBER = re.compile(rb"[0-9](?:[0-9.]{19}|[eE][-+]?[0-9]{3})")
+_KEY = re.compile(rb'(?<!\\)"\s*:')
 
 
 def read_json(text: bytes) -> Any:
@@ -78,10 +78,10 @@ def _repaired(value: Any) -> Any:
 def repeated_keys(text: bytes, value: Any) -> list[str]:
     """Keys that one object of `text` has more than once; `value` is what was read from it.
 
-    The marks of keys in the text are counted against the keys that were read; only where they differ, which an
-    escaped quote before a colon may bring about too, is the text read once more.
+    The marks of keys in the text are counted against the keys that were read; only where they differ is the text
+    read once more. A backslash at a text's end hides its mark, so such a text is always read.
     """
-    if len(_KEY.findall(text)) == _key_count(value):
+    if rb'\\"' not in text and len(_KEY.findall(text)) == _key_count(value):
         return []
     found: list[str] = []
 
