@@ -83,7 +83,8 @@ def _delimiter_of(text: IO[str]) -> tuple[str, int]:
     header = _unquoted_header(sample.lstrip("\r\n "))
     candidates = [mark for mark in _DELIMITERS if mark in header]
     if len(candidates) > 1:
-        candidates.sort(key=lambda mark: -_share_that_fits(sample, mark))  # stable: the comma goes first
+        # Of marks that fit alike, one with a blank behind it is rather a part of a name; else the comma goes first.
+        candidates.sort(key=lambda mark: (-_share_that_fits(sample, mark), f"{mark} " in header))
     return (candidates[0] if candidates else _NO_DELIMITER), 0
 
 
