@@ -509,3 +509,38 @@ def test_the_settings_load_neither_torch_nor_prefect() -> None:
     code = "import sys, tasks.core.config; print([m for m in ('torch', 'prefect', 'transformers') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+# Data and columns
+
+
+def test_data_may_be_one_name_or_a_list(load: Load) -> None:
+    text = '[fine_tuner]\ntraining_data_id = ["a.jsonl", "b/*.jsonl"]\n[inferencer]\ntesting_data_id = "c.jsonl"\n'
+    config = load(text)
+    assert config.fine_tuner.required_training_data_id == ("a.jsonl", "b/*.jsonl")
+    assert config.inferencer.required_testing_data_id == "c.jsonl"
+    assert "testing_data_id = []" in message_of(load, "[inferencer]\ntesting_data_id = []\n")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a, b.jsonl", "a, b.jsonl"),
+        ('["a.jsonl", "b.jsonl"]', ("a.jsonl", "b.jsonl")),
+        ("[ab].jsonl", "[ab].jsonl"),
+    ],
+)
+def test_a_name_with_a_comma_or_bracket_stays_one_name(load: Load, text: str, expected: object) -> None:
+    assert load("", {"inferencer.testing_data_id": text}).inferencer.testing_data_id == expected
+
+
+def test_a_template_is_checked_before_anything_runs(load: Load) -> None:
+    template = "{instruction}\\n\\n{input}"
+    config = load(f'[inferencer]\nquestion_template = "{template}"\n')
+    assert config.inferencer.question_template == "{instruction}\n\n{input}"
+    assert load("", {"inferencer.question_template": "{a}"}).inferencer.question_template == "{a}"
+    assert "names no column" in message_of(load, '[inferencer]\nquestion_template = "input"\n')
+    both = message_of(load, '[inferencer]\nquestion_template = "{a}"\nquestion_column = "b"\n')
+    assert "question_template and question_column are both set" in both
+    columns = load('[fine_tuner]\nquestion_column = ["a", "b"]\n').fine_tuner.question_column
+    assert columns == ("a", "b")

@@ -106,14 +106,21 @@ def test_numbers_keep_all_their_digits(tmp_path: Path) -> None:
         '{"question": "pi?", "answer": 3.14159265358979323846}\n'
         '{"question": "small?", "answer": 7}\n'
     )
-    assert _references(path) == ["1208925819614629174706176", "18446744073709551616", "3.14159265358979323846", "7"]
+    assert _references(path) == [
+        "1208925819614629174706176",
+        "18446744073709551616",
+        "3.14159265358979323846",
+        "7",
+    ]
 
 
 def test_a_key_that_an_object_has_twice_is_told_with_its_line_each_time(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = tmp_path / "a.jsonl"
-    path.write_text('{"question": "\\"a\\": b", "answer": "1"}\n{"question":"q","answer":"41","answer":"42"}\n')
+    path.write_text(
+        '{"question": "\\"a\\": b", "answer": "1"}\n{"question":"q","answer":"41","answer":"42"}\n'
+    )
     for _ in range(2):  # the second time from the cache
         caplog.clear()
         assert load_rows(str(path), split=None)[1]["answer"] == "42"
@@ -186,7 +193,7 @@ def _write_table(table: pa.Table, folder: Path, kind: str) -> Path:
     if kind == "saved":
         state = {"_data_files": [{"filename": "data.arrow"}], "_fingerprint": "a", "_split": None}
         unset = ("_format_columns", "_format_type")
-        state |= {name: None for name in unset} | {"_format_kwargs": {}, "_output_all_columns": False}
+        state |= dict.fromkeys(unset) | {"_format_kwargs": {}, "_output_all_columns": False}
         (folder / "state.json").write_text(json.dumps(state))
         (folder / "dataset_info.json").write_text("{}")
         return folder
@@ -278,7 +285,11 @@ def _write(path: Path, question: str) -> Path:
 
 
 def test_patterns_and_lists_give_the_rows_of_all_files_in_order(tmp_path: Path) -> None:
-    b, a, deep = _write(tmp_path / "b.jsonl", "b"), _write(tmp_path / "a.jsonl", "a"), tmp_path / "x" / "c.jsonl"
+    b, a, deep = (
+        _write(tmp_path / "b.jsonl", "b"),
+        _write(tmp_path / "a.jsonl", "a"),
+        tmp_path / "x" / "c.jsonl",
+    )
     _write(deep, "c")
     (tmp_path / "notes.txt").write_text("no data")
     assert _questions(f"{tmp_path}/*.jsonl", "test") == ["a", "b"]
@@ -316,7 +327,9 @@ def test_a_changed_file_of_a_pattern_is_noticed(tmp_path: Path) -> None:
     assert _questions(f"{tmp_path}/*.jsonl") == ["new", "more"]
 
 
-def test_a_pattern_over_splits_tells_which_files_are_read(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_pattern_over_splits_tells_which_files_are_read(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     for name in ("train", "test"):
         _write(tmp_path / f"{name}.jsonl", name)
     with caplog.at_level(logging.INFO):

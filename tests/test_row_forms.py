@@ -60,7 +60,9 @@ def test_a_conversation_that_is_cut_off_in_its_text_is_an_error_row() -> None:
     assert example.problem == "the conversation is written as text that is not valid JSON"
 
 
-@pytest.mark.parametrize("text", ['[{"role": "admin"}] Who is it?', '["a"]', '{"role": 1}', "[1] role content"])
+@pytest.mark.parametrize(
+    "text", ['[{"role": "admin"}] Who is it?', '["a"]', '{"role": 1}', "[1] role content"]
+)
 def test_a_question_that_holds_json_stays_a_question(text: str) -> None:
     example = _one({"question": text})
     assert (example.question, example.messages, example.problem) == (text, None, None)
@@ -111,7 +113,9 @@ _CALL = [{"id": "c", "type": "function", "function": {"name": "weather", "argume
 def test_a_tool_call_is_an_error_row_wherever_it_stands(call: dict[str, Any]) -> None:
     turns = [ASKED, call, _turn("tool", "18 C"), _turn("assistant", "It is 18 C.")]
     example = _one({"messages": turns})
-    assert example.problem == "turn 2 of the conversation is a tool call, and tool calls are not supported yet"
+    assert (
+        example.problem == "turn 2 of the conversation is a tool call, and tool calls are not supported yet"
+    )
     assert example.reference is None
 
 
@@ -149,7 +153,12 @@ def test_an_empty_answer_is_never_learnt() -> None:
     ],
 )
 def test_a_turn_that_is_marked_is_not_learnt(mark: dict[str, Any]) -> None:
-    turns = [ASKED, _turn("assistant", "5", **mark), _turn("user", "Sure?"), _turn("assistant", "No, 4.", weight=1)]
+    turns = [
+        ASKED,
+        _turn("assistant", "5", **mark),
+        _turn("user", "Sure?"),
+        _turn("assistant", "No, 4.", weight=1),
+    ]
     example = _one({"messages": turns})
     assert [turn.is_learnt for turn in example.conversation] == [True, False, True]
     assert example.is_reference_learnt
@@ -158,7 +167,9 @@ def test_a_turn_that_is_marked_is_not_learnt(mark: dict[str, Any]) -> None:
     assert last.id != _one({"messages": [ASKED, ANSWERED]}).id
 
 
-@pytest.mark.parametrize("mark", [{"weight": 1}, {"weight": None}, {"train": True}, {"loss": 1}, {"masked": False}])
+@pytest.mark.parametrize(
+    "mark", [{"weight": 1}, {"weight": None}, {"train": True}, {"loss": 1}, {"masked": False}]
+)
 def test_a_turn_that_is_marked_as_learnt_or_not_at_all_is_learnt(mark: dict[str, Any]) -> None:
     assert _one({"messages": [ASKED, {**ANSWERED, **mark}]}) == _one({"messages": [ASKED, ANSWERED]})
 
@@ -218,7 +229,9 @@ def test_a_template_makes_one_question_of_columns(template: str, given: Any, exp
 def test_columns_as_a_list_are_put_below_one_another() -> None:
     mapping = ColumnMapping(("instruction", "input"), "output")
     row = {"instruction": "Add.", "input": "2 and 3", "output": "5"}
-    assert _one(row, mapping) == _one(row, ColumnMapping("question", "output", template="{instruction}\n\n{input}"))
+    assert _one(row, mapping) == _one(
+        row, ColumnMapping("question", "output", template="{instruction}\n\n{input}")
+    )
     assert _one({**row, "instruction": "", "input": None}, mapping).problem == "the question is empty"
 
 
@@ -230,13 +243,22 @@ def test_a_template_that_makes_no_sense_is_refused(template: str) -> None:
 
 def test_a_column_of_a_template_that_is_not_there_is_named() -> None:
     with pytest.raises(DataError, match=r"no column 'inptu'; it has: instruction, input") as caught:
-        _all([{"instruction": "a", "input": "b"}], ColumnMapping("question", template="{instruction} {inptu}"))
+        _all(
+            [{"instruction": "a", "input": "b"}], ColumnMapping("question", template="{instruction} {inptu}")
+        )
     assert "question_template" in str(caught.value)
     assert "'input'" in str(caught.value)
 
 
 def test_a_forgotten_part_of_the_question_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
-    row = {"instruction": "Add.", "input": "2 and 3", "output": "5", "system": "s", "tools": "[]x", "context": " "}
+    row = {
+        "instruction": "Add.",
+        "input": "2 and 3",
+        "output": "5",
+        "system": "s",
+        "tools": "[]x",
+        "context": " ",
+    }
     mapping = ColumnMapping("instruction", "output")
     _all([row], mapping)
     told = [record.getMessage() for record in caplog.records if "not used" in record.getMessage()]
@@ -244,7 +266,9 @@ def test_a_forgotten_part_of_the_question_is_told_once(caplog: pytest.LogCapture
     assert "{instruction}" in told[0]
     caplog.clear()
     list(examples([row], mapping, told=True))
-    _all([row], ColumnMapping("question", "output", template="{instruction} {input} {tools}", system="system"))
+    _all(
+        [row], ColumnMapping("question", "output", template="{instruction} {input} {tools}", system="system")
+    )
     assert "not used" not in caplog.text
 
 
@@ -282,4 +306,6 @@ def test_columns_that_leave_a_doubt_are_listed_instead(row: dict[str, Any]) -> N
 
 def test_a_reference_that_a_person_named_is_never_guessed() -> None:
     with pytest.raises(DataError, match="no column 'answer'"):
-        _all([{"prompt": "q", "completion": "a"}], ColumnMapping("question", "answer", require_reference=True))
+        _all(
+            [{"prompt": "q", "completion": "a"}], ColumnMapping("question", "answer", require_reference=True)
+        )

@@ -229,9 +229,9 @@ def _continued(asked: Any, answer: Sequence[Any]) -> tuple[Any, str | None]:
     """Question and reference as one conversation; or what keeps a reference of several turns from being one."""
     turns = turns_of(asked)
     before: list[Any] = [{"role": "user", "content": asked}] if turns is None else turns.items
-    whole = read_conversation(answer)
-    if whole.problem is not None and "no user turn" in whole.problem:
+    if isinstance(read_answer(answer[0]), Message):
         return [*before, *answer], None
+    whole = read_conversation(answer)
     if whole.problem is not None:
         return asked, f"the reference: {whole.problem}"
     if read_conversation(before).question != whole.question:
