@@ -43,7 +43,7 @@ class QuestionTemplate:
                 lines[-1].append(first)
                 lines.extend([other] for other in others)
         if not any(map(_has_column, lines)):
-            raise ValueError("names no column; write it in braces, such as {instruction}")
+            raise ValueError("names no column, such as {instruction}")
         paragraphs: list[list[_Line]] = []
         was_written: bool | None = None
         for line in lines:

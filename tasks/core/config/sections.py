@@ -226,9 +226,10 @@ class ColumnNames(Section):
     @field_validator("question_template")
     @classmethod
     def _template_names_columns(cls, template: str | None) -> str | None:
-        if template is not None:
-            QuestionTemplate.parse(template)
-        return template
+        try:
+            return None if template is None else QuestionTemplate.parse(template).text
+        except ValueError as error:
+            raise ValueError(f"must name columns in braces, but it {error}") from error
 
     @model_validator(mode="after")
     def _one_way_to_ask(self) -> Self:
