@@ -350,12 +350,14 @@ class _Hub(BaseHTTPRequestHandler):
     """A Hub that has one public dataset `some/data` with one commit, and one gated dataset."""
 
     files: ClassVar = {"train.jsonl": _lines(ROWS[:3]).encode(), "test.jsonl": _lines(ROWS[3:]).encode()}
+    tables: ClassVar[dict[str, bytes]] = {}
     commit = "0123456789abcdef0123456789abcdef01234567"
     asked: ClassVar[list[str]] = []
 
     def do_GET(self) -> None:
         self.asked.append(self.path)
-        if "some/data" not in self.path:
+        files = self.tables if "some/tables" in self.path else self.files
+        if "some/data" not in self.path and "some/tables" not in self.path:
             error = ("GatedRepo", 403) if "gated" in self.path else ("RepoNotFound", 404)
             return self._answer(error[1], b"{}", {"X-Error-Code": error[0], "X-Error-Message": error[0]})
         revision = re.search(r"/(?:revision|tree|resolve|paths-info)/([^/?]+)", self.path)
@@ -363,18 +365,23 @@ class _Hub(BaseHTTPRequestHandler):
             return self._answer(404, b"{}", {"X-Error-Code": "RevisionNotFound"})
         if "/resolve/" in self.path:
             name = self.path.rsplit("/", 1)[-1]
-            if name not in self.files:
+            if name not in files:
                 return self._answer(404, b"", {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": self.commit})
             headers = {"ETag": f'"{name}"', "X-Repo-Commit": self.commit}
-            return self._answer(200, self.files[name], headers)
+            return self._answer(200, files[name], headers)
         if "/tree/" in self.path or "/paths-info/" in self.path:
             tree = [
-                {"type": "file", "path": name, "size": len(data), "oid": name}
-                for name, data in self.files.items()
+                {"type": "file", "path": name, "size": len(data), "oid": name} for name, data in files.items()
             ]
             return self._answer(200, json.dumps(tree).encode(), {})
-        siblings = [{"rfilename": name} for name in self.files]
-        info = {"id": "some/data", "sha": self.commit, "private": False, "siblings": siblings, "tags": []}
+        siblings = [{"rfilename": name} for name in files]
+        info = {
+            "id": "some/tables" if files is self.tables else "some/data",
+            "sha": self.commit,
+            "private": False,
+            "siblings": siblings,
+            "tags": [],
+        }
         return self._answer(200, json.dumps(info).encode(), {})
 
     def do_HEAD(self) -> None:
@@ -429,6 +436,22 @@ def test_a_hub_dataset_is_read_at_the_split_and_revision_asked_for(hub: str, tmp
     out = _load_in_new_process(hub, tmp_path, data_id="some/data", split="test", revision="v1")
     assert json.loads(out) == ROWS[3:]
     assert any("v1" in path for path in _Hub.asked)
+
+
+@pytest.mark.slow
+def test_a_hub_dataset_with_a_column_of_an_unknown_type_is_read(hub: str, tmp_path: Path) -> None:
+    import io
+
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    extra = pa.array([[("a", "1")]] * len(ROWS), pa.map_(pa.string(), pa.string()))
+    table = pa.Table.from_pylist(ROWS).append_column("extra", extra)
+    sink = io.BytesIO()
+    pq.write_table(table, sink)
+    _Hub.tables["test.parquet"] = sink.getvalue()
+    rows = json.loads(_load_in_new_process(hub, tmp_path, data_id="some/tables", split="test"))
+    assert rows == [{**row, "extra": {"a": "1"}} for row in ROWS]
 
 
 @pytest.mark.slow

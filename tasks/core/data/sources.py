@@ -35,6 +35,7 @@ _SPLIT_WORDS = {
     "val": "validation",
     "dev": "validation",
 }
+_UNKNOWN_TYPE = "does not have a datasets dtype equivalent"
 _METADATA_FILES = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}
 _HUB_HELP = (
     "Check the name on huggingface.co/datasets, log in with `hf auth login` or set HF_TOKEN if it is private or gated, "
@@ -358,10 +359,37 @@ def _load_from_hub(data_id: str, split: str | None, revision: str | None, num_pr
             name, configuration or None, split=split, revision=revision, num_proc=num_proc
         )
     except Exception as error:  # the Hub client has no common base class for its errors
-        raise _hub_error(data_id, split, revision, error) from error
+        if _UNKNOWN_TYPE not in f"{error} {error.__cause__}":
+            raise _hub_error(data_id, split, revision, error) from error
+        return open_files(_hub_files(data_id, split, revision))
     if isinstance(loaded, datasets.DatasetDict):
         return loaded[_choose_split(list(loaded), split, f"The dataset {data_id}")]
     return loaded
+
+
+def _hub_files(data_id: str, split: str | None, revision: str | None) -> list[Path]:
+    """The files of a dataset that the library itself refuses for the type of one of its columns."""
+    import datasets
+    from huggingface_hub import HfFileSystem, hf_hub_download
+
+    name, _, configuration = data_id.partition(":")
+    try:
+        builder = datasets.load_dataset_builder(name, configuration or None, revision=revision)
+        by_split = {str(known): list(urls) for known, urls in (builder.config.data_files or {}).items()}
+        urls = by_split[_choose_split(list(by_split), split, f"The dataset {data_id}")]
+        places = [HfFileSystem().resolve_path(url) for url in urls]
+        return [
+            Path(
+                hf_hub_download(
+                    place.repo_id, place.path_in_repo, repo_type="dataset", revision=place.revision
+                )
+            )
+            for place in places
+        ]
+    except DataError:
+        raise
+    except Exception as error:
+        raise _hub_error(data_id, split, revision, error) from error
 
 
 def _hub_error(data_id: str, split: str | None, revision: str | None, error: Exception) -> DataError:
