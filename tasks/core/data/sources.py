@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tasks.core.data.formats.arrow_files import gaps_and_whole_numbers, whole_numbers
 from tasks.core.data.local_files import open_files
@@ -377,7 +377,7 @@ def _hub_files(data_id: str, split: str | None, revision: str | None) -> list[Pa
         builder = datasets.load_dataset_builder(name, configuration or None, revision=revision)
         by_split = {str(known): list(urls) for known, urls in (builder.config.data_files or {}).items()}
         urls = by_split[_choose_split(list(by_split), split, f"The dataset {data_id}")]
-        places = [HfFileSystem().resolve_path(url) for url in urls]
+        places: list[Any] = [HfFileSystem().resolve_path(url) for url in urls]
         return [
             Path(
                 hf_hub_download(
