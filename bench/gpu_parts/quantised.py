@@ -27,7 +27,7 @@ def _answers(bench: Bench, name: str, dtype: str, **settings: Any) -> Row:
 
     model = models.load_small(bench, dtype, **settings)
     count, tokens = (4, 4) if bench.tiny else (32, 32)
-    asked = models.requests(count, 30 if bench.tiny else 200, tokens)
+    asked = models.chats(model, count, 1 if bench.tiny else 8, tokens)
     flown = through_engine("inflight", 64)(model, asked)
     sorted_batches = through_engine("generate", 16)(model, asked)
     same = sum(flown[place] == sorted_batches[place] for place in flown)
@@ -104,7 +104,7 @@ def _merged(bench: Bench, folder: str) -> Row:
     from tasks.core.models.loading import ModelSpec, load_model_and_tokenizer
 
     base = models.load_small(bench, "float32")
-    asked = models.requests(2, 40, 4)
+    asked = models.chats(base, 1, 2, 4)
     ids = torch.tensor([asked[0].token_ids], device=base.device)
     with torch.inference_mode():
         beside = PeftModel.from_pretrained(base.model, folder)(input_ids=ids, use_cache=False).logits
@@ -121,7 +121,7 @@ def _merged(bench: Bench, folder: str) -> Row:
 def _count_answers(bench: Bench, model: LoadedModel) -> int:
     from bench.generation import through_engine
 
-    asked = models.requests(4 if bench.tiny else 16, 40, 8)
+    asked = models.chats(model, 4 if bench.tiny else 16, 2, 8)
     return len([ids for ids in through_engine("inflight", 16)(model, asked).values() if ids])
 
 

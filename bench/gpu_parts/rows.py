@@ -85,14 +85,13 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or ["no message"])[0][:300]
 
 
-def last_frames(error: BaseException, count: int = 4) -> str:
-    """Return where an error was raised, with paths as seen from the repository."""
+def last_frames(error: BaseException, count: int = 5) -> str:
+    """Return where in our code an error was raised, the innermost last."""
     import traceback
 
-    frames = traceback.extract_tb(error.__traceback__)[-count:]
-    return "\n".join(
-        f"{os.path.relpath(frame.filename)}:{frame.lineno} {frame.name}: {frame.line}" for frame in frames
-    )
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if "site-packages" not in frame.filename][-count:]
+    return "\n".join(f"{os.path.relpath(frame.filename)}:{frame.lineno} {frame.name}" for frame in own)
 
 
 def table(rows: list[Row]) -> Iterator[str]:

@@ -24,6 +24,8 @@ POLL_SECONDS = 0.1
 # From starting a worker to its first check; checks import their libraries themselves.
 START_SECONDS = 60.0
 LOG_LINES = 15
+# Limits are those of a card; a rehearsal may share few cores with much else.
+REHEARSAL_PATIENCE = 6.0
 CLEAR_FAILURE = 3
 """Exit code of a worker that ended after a failed row, so that the next check gets a fresh process."""
 
@@ -96,7 +98,8 @@ def _one_process(
     """Run as many of `checks` as one process does; returns the names of those that are over."""
     stem = task.folder / f"{task.part}-{attempt}"
     journal, log_path = Journal(stem.with_suffix(".jsonl")), stem.with_suffix(".log")
-    limits = {check.name: check.limit_seconds for check in checks}
+    patience = REHEARSAL_PATIENCE if task.device == "cpu" else 1.0
+    limits = {check.name: patience * check.limit_seconds for check in checks}
 
     def hand_on() -> None:
         rows = [replace(row, part=task.part) for row in journal.news()]
@@ -116,7 +119,7 @@ def _one_process(
             while worker.poll() is None and stopped is None:
                 time.sleep(POLL_SECONDS)
                 hand_on()
-                limit = START_SECONDS if journal.begun is None else limits[journal.begun]
+                limit = patience * START_SECONDS if journal.begun is None else limits[journal.begun]
                 stopped = _overdue(journal, limit, end_at)
         finally:
             _kill_all(worker)

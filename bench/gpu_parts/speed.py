@@ -92,7 +92,7 @@ def _measured_peaks(bench: Bench) -> dict[str, float]:
 def _generation(bench: Bench) -> Iterator[Row]:
     """Tokens a second of each engine: 256 prompts of 50 to 500 tokens, 64 new tokens each."""
     model = models.random_llama(bench, "bfloat16")
-    asked = models.requests(8, 60, 8) if bench.tiny else models.requests(256, 500, 64)
+    asked = models.requests(6, 40, 4) if bench.tiny else models.requests(256, 500, 64)
     for engine, rows in METHODS:
         name = f"random Llama, {engine}, {rows} rows"
         yield bench.tried(
@@ -102,7 +102,7 @@ def _generation(bench: Bench) -> Iterator[Row]:
 
 def _small_generation(bench: Bench) -> Iterator[Row]:
     model = models.load_small(bench, "bfloat16")
-    asked = models.requests(8, 60, 8) if bench.tiny else models.requests(256, 500, 64)
+    asked = models.chats(model, *((8, 1, 4) if bench.tiny else (256, 22, 64)))
     for engine, rows in METHODS[:1] if bench.tiny else (METHODS[0], METHODS[3]):
         name = f"{models.small_name(bench)}, {engine}, {rows} rows"
         yield bench.tried(
@@ -180,7 +180,7 @@ def _steps(bench: Bench) -> Iterator[Row]:
     from tasks.core.generation.packed_attention import packed_attention
 
     model = models.random_llama(bench, "bfloat16")
-    asked = models.requests(6, 60, 8) if bench.tiny else models.requests(256, 1000, 32)
+    asked = models.requests(6, 40, 32) if bench.tiny else models.requests(256, 1000, 32)
     with ExitStack() as inside:
         inside.enter_context(packed_attention(model.model))
         inside.enter_context(fused_layers(model.model))
