@@ -15,10 +15,10 @@ QUIET_ENV := HF_HUB_OFFLINE=1 DO_NOT_TRACK=1 TOKENIZERS_PARALLELISM=false
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 
 .DEFAULT_GOAL := help
-.PHONY: help install up down demo test lint types bench constraints clean
+.PHONY: help install up down demo test lint types bench gpu-wheels constraints clean
 
 help: ## list the commands
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: $(INSTALLED) ## create .venv and install the project with its tested versions
 
@@ -59,9 +59,17 @@ types: $(INSTALLED) ## check types
 	$(BIN)/mypy
 
 bench: $(INSTALLED) ## run every benchmark; each prints a table of ratios
-	@for script in bench/*.py; do \
+	@for script in $(filter-out bench/gpu.py,$(wildcard bench/*.py)); do \
 		test -e "$$script" || { echo "no benchmarks in bench/"; break; }; \
 		echo "== $$script"; $(QUIET_ENV) $(BIN)/python "$$script" || exit 1; done
+
+GPU_PYTHON ?= 3.12
+GPU_HAS ?=
+GPU_WHEELS_ARGS ?=
+
+gpu-wheels: $(INSTALLED) ## put what bench/gpu.py needs beside a CUDA PyTorch into gpu-wheels/ (GPU_PYTHON=3.12)
+	@$(BIN)/python -m bench.gpu_parts.wheels gpu-wheels --python $(GPU_PYTHON) \
+		$(if $(GPU_HAS),--has $(GPU_HAS)) $(GPU_WHEELS_ARGS)
 
 constraints: $(INSTALLED) ## write constraints.txt from what is installed and tested
 	@{ sed -n '/^#/p' constraints.txt; $(PIP) freeze --exclude-editable | sed -E 's/\+[a-z0-9.]+$$//'; } > constraints.new

@@ -22,6 +22,7 @@ with held_device(sys.argv[1], None):
 """
 HOLDS_FILE = """
 import sys, time
+from pathlib import Path
 from tasks.core.locking import HeldElsewhereError, owned_lock
 while True:
     try:

@@ -91,9 +91,14 @@ def _hungry(bench: Bench) -> tuple[LoadedModel, list[Request]]:
     from tasks.core.generation.memory import cache_bytes_per_token
 
     if bench.tiny:
-        shape = {"num_hidden_layers": 8, "num_attention_heads": 16, "num_key_value_heads": 16, "head_dim": 64}
+        shape = {
+            "num_hidden_layers": 8,
+            "num_attention_heads": 16,
+            "num_key_value_heads": 16,
+            "head_dim": 256,
+        }
         model = models.random_llama(bench, "float32", **shape)
-        return model, _equally_long(24, 600)
+        return model, _equally_long(24, 150)
     layers = max(4, min(64, _free_bytes(bench) // TOKENS_THAT_FILL // (2 * 2 * 32 * 128)))
     shape = {
         "hidden_size": 512, "intermediate_size": 1024, "num_hidden_layers": layers, "num_attention_heads": 32,
