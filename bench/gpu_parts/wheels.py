@@ -85,14 +85,14 @@ def fetch(versions: dict[str, str], python: str, folder: Path) -> None:
         "manylinux2014_x86_64",
         "linux_x86_64",
     ]
-    target = ["--only-binary=:all:", "--python-version", python, "--implementation", "cp"]
+    target = ["--python-version", python, "--implementation", "cp"]
     target += [option for name in platforms for option in ("--platform", name)]
     folder.mkdir(parents=True, exist_ok=True)
     pins = [f"{name}=={version}" for name, version in sorted(versions.items())]
-    for pin in pins:
-        command = [*pip, "download", "--no-deps", *target, "--dest", str(folder), pin]
-        if subprocess.run(command, stderr=subprocess.DEVNULL, check=False).returncode:
-            subprocess.run([*pip, "wheel", "--no-deps", "--wheel-dir", str(folder), pin], check=True)
+    subprocess.run([*pip, "download", "--no-deps", *target, "--dest", str(folder), *pins], check=True)
+    for source in folder.glob("*.tar.gz"):
+        subprocess.run([*pip, "wheel", "--no-deps", "--wheel-dir", str(folder), str(source)], check=True)
+        source.unlink()
     (folder / "requirements.txt").write_text("".join(f"{pin}\n" for pin in pins))
 
 

@@ -99,8 +99,7 @@ class TokenChooser:
         nothing = torch.empty((scores.shape[0], 0), dtype=torch.long, device=scores.device)
         for warper in self._warpers:
             scores = warper(nothing, scores)
-        numbers = [stream.next() for stream in streams if stream is not None]
-        return _invert(scores, torch.tensor(numbers, dtype=torch.float64, device=scores.device))
+        return _invert(scores, [stream.next() for stream in streams if stream is not None])
 
     def _forbid_early_end(self, logits: torch.Tensor, new_token_counts: Sequence[int]) -> None:
         minimum = self.settings.min_new_tokens
@@ -112,14 +111,15 @@ class TokenChooser:
                 logits[early, token_id] = -float("inf")
 
 
-def _invert(scores: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
-    """Smallest token id whose cumulative probability exceeds the row's number; shapes [rows, vocabulary], [rows]."""
+def _invert(scores: torch.Tensor, numbers: Sequence[float]) -> torch.Tensor:
+    """Smallest token id whose cumulative probability exceeds the row's number; scores are [rows, vocabulary]."""
     import torch
 
-    device_has_double = scores.device.type != "mps"
-    probabilities = scores.softmax(dim=-1, dtype=torch.float64 if device_has_double else torch.float32)
+    # MPS refuses even to hold a tensor of doubles.
+    dtype = torch.float32 if scores.device.type == "mps" else torch.float64
+    probabilities = scores.softmax(dim=-1, dtype=dtype)
     cumulative = probabilities.cumsum(dim=-1)
-    targets = (numbers.to(cumulative.dtype) * cumulative[:, -1]).unsqueeze(-1)
+    targets = (torch.tensor(numbers, dtype=dtype, device=scores.device) * cumulative[:, -1]).unsqueeze(-1)
     chosen = torch.searchsorted(cumulative, targets, right=True).squeeze(-1)
     # A number so near 1 that rounding carries it past the end falls on the last token that is possible at all.
     last_possible = scores.shape[-1] - 1 - (probabilities > 0).flip(-1).to(torch.int8).argmax(dim=-1)
