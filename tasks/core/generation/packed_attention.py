@@ -267,12 +267,15 @@ class _Call:
                 scores = self._capped(torch.bmm(queries, keys.transpose(1, 2))).add_(mask)
             return torch.bmm(scores.softmax(dim=-1), values, out=out)
         shared_keys, shared_values = self._shared()
+        scale = self.scale
+        if (
+            queries.dtype is torch.float16 and self.softcap is None
+        ):  # products over 65,504 would become infinite
+            queries, scale = queries * scale, 1.0
         own = torch.bmm(queries, keys.transpose(1, 2))
         before = _over_rows(queries, shared_keys.transpose(1, 2))
         scores = torch.cat([before, own], dim=-1)
-        scores = (
-            torch.add(mask, scores, alpha=self.scale) if self.softcap is None else self._capped(scores) + mask
-        )
+        scores = torch.add(mask, scores, alpha=scale) if self.softcap is None else self._capped(scores) + mask
         weights, length = scores.softmax(dim=-1), shared_keys.shape[1]
         result = torch.bmm(weights[..., length:], values, out=out)
         return result.add_(_over_rows(weights[..., :length], shared_values))
