@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tasks.core.errors import ModelLoadError
-from tasks.core.models import checking
+from tasks.core.models import adapters, checking
 from tasks.core.models.explaining import explained
 from tasks.core.models.identifying import identify, identity_of, saved_quantization
 from tasks.core.models.locating import ModelFiles
@@ -17,6 +18,7 @@ from tasks.core.models.tokenizing import as_list, tokenizer_of
 from tasks.core.records import ModelIdentity
 
 if TYPE_CHECKING:
+    from peft import PeftModel
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 __all__ = ["LoadedModel", "ModelSpec", "identify", "load_model_and_tokenizer", "load_tokenizer"]
@@ -39,21 +41,25 @@ class LoadedModel:
 def load_model_and_tokenizer(spec: ModelSpec) -> LoadedModel:
     """Load what `spec` names and tell exactly which weights they are.
 
-    An adapter is merged into its base, which makes its answers cost no extra time, unless the base is
-    quantised. Raises ModelNotFoundError, ModelLoadError, OutOfMemoryError, StorageError.
+    An adapter is merged into its base, which makes its answers cost no extra time, where that changes no answer
+    (see adapters.py); else the model is peft's. Raises ModelNotFoundError, ModelLoadError, OutOfMemoryError, StorageError.
     """
     device = choose_device(spec.device)
     source = find_source(spec, with_weights=True)
     checking.check_weights(source.base.weights_path)
     if source.adapter is not None:
+        adapters.check_adapter(source.adapter.directory, source.adapter.model_id)
         checking.check_weights(source.adapter.directory)
     config = read_config(source)
     tokenizer = tokenizer_of(source, config)
     identity = identity_of(source, config, tokenizer)
     with explained(spec.model_id):
-        model = _load_base(source, config, identity, device)
-        if source.adapter is not None:
-            model = _put_adapter(model, source.adapter, merge=identity.quantization == "none")
+        if source.adapter is None:
+            model = _load_base(source, config, identity, device)
+            if spec.for_training:
+                adapters.grow_vocabulary(model, tokenizer, spec.model_id)
+        else:
+            model = _with_adapter(source, source.adapter, config, identity, device, tokenizer)
     _settle(model, tokenizer, _lasting_name(source))
     logger.info(
         "loaded %s (%s, quantisation %s) on %s", spec.model_id, identity.dtype, identity.quantization, device
@@ -111,15 +117,22 @@ def _bytes_in_memory(base: ModelFiles, identity: ModelIdentity) -> int:
     return stored * _BITS.get(identity.quantization, 16) // 16
 
 
-def _put_adapter(model: PreTrainedModel, adapter: ModelFiles, *, merge: bool) -> PreTrainedModel:
-    from peft import PeftModel
+def _with_adapter(
+    source: ModelSource,
+    adapter: ModelFiles,
+    config: PretrainedConfig,
+    identity: ModelIdentity,
+    device: str,
+    tokenizer: PreTrainedTokenizerBase,
+) -> PreTrainedModel:
+    def beside() -> PeftModel:
+        model = _load_base(source, deepcopy(config), identity, device)  # loading and merging write into it
+        return adapters.put_beside(model, adapter.directory, adapter.model_id, tokenizer)
 
-    adapted = PeftModel.from_pretrained(
-        model, str(adapter.directory), is_trainable=False, torch_device=str(model.device)
-    )
-    if not merge:
-        return adapted
-    return adapted.merge_and_unload(safe_merge=True)
+    quantised = identity.quantization != "none"
+    if source.spec.for_training and not quantised:
+        return adapters.merge(beside())[0]
+    return adapters.merge_where_equal(beside, adapter.model_id, quantised=quantised)
 
 
 def _lasting_name(source: ModelSource) -> str:

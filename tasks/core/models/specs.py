@@ -19,7 +19,11 @@ DTYPES = ("float32", "float16", "bfloat16", "float64")
 
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
-    """What to load and how. `dtype` None keeps the checkpoint's; `device` is auto, cpu, cuda, cuda:N or mps."""
+    """What to load and how. `dtype` None keeps the checkpoint's; `device` is auto, cpu, cuda, cuda:N or mps.
+
+    `for_training`: all weights are wanted as one plain model, so an adapter is merged whatever rounding that costs,
+    and tokens that the tokenizer has and the model has not get a row each.
+    """
 
     model_id: str
     revision: str | None = None
@@ -28,6 +32,7 @@ class ModelSpec:
     load_in_8bit: bool = False
     device: str = "auto"
     trust_remote_code: bool = False
+    for_training: bool = False
 
     def __post_init__(self) -> None:
         if self.load_in_4bit and self.load_in_8bit:

@@ -34,7 +34,8 @@ def tokenizer_of(source: ModelSource, config: PretrainedConfig) -> PreTrainedTok
     text_config = config.get_text_config()
     if files.gguf_name is not None:
         tokenizer = without_invented_tokens(tokenizer, text_config.vocab_size)
-    check_vocabulary(tokenizer, text_config.vocab_size, source.spec.model_id)
+    if source.adapter is None and not source.spec.for_training:  # those two make room for new tokens
+        check_vocabulary(tokenizer, text_config.vocab_size, source.spec.model_id)
     if tokenizer.eos_token is None:
         end_ids = as_list(text_config.eos_token_id)
         tokenizer.eos_token = tokenizer.convert_ids_to_tokens(end_ids[0]) if end_ids else None

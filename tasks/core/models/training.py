@@ -94,6 +94,7 @@ def _prepare(
         load_in_8bit=config.load_in_8bit,
         device=device if config.device != "auto" or device in ("cpu", "mps") else "auto",
         trust_remote_code=config.trust_remote_code,
+        for_training=True,
     )
     base = identify(spec)
     precision = choose_precision(config, base.dtype, device)
