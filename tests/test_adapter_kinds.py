@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from tasks.core.errors import ModelLoadError
 from tasks.core.generation.engine import engine_classes
-from tasks.core.models.loading import LoadedModel, load_model_and_tokenizer
+from tasks.core.models.loading import LoadedModel, identify, load_model_and_tokenizer
 from tasks.core.records import GenerationSettings
 from tests.conftest import build_tiny_model, build_tiny_tokenizer
-from tests.model_files import spec_of
+from tests.model_files import edit_json, spec_of
 from tests.test_engines import alone, answers, prompts, queue_of
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
-NEW_TOKENS = 8
+NEW_TOKENS = 6
 ADDED = ["<|sum|>", "<|carry|>", "<|equals|>"]
 
 
@@ -106,16 +107,16 @@ def peft_model(base_dir: Path, adapter_dir: Path, rows: int | None = None, **loa
 
 def assert_answers(loaded: LoadedModel, expected_model: Any) -> None:
     """Greedy answers of each engine to several prompts equal those of peft to each prompt alone."""
-    texts = prompts(7, loaded.model.config.vocab_size)
+    texts = prompts(4, loaded.model.config.vocab_size)
     end = loaded.tokenizer.eos_token_id
     free = alone(expected_model, texts, NEW_TOKENS, eos_token_id=end)
     expected = [tokens[: tokens.index(end) + 1] if end in tokens else tokens for tokens in free]
-    assert len({tuple(tokens) for tokens in expected}) > 3  # not the same answer to everything
+    assert len({tuple(tokens) for tokens in expected}) > 2  # not the same answer to everything
     settings = GenerationSettings(max_new_tokens=NEW_TOKENS)
     for name in ("inflight", "generate"):
         engine = engine_classes()[name](loaded, settings)
         assert engine.unsupported() is None
-        got = answers(engine, queue_of(texts, new_tokens=NEW_TOKENS), rows=5)
+        got = answers(engine, queue_of(texts, new_tokens=NEW_TOKENS), rows=3)
         assert [list(got[place].token_ids) for place in range(len(texts))] == expected, name
 
 
@@ -131,7 +132,6 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
         "llama", {"use_dora": True, "target_modules": ["q_proj", "embed_tokens", "lm_head"]}
     ),
     "PiSSA, not converted": ("llama", {"init_lora_weights": "pissa"}),
-    "PiSSA by iterations, not converted": ("llama", {"init_lora_weights": "pissa_niter_8"}),
     "OLoRA, not converted": ("llama", {"init_lora_weights": "olora"}),
     "modules to save": ("llama", {"modules_to_save": ["embed_tokens", "lm_head"], "target_modules": ["q_proj"]}),
     "norms to save": ("llama", {"modules_to_save": ["norm", "input_layernorm"]}),
@@ -168,14 +168,251 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
 }  # fmt: skip
 
 
+STAY_BESIDE = {"PiSSA, not converted", "repeated layers"}
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_answers_are_those_of_peft_without_merging(
-    kind: str, bases: Callable[[str], Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+    kind: str, bases: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    caplog.set_level("INFO")
     base, settings = KINDS[kind]
     base_dir = bases(base)
     adapter_dir = save_adapter(base_dir, tmp_path / "adapter", lora(**settings))
     loaded = load_model_and_tokenizer(spec_of(adapter_dir))
-    print(kind, is_merged(loaded), [r.message for r in caplog.records if "adapter" in r.message])
+    assert is_merged(loaded) == (kind not in STAY_BESIDE)
     assert_answers(loaded, peft_model(base_dir, adapter_dir))
+
+
+@pytest.mark.parametrize(
+    "kind", ["plain", "DoRA", "token indices, tied", "both tied ends", "modules to save", "experts"]
+)
+def test_answers_are_the_same_beside_the_base(
+    kind: str, bases: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, settings = KINDS[kind]
+    base_dir = bases(base)
+    adapter_dir = save_adapter(base_dir, tmp_path / "adapter", lora(**settings))
+    monkeypatch.setattr("tasks.core.models.adapters._ROUNDING", {})
+    monkeypatch.setattr("tasks.core.models.adapters._NOISES", 0.0)
+    loaded = load_model_and_tokenizer(spec_of(adapter_dir))
+    assert not is_merged(loaded)
+    assert_answers(loaded, peft_model(base_dir, adapter_dir))
+
+
+def test_an_ia3_adapter_answers_as_peft_does(bases: Callable[[str], Path], tmp_path: Path) -> None:
+    from peft import IA3Config
+
+    config = IA3Config(
+        target_modules=["k_proj", "v_proj", "down_proj"],
+        feedforward_modules=["down_proj"],
+        task_type="CAUSAL_LM",
+    )
+    adapter_dir = save_adapter(bases("llama"), tmp_path / "adapter", config)
+    loaded = load_model_and_tokenizer(spec_of(adapter_dir))
+    assert_answers(loaded, peft_model(bases("llama"), adapter_dir))
+
+
+@pytest.mark.parametrize("start", ["pissa", "olora"])
+def test_an_adapter_that_peft_has_made_plain_on_saving_answers_as_it_did(
+    start: str, bases: Callable[[str], Path], tmp_path: Path
+) -> None:
+    from peft import get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    base = AutoModelForCausalLM.from_pretrained(bases("llama"))
+    adapted = get_peft_model(base, lora(init_lora_weights=start))
+    adapted.peft_config["default"].init_lora_weights = True
+    adapted.save_pretrained(tmp_path / "first")
+    adapted.peft_config["default"].init_lora_weights = start
+    torch.manual_seed(1)
+    for name, part in adapted.named_parameters():
+        if "lora_" in name:
+            part.data.add_(0.1 * torch.randn_like(part))
+    adapted.save_pretrained(
+        tmp_path / "adapter", path_initial_model_for_weight_conversion=str(tmp_path / "first")
+    )
+    loaded = load_model_and_tokenizer(spec_of(tmp_path / "adapter"))
+    assert_answers(loaded, peft_model(bases("llama"), tmp_path / "adapter"))
+
+
+@pytest.mark.parametrize("bits", ["4bit", "8bit"])
+@pytest.mark.parametrize("kind", ["plain", "DoRA", "both tied ends", "modules to save"])
+def test_on_quantised_weights_answers_are_those_of_peft(
+    bits: str, kind: str, bases: Callable[[str], Path], tmp_path: Path
+) -> None:
+    pytest.importorskip("bitsandbytes")
+    from tasks.core.models.placement import quantization_config
+
+    base, settings = KINDS[kind]
+    adapter_dir = save_adapter(bases(base), tmp_path / "adapter", lora(**settings))
+    loaded = load_model_and_tokenizer(spec_of(adapter_dir, dtype="float32", **{f"load_in_{bits}": True}))
+    assert not is_merged(loaded)
+    quantised = {
+        "quantization_config": quantization_config(bits, torch.float32), "device_map": {"": "cpu"},  # type: ignore[arg-type]
+        "dtype": torch.float32,
+    }  # fmt: skip
+    reference = peft_model(bases(base), adapter_dir, **quantised)
+    ids = torch.tensor([prompts(1, 400)[0]])
+    assert torch.allclose(loaded.model(ids).logits, reference(ids).logits, atol=1e-4)
+    if bits == "4bit":  # in 8 bits the scale of activations depends on the batch
+        assert_answers(loaded, reference)
+
+
+ADDING: dict[str, tuple[str, dict[str, Any], int]] = {
+    "ends saved": ("llama", {"modules_to_save": ["embed_tokens", "lm_head"]}, 1),
+    "ends saved, padded": ("llama", {"modules_to_save": ["embed_tokens", "lm_head"]}, 64),
+    "tied ends saved": ("tied", {"modules_to_save": ["embed_tokens", "lm_head"]}, 64),
+    "embedding of tied ends saved": ("tied", {"modules_to_save": ["embed_tokens"], "target_modules": ["q_proj"]}, 1),
+    "whole embeddings beside": ("llama", {"target_modules": ["q_proj", "v_proj"]}, 1),
+    "whole tied embeddings beside": ("tied", {"target_modules": ["q_proj", "v_proj"]}, 8),
+    "LoRA on ends": ("llama", {"target_modules": ["q_proj", "embed_tokens", "lm_head"]}, 1),
+    "LoRA on tied ends": ("tied", {"target_modules": ["q_proj", "embed_tokens", "lm_head"]}, 1),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ADDING)
+def test_an_adapter_with_added_tokens_makes_room_for_them_and_answers_as_peft_does(
+    kind: str, bases: Callable[[str], Path], tmp_path: Path
+) -> None:
+    base, settings, multiple = ADDING[kind]
+    adapter_dir = save_adapter(
+        bases(base), tmp_path / "adapter", lora(**settings), added=3, multiple=multiple
+    )
+    loaded = load_model_and_tokenizer(spec_of(adapter_dir))
+    rows = loaded.model.config.vocab_size
+    tokenizer = loaded.tokenizer
+    assert rows % multiple == 0 and rows >= len(tokenizer) > len(build_tiny_tokenizer())
+    assert tokenizer.convert_tokens_to_ids(ADDED[0]) == len(build_tiny_tokenizer())
+    reference = peft_model(bases(base), adapter_dir, rows)
+    assert_answers(loaded, reference)
+    ids = torch.tensor([tokenizer.encode("Anna <|sum|> 3 <|equals|> 4")])
+    assert torch.allclose(loaded.model(ids).logits, reference(ids).logits, atol=1e-3)
+
+
+def test_added_tokens_that_learnt_one_by_one_answer_as_peft_does(
+    bases: Callable[[str], Path], tmp_path: Path
+) -> None:
+    first = len(build_tiny_tokenizer())
+    config = lora(trainable_token_indices=[first, first + 1, first + 2], target_modules=["v_proj"])
+    adapter_dir = save_adapter(bases("tied"), tmp_path / "adapter", config, added=3)
+    (adapter_dir / "adapter_model.safetensors").rename(tmp_path / "whole.safetensors")
+    from safetensors.torch import load_file, save_file
+
+    kept = {
+        name: part
+        for name, part in load_file(tmp_path / "whole.safetensors").items()
+        if "base_layer" not in name
+    }
+    save_file(kept, adapter_dir / "adapter_model.safetensors")
+    loaded = load_model_and_tokenizer(spec_of(adapter_dir))
+    assert loaded.model.config.vocab_size == first + 3
+    assert_answers(loaded, peft_model(bases("tied"), adapter_dir, first + 3))
+
+
+def test_an_adapter_trained_on_a_smaller_vocabulary_makes_the_base_as_small(
+    bases: Callable[[str], Path], tmp_path: Path
+) -> None:
+    larger = tmp_path / "padded-base"
+    model = build_tiny_model(build_tiny_tokenizer(), vocab_size=576)
+    model.save_pretrained(larger)
+    build_tiny_tokenizer().save_pretrained(larger)
+    model.resize_token_embeddings(len(build_tiny_tokenizer()))
+    model.save_pretrained(tmp_path / "shrunk")
+    adapter_dir = save_adapter(
+        tmp_path / "shrunk", tmp_path / "adapter", lora(modules_to_save=["embed_tokens", "lm_head"])
+    )
+    edit_json(adapter_dir / "adapter_config.json", base_model_name_or_path=str(larger))
+    loaded = load_model_and_tokenizer(spec_of(adapter_dir))
+    assert_answers(loaded, peft_model(tmp_path / "shrunk", adapter_dir))
+
+
+def test_tokens_without_weights_are_told_and_change_no_answer(
+    bases: Callable[[str], Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    adapter_dir = save_adapter(bases("llama"), tmp_path / "adapter", lora())
+    tokenizer = build_tiny_tokenizer()
+    tokenizer.add_tokens(ADDED, special_tokens=True)
+    tokenizer.save_pretrained(adapter_dir)
+    loaded = load_model_and_tokenizer(spec_of(adapter_dir))
+    assert "3 tokens that its weights do not know, for example '<|carry|>'" in caplog.text
+    again = load_model_and_tokenizer(spec_of(adapter_dir))
+    ids = torch.tensor([[len(tokenizer) - 1, 5, 6]])
+    assert torch.equal(loaded.model(ids).logits, again.model(ids).logits)
+
+
+@pytest.mark.parametrize("kind", ["prompt", "prefix"])
+def test_adapters_of_virtual_tokens_are_refused_by_name(
+    kind: str, bases: Callable[[str], Path], tmp_path: Path
+) -> None:
+    from peft import PrefixTuningConfig, PromptTuningConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    config = {"prompt": PromptTuningConfig, "prefix": PrefixTuningConfig}[kind](
+        task_type="CAUSAL_LM", num_virtual_tokens=4
+    )
+    get_peft_model(AutoModelForCausalLM.from_pretrained(bases("llama")), config).save_pretrained(
+        tmp_path / "adapter"
+    )
+    with pytest.raises(ModelLoadError, match="P(ROMPT|REFIX)_TUNING.*LoRA, DoRA or IA3"):
+        load_model_and_tokenizer(spec_of(tmp_path / "adapter"))
+
+
+def test_an_adapter_whose_weights_are_not_all_there_is_refused(
+    bases: Callable[[str], Path], tmp_path: Path
+) -> None:
+    adapter_dir = save_adapter(bases("llama"), tmp_path / "adapter", lora(target_modules=["q_proj"]))
+    edit_json(adapter_dir / "adapter_config.json", target_modules=["q_proj", "v_proj"])
+    with pytest.raises(ModelLoadError, match="lacks 4 of the weights"):
+        load_model_and_tokenizer(spec_of(adapter_dir))
+
+
+def test_a_base_of_another_size_is_named_as_the_cause(bases: Callable[[str], Path], tmp_path: Path) -> None:
+    adapter_dir = save_adapter(bases("llama"), tmp_path / "adapter", lora(target_modules=["q_proj"]))
+    edit_json(adapter_dir / "adapter_config.json", base_model_name_or_path=str(bases("qwen2")))
+    with pytest.raises(ModelLoadError, match="does not fit its base"):
+        load_model_and_tokenizer(spec_of(adapter_dir))
+
+
+def test_in_half_precision_an_adapter_is_merged_only_within_the_noise_of_the_base(
+    bases: Callable[[str], Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("INFO")
+    adapter_dir = save_adapter(bases("llama"), tmp_path / "adapter", lora())
+    monkeypatch.setattr("tasks.core.models.adapters._noise", lambda model, ids: 1.0)
+    assert is_merged(load_model_and_tokenizer(spec_of(adapter_dir, dtype="bfloat16")))
+    monkeypatch.setattr("tasks.core.models.adapters._noise", lambda model, ids: 1e-6)
+    assert not is_merged(load_model_and_tokenizer(spec_of(adapter_dir, dtype="bfloat16")))
+    assert "is merged into its base: logits differ by" in caplog.text
+    assert "stays beside its base, which answers more slowly: logits differ by" in caplog.text
+
+
+def test_a_run_with_an_adapter_on_tied_ends_has_a_key_of_its_own(
+    bases: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """Its answers were others when the shared matrix took both changes."""
+    for base, targets, untied in (
+        ("tied", ["lm_head"], True),
+        ("tied", ["q_proj"], False),
+        ("llama", ["lm_head"], False),
+    ):
+        adapter_dir = save_adapter(
+            bases(base), tmp_path / f"{base}-{targets[0]}", lora(target_modules=targets)
+        )
+        assert ("tied embeddings" in identify(spec_of(adapter_dir)).content()) == untied
+
+
+def test_a_merged_model_with_tied_ends_saves_both(bases: Callable[[str], Path], tmp_path: Path) -> None:
+    adapter_dir = save_adapter(
+        bases("tied"), tmp_path / "adapter", lora(target_modules=["lm_head", "embed_tokens"])
+    )
+    loaded = load_model_and_tokenizer(spec_of(adapter_dir))
+    loaded.model.save_pretrained(tmp_path / "full")
+    loaded.tokenizer.save_pretrained(tmp_path / "full")
+    assert json.loads((tmp_path / "full" / "config.json").read_text())["tie_word_embeddings"] is False
+    full = load_model_and_tokenizer(spec_of(tmp_path / "full"))
+    assert_answers(full, peft_model(bases("tied"), adapter_dir))
+    upper = save_adapter(tmp_path / "full", tmp_path / "upper", lora())  # an adapter on a merged model
+    assert_answers(load_model_and_tokenizer(spec_of(upper)), peft_model(tmp_path / "full", upper))

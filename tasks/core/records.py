@@ -120,10 +120,14 @@ class ModelIdentity(Record):
     dtype: str
     chat_template_sha256: str
     vocab_size: int
+    unties_embeddings: bool = False
+    """Whether the adapter changes one end of a base whose embedding and head are one matrix."""
 
     def content(self) -> dict[str, Any]:
         """The parts that can change an answer: digests, not the names or places they came from."""
+        untied = {"tied embeddings": "kept apart"} if self.unties_embeddings else {}
         return {
+            **untied,
             "weights": self.weights_sha256,
             "adapter": self.adapter_sha256,
             "quantization": self.quantization,

@@ -274,6 +274,11 @@ class FineTunerConfig(RunNaming, ModelLoading, ColumnNames):
     target_modules: Literal["all-linear"] | tuple[NonEmpty, ...] = Field(
         "all-linear", description='Layers that get an adapter: "all-linear" or a list of names.'
     )
+    modules_to_save: tuple[NonEmpty, ...] = Field(
+        (),
+        description="Layers that learn in full beside the adapter and are saved with it; "
+        '["embed_tokens", "lm_head"] for tokens that the base has never seen.',
+    )
     bias: Literal["none", "all", "lora_only"] = Field("none", description="Which biases are trained.")
     use_rslora: bool = Field(False, description="Rank-stabilised LoRA: scale by lora_alpha / sqrt(rank).")
     loftq_config: dict[Literal["loftq_bits", "loftq_iter"], Count] | None = Field(
@@ -331,6 +336,14 @@ class FineTunerConfig(RunNaming, ModelLoading, ColumnNames):
             )
         if (self.question_part is None) != (self.answer_part is None):
             raise ValueError("question_part and answer_part go together: give both or neither")
+        twice = (
+            {*self.target_modules} & {*self.modules_to_save} if self.target_modules != "all-linear" else set()
+        )
+        if twice:
+            raise ValueError(
+                f"target_modules and modules_to_save both name {sorted(twice)[0]}: a layer learns either in full or "
+                "through the adapter"
+            )
         if self.target_modules == ():
             raise ValueError('target_modules is empty: name layers, or use "all-linear"')
         return self

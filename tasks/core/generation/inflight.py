@@ -72,6 +72,8 @@ class InflightEngine:
     def _lanes(self, queue: RequestQueue, budget: TokenBudget) -> int:
         if self._model.identity.quantization != "none":
             return 1  # layers of bitsandbytes keep notes about the call they are in
+        if any(type(module).__name__ == "ParamWrapper" for module in self._model.model.modules()):
+            return 1  # peft puts an adapter on experts by changing the module for the time of a call
         fitting_rows = budget.limit_tokens // max(1, queue.largest_room_tokens)
         return lane_count(self._model.device, min(len(queue), budget.max_rows), fitting_rows)
 

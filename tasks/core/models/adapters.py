@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from tasks.core.models.checking import check_vocabulary, read_json
 if TYPE_CHECKING:
     import torch
     from peft import PeftModel
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +30,10 @@ _VIRTUAL_TOKENS = {
     *("PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "CPT", "CARTRIDGE"),
     *("ADAPTION_PROMPT", "XLORA", "POLY"),
 }
+_NAMES_OF_ENDS = ("embed_tokens", "lm_head", "wte", "embed_in", "embed_out", "word_embeddings")
+_PLACES_OF_ENDS = tuple(
+    f"{before}{name}" for before in ("", "model.", "transformer.", "gpt_neox.") for name in _NAMES_OF_ENDS
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,9 +64,16 @@ def check_adapter(directory: Path, model_id: str) -> None:
             f"{model_id} is an adapter that is switched on by the text of each row (activated LoRA or Arrow)",
             "train a plain LoRA adapter, or write the answers with peft and evaluate that file",
         )
+    start = settings.get("init_lora_weights")
+    if isinstance(start, str) and start.startswith("pissa_niter"):
+        raise ModelLoadError(
+            f"{model_id} began with a random decomposition of its base ({start}), which no loading gives again",
+            "save it once more with peft's path_initial_model_for_weight_conversion, which makes a plain LoRA of it",
+        )
     if task not in (None, "CAUSAL_LM"):
         raise ModelLoadError(
-            f"{model_id} is an adapter for the task {task}, which gives no text", "take one of the task CAUSAL_LM"
+            f"{model_id} is an adapter for the task {task}, which gives no text",
+            "take one of the task CAUSAL_LM",
         )
 
 
@@ -130,7 +142,9 @@ def merge_where_equal(beside: Callable[[], PeftModel], model_id: str, *, quantis
     from tasks.core.generation.memory import release
 
     if quantised:
-        logger.info("the adapter %s stays beside its base: merging would round it to the base's bits", model_id)
+        logger.info(
+            "the adapter %s stays beside its base: merging would round it to the base's bits", model_id
+        )
         return beside()
     merged, reason = _try_merging(beside())
     if merged is not None:
@@ -150,7 +164,7 @@ def _try_merging(adapted: PeftModel) -> tuple[PreTrainedModel | None, str]:
         if is_out_of_memory(error):
             raise
         return None, f"it cannot be merged ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
-    figures = f"logits differ by {merging.difference:.1e}, rounding explains {merging.allowed:.1e}"
+    figures = f"logits differ by {merging.difference:.1e} (rounding: up to {merging.allowed:.1e})"
     return (merged if merging.is_exact else None), figures
 
 
@@ -204,6 +218,16 @@ def _noise(model: Any, ids: torch.Tensor) -> float:
 
 def _relative(mine: torch.Tensor, theirs: torch.Tensor) -> float:
     return float((mine - theirs).norm() / theirs.norm().clamp(min=1e-9))
+
+
+def changes_tied(settings: dict[str, Any], config: PretrainedConfig) -> bool:
+    """Whether an adapter with these settings changes an end of a model whose embedding and head are one matrix."""
+    if not getattr(config.get_text_config(), "tie_word_embeddings", False):
+        return False
+    targets = settings.get("target_modules") or ()
+    if isinstance(targets, str):
+        return targets != "all-linear" and any(re.fullmatch(targets, place) for place in _PLACES_OF_ENDS)
+    return any(name.rsplit(".", 1)[-1] in _NAMES_OF_ENDS for name in targets)
 
 
 def untie_changed(adapted: PeftModel) -> bool:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from tasks.core.errors import ModelLoadError
 from tasks.core.models import checking
+from tasks.core.models.adapters import changes_tied
 from tasks.core.models.digests import weights_sha256
 from tasks.core.models.locating import ModelFiles
 from tasks.core.models.packaged import CONVERTED_DTYPE
@@ -54,6 +55,8 @@ def identity_of(
         dtype=_dtype(source, config),
         chat_template_sha256=chat_template_sha256(tokenizer),
         vocab_size=config.get_text_config().vocab_size,
+        unties_embeddings=adapter is not None
+        and changes_tied(checking.read_json(adapter.directory / "adapter_config.json"), config),
     )
     _warn_of_differences(source, identity)
     return identity

@@ -58,6 +58,7 @@ def changes_base(config: FineTunerConfig, base: ModelIdentity) -> bool:
 
 
 def _with_adapter(model: PreTrainedModel, config: FineTunerConfig, base: ModelIdentity) -> PeftModel:
+    import torch
     from peft import get_peft_model, prepare_model_for_kbit_training
 
     if config.loftq_config is not None and model.device.type not in ("cuda", "xpu"):
@@ -68,6 +69,7 @@ def _with_adapter(model: PreTrainedModel, config: FineTunerConfig, base: ModelId
     if base.quantization != "none":
         # Norms and the head in float32; Trainer turns gradient checkpointing on.
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+    _check_saved_modules(model, config)
     try:
         adapted = get_peft_model(model, _lora_config(config))
     except ValueError as error:
@@ -77,6 +79,10 @@ def _with_adapter(model: PreTrainedModel, config: FineTunerConfig, base: ModelId
         ) from error
     if base.revision is not None and not base.model_id.startswith("package:"):
         adapted.peft_config["default"].revision = base.revision
+    for part in adapted.parameters():
+        if part.requires_grad and part.dtype in (torch.float16, torch.bfloat16):
+            part.data = part.data.float()  # modules to save and biases, too, learn in float32
+    _tell_of_embeddings(adapted, base)
     learnt, total = adapted.get_nb_trainable_parameters()
     logger.info("LoRA adapter of rank %d: %s of %s weights learn", config.rank, f"{learnt:,}", f"{total:,}")
     return adapted
@@ -94,11 +100,54 @@ def _lora_config(config: FineTunerConfig) -> LoraConfig:
         lora_alpha=config.lora_alpha,
         lora_dropout=config.lora_dropout,
         target_modules=targets,
+        modules_to_save=list(config.modules_to_save) or None,
         bias=config.bias,
         use_rslora=config.use_rslora,
         task_type="CAUSAL_LM",
         **loftq,
     )
+
+
+def _check_saved_modules(model: PreTrainedModel, config: FineTunerConfig) -> None:
+    names = [name for name, _ in model.named_modules() if name]
+    for wanted in config.modules_to_save:
+        if not any(name == wanted or name.endswith(f".{wanted}") for name in names):
+            there = sorted(
+                {name.rsplit(".", 1)[-1] for name in names} - {str(number) for number in range(1000)}
+            )
+            raise ConfigError(
+                f"fine_tuner.modules_to_save names {wanted!r}, which {type(model).__name__} does not have",
+                f"take some of: {', '.join(there)}",
+            )
+
+
+def _tell_of_embeddings(adapted: PeftModel, base: ModelIdentity) -> None:
+    """Say what is saved when embedding and head are one matrix, and whether new tokens can be learnt."""
+    model = adapted.get_base_model()
+    ends = {"the embedding": model.get_input_embeddings(), "the head": model.get_output_embeddings()}
+    learning = [
+        name
+        for name, end in ends.items()
+        if end is not None and any(part.requires_grad for part in end.parameters())
+    ]
+    if learning and getattr(model.config.get_text_config(), "tie_word_embeddings", False):
+        logger.warning(
+            "embedding and head of %s are one matrix; %s learn%s apart from it and %s saved in the adapter; a full "
+            "model made of it has both matrices",
+            *(base.model_id, " and ".join(learning)),
+            *(("", "are") if len(learning) > 1 else ("s", "is")),
+        )
+    rows = int(model.config.get_text_config().vocab_size)
+    if rows > base.vocab_size and len(learning) < len(ends):
+        logger.warning(
+            "%d tokens are new to %s, and %s cannot learn them; set fine_tuner.modules_to_save = "
+            '["embed_tokens", "lm_head"] (by the names that the model gives its embedding and head)',
+            *(
+                rows - base.vocab_size,
+                base.model_id,
+                " and ".join(name for name in ends if name not in learning),
+            ),
+        )
 
 
 def _linear_names(model: PreTrainedModel) -> list[str]:

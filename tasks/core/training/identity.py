@@ -39,7 +39,10 @@ _WITHOUT_EFFECT = {
 # They shape the weights of one kind of training only.
 _ADAPTER_ONLY = {
     *("rank", "lora_alpha", "lora_dropout", "target_modules", "bias", "use_rslora", "loftq_config"),
+    "modules_to_save",
 }
+# Settings that came later: at their defaults a training is the one that it was without them.
+_ADDED_LATER = {"modules_to_save"}
 
 
 class TrainingIdentity(Record):
@@ -53,8 +56,11 @@ class TrainingIdentity(Record):
     ) -> TrainingIdentity:
         """Collect the identity; the batch counts as a whole, however it is cut to fit memory."""
         dropped = _WITHOUT_EFFECT | (_ADAPTER_ONLY if config.full_finetuning else set())
+        defaults = type(config)().model_dump(mode="json")
         settings = {
-            name: value for name, value in config.model_dump(mode="json").items() if name not in dropped
+            name: value
+            for name, value in config.model_dump(mode="json").items()
+            if name not in dropped and not (name in _ADDED_LATER and value == defaults[name])
         }
         settings |= {
             "base weights": base.weights_sha256,

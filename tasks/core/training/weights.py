@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tasks.core.errors import TrainingError
 from tasks.core.files import flush_to_disk
+from tasks.core.models.adapters import merge
 
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+logger = logging.getLogger(__name__)
+
 _PARTIAL = ".publishing"
+# A larger relative difference of logits is no rounding, by bytes of a weight.
+_LARGEST_ROUNDING = {4: 1e-3, 2: 0.1}
 
 
 def save_weights(model: PreTrainedModel | PeftModel, directory: Path) -> None:
@@ -58,8 +65,24 @@ def publish_files(
 
 
 def merged(model: PeftModel) -> PreTrainedModel:
-    """Put the adapter into the weights it was trained on; they are a full model then."""
-    full: PreTrainedModel = model.merge_and_unload(safe_merge=True)
+    """Put the adapter into the weights it was trained on; they are a full model then.
+
+    Raises TrainingError when that would give other answers than the trained model's; what rounding to 16 bits
+    costs is told.
+    """
+    full, merging = merge(model.eval())
+    rounding = _LARGEST_ROUNDING[min(4, next(full.parameters()).element_size())]
+    if not merging.difference <= max(merging.allowed, rounding):
+        raise TrainingError(
+            f"the adapter cannot be put into its base: the logits would differ by {merging.difference:.1%}",
+            'train on a full model instead of an adapter, or set target_modules = "all-linear"',
+        )
+    if not merging.is_exact:
+        logger.warning(
+            "the published weights are rounded to the base's number format: logits differ by %.1e from those of the "
+            'trained model (dtype = "float32" keeps them)',
+            merging.difference,
+        )
     return full
 
 
