@@ -353,7 +353,7 @@ def test_adapters_of_virtual_tokens_are_refused_by_name(
     get_peft_model(AutoModelForCausalLM.from_pretrained(bases("llama")), config).save_pretrained(
         tmp_path / "adapter"
     )
-    with pytest.raises(ModelLoadError, match="P(ROMPT|REFIX)_TUNING.*LoRA, DoRA or IA3"):
+    with pytest.raises(ModelLoadError, match=r"(?s)P(ROMPT|REFIX)_TUNING.*LoRA, DoRA or IA3"):
         load_model_and_tokenizer(spec_of(tmp_path / "adapter"))
 
 

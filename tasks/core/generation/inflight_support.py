@@ -84,7 +84,7 @@ def _largest_difference(model: LoadedModel, windows: set[int | None]) -> float:
     from tasks.core.generation.packed_attention import packed_attention
     from tasks.core.generation.slots import Row, SlotCache
 
-    vocabulary = model.model.get_input_embeddings().num_embeddings
+    vocabulary = model.model.config.get_text_config().vocab_size
     window = getattr(model.model.config.get_text_config(), "sliding_window", None) or 0
     lengths = [length + (window if window <= 256 else 0) for length in PROBE_LENGTHS]
     generator = torch.Generator().manual_seed(0)

@@ -23,6 +23,8 @@ logger = logging.getLogger(__name__)
 _ROUNDING = {8: 1e-12, 4: 1e-5, 2: 0.0}
 # Rounding of merged weights and of activations are independent of each other and add up.
 _NOISES = 3.0
+# A larger relative difference of logits is no rounding at all, by bytes of a weight.
+_LARGEST_ROUNDING = {8: 1e-3, 4: 1e-3, 2: 0.1}
 _SETTINGS = "adapter_config.json"
 _PROBE_TOKENS = 20
 _PROBE_CUTS = (5, 11, 17)
@@ -42,11 +44,17 @@ class Merging:
 
     difference: float
     allowed: float
+    largest_rounding: float = 0.0
 
     @property
     def is_exact(self) -> bool:
         """Whether no answer changes by more than it does with the shape of a batch (NaN: no)."""
         return self.difference <= self.allowed
+
+    @property
+    def is_rounding(self) -> bool:
+        """Whether the weights are right but for the rounding of their number format (NaN: no)."""
+        return self.difference <= max(self.allowed, self.largest_rounding)
 
 
 def check_adapter(directory: Path, model_id: str) -> None:
@@ -155,6 +163,18 @@ def merge_where_equal(beside: Callable[[], PeftModel], model_id: str, *, quantis
     return beside()
 
 
+def merge_to_learn_on(adapted: PeftModel, model_id: str) -> PreTrainedModel:
+    """Merge whatever rounding that costs; ModelLoadError when more than rounding would change."""
+    merged, merging = merge(adapted)
+    if not merging.is_rounding:
+        raise ModelLoadError(
+            f"{model_id} cannot be merged into its base, which learning further needs: the logits would differ by "
+            f"{merging.difference:.1%}",
+            "start from its base, or from a full model",
+        )
+    return merged
+
+
 def _try_merging(adapted: PeftModel) -> tuple[PreTrainedModel | None, str]:
     try:
         merged, merging = merge(adapted)
@@ -179,7 +199,8 @@ def merge(adapted: PeftModel) -> tuple[PreTrainedModel, Merging]:
     bytes_per_weight = next(part for part in adapted.get_base_model().parameters()).element_size()
     merged: PreTrainedModel = adapted.merge_and_unload(safe_merge=True)
     difference = _relative(_logits(merged, ids), own)
-    return merged, Merging(difference, max(_ROUNDING.get(bytes_per_weight, 0.0), _NOISES * noise))
+    allowed = max(_ROUNDING.get(bytes_per_weight, 0.0), _NOISES * noise)
+    return merged, Merging(difference, allowed, _LARGEST_ROUNDING.get(bytes_per_weight, 0.0))
 
 
 def _probe(adapted: PeftModel) -> torch.Tensor:

@@ -42,7 +42,8 @@ def load_model_and_tokenizer(spec: ModelSpec) -> LoadedModel:
     """Load what `spec` names and tell exactly which weights they are.
 
     An adapter is merged into its base, which makes its answers cost no extra time, where that changes no answer
-    (see adapters.py); else the model is peft's. Raises ModelNotFoundError, ModelLoadError, OutOfMemoryError, StorageError.
+    (see adapters.py); else the model is peft's. Raises ModelNotFoundError, ModelLoadError, OutOfMemoryError,
+    StorageError.
     """
     device = choose_device(spec.device)
     source = find_source(spec, with_weights=True)
@@ -131,7 +132,7 @@ def _with_adapter(
 
     quantised = identity.quantization != "none"
     if source.spec.for_training and not quantised:
-        return adapters.merge(beside())[0]
+        return adapters.merge_to_learn_on(beside(), adapter.model_id)
     return adapters.merge_where_equal(beside, adapter.model_id, quantised=quantised)
 
 

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _PARTIAL = ".publishing"
-# A larger relative difference of logits is no rounding, by bytes of a weight.
-_LARGEST_ROUNDING = {4: 1e-3, 2: 0.1}
 
 
 def save_weights(model: PreTrainedModel | PeftModel, directory: Path) -> None:
@@ -71,8 +69,7 @@ def merged(model: PeftModel) -> PreTrainedModel:
     costs is told.
     """
     full, merging = merge(model.eval())
-    rounding = _LARGEST_ROUNDING[min(4, next(full.parameters()).element_size())]
-    if not merging.difference <= max(merging.allowed, rounding):
+    if not merging.is_rounding:
         raise TrainingError(
             f"the adapter cannot be put into its base: the logits would differ by {merging.difference:.1%}",
             'train on a full model instead of an adapter, or set target_modules = "all-linear"',
