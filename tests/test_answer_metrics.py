@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from decimal import Decimal
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +12,7 @@ from tasks.core.config import EvaluatorConfig
 from tasks.core.errors import EvaluationError
 from tasks.core.evaluation.answer_metrics import (
     contains,
-    final_number,
     json_match,
-    numeric_match,
     regex_match,
 )
 from tasks.core.evaluation.behaviour_metrics import is_refusal
@@ -23,6 +20,7 @@ from tasks.core.evaluation.evaluate import evaluate_run
 from tasks.core.evaluation.metrics import resolve
 from tasks.core.evaluation.outputs import read_scores
 from tasks.core.evaluation.scoring import ScoreTable, score_predictions
+from tasks.core.metrics.numbers import numeric_match
 from tasks.core.records import Prediction, PredictionMetadata
 from tests.evaluation_runs import row, write_run
 
@@ -38,7 +36,8 @@ from tests.evaluation_runs import row, write_run
         ("答案是北京。", "北京", 1.0),
         ("คำตอบคือกรุงเทพ", "กรุงเทพ", 1.0),
         ("cat catalogue cat's", "catalogue", 1.0),
-        ("anything", "the", None),
+        ("anything", "the", 0.0),
+        ("anything", " ", None),
         ("", "x", 0.0),
     ],
 )
@@ -48,40 +47,13 @@ def test_contains_finds_whole_words_in_any_script(
     assert contains(answer, reference) == expected
 
 
-@pytest.mark.parametrize(
-    ("text", "number"),
-    [
-        ("16 - 3 - 4 = <<16-3-4=9>>9 eggs.\n#### 18", "18"),
-        ("#### Step 2: so it is 42", "42"),
-        ("#### 1,000 and then 7 more words", "1000"),
-        ("It costs $1,234.50.", "1234.50"),
-        ("from 5-3", "3"),
-        ("x = -3.", "-3"),
-        ("\N{MINUS SIGN}3 degrees", "-3"),
-        ("-$5", "-5"),
-        ("1, 2, 3", "3"),
-        ("1,2,3", "3"),
-        ("about 1.5e3 of them", "1.5e3"),
-        ("is...5", "5"),
-        ("\\boxed{12}", "12"),
-        ("**18**", "18"),
-        ("١٢", "12"),
-        ("version v2 of a5b", None),
-        ("no number", None),
-        ("", None),
-    ],
-)
-def test_the_final_number_of_a_text(text: str, number: str | None) -> None:
-    found = final_number(text)
-    assert found == (None if number is None else Decimal(number))
-
-
 def test_numeric_match_compares_values_and_not_spellings() -> None:
     assert numeric_match("so 18.0 dollars", "#### 18") == 1.0
     assert numeric_match("so $1,000", "#### 1000") == 1.0
     assert numeric_match("so 19", "#### 18") == 0.0
     assert numeric_match("I do not know", "#### 18") == 0.0
-    assert numeric_match("18", "eighteen") is None
+    assert numeric_match("18", "eighteen") == 1.0
+    assert numeric_match("18", "many") is None
     assert numeric_match("1e999999999", "1e99999999") == 0.0
     assert numeric_match("9" * 5000, "9" * 5000) == 1.0
 
@@ -91,7 +63,8 @@ def test_numeric_match_finds_the_result_of_every_gsm8k_reference(shared_data_dir
     answers = [json.loads(line)["answer"] for line in lines]
     for answer in answers:
         marked = answer.rsplit("#### ", 1)[1].replace(",", "")
-        assert final_number(answer) == Decimal(marked)
+        assert numeric_match(marked, answer) == 1.0
+        assert numeric_match(f"1{marked}", answer) == 0.0
         assert numeric_match(f"I think that the result is {marked}.", answer) == 1.0
 
 
@@ -145,6 +118,23 @@ def test_a_pattern_may_be_part_of_the_metrics_name() -> None:
     ]
 
 
+def test_a_pattern_that_takes_exponential_time_is_given_up_and_unscored(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("tasks.core.evaluation.answer_metrics._PATTERN_SECONDS", 0.05)
+    evil, answer = r"^(a|aa)+$", "a" * 50 + "!"
+    name = f"regex_match:{evil}"
+    table = score(name, *(row(i, answer, None) for i in range(50)), row(50, "a", None))
+    assert table.reasons[name] == ["the pattern takes too long"] * 51
+    assert regex_match(answer, evil) is None
+
+
+@pytest.mark.parametrize("filling", ["\n" * 20_000, "\n```" * 20_000, " \n" * 20_000])
+def test_a_fence_of_any_length_is_read_in_linear_time(filling: str) -> None:
+    assert json_match("```json" + filling, "{}") == 0.0
+    assert json_match('```json\n{"a": 1}' + "\n" * 20_000 + "```", '{"a": 1}') == 1.0
+
+
 def test_a_pattern_that_is_none_is_refused_with_its_position() -> None:
     with pytest.raises(EvaluationError, match=r"unterminated .* at position 0"):
         resolve(["regex_match:(x"])
@@ -154,9 +144,9 @@ def test_a_pattern_that_is_none_is_refused_with_its_position() -> None:
 
 def test_an_undecidable_reference_is_unscored_with_its_reason() -> None:
     for name, reference, reason in (
-        ("numeric_match", "eighteen", "the reference has no number"),
-        ("contains", "the", "the reference has no words"),
-        ("regex_match", "(", "the reference is no regular expression"),
+        ("numeric_match", "many", "the reference has no value"),
+        ("contains", " ", "the reference has no words"),
+        ("regex_match", "(", "the reference is no regular expression, or takes longer than a second"),
         ("json_match", "{", "the reference is not JSON"),
         ("contains", None, "no reference"),
     ):

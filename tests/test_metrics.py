@@ -21,7 +21,8 @@ from rouge_score.rouge_scorer import RougeScorer
 from tasks.core.errors import EvaluationError
 from tasks.core.evaluation.metrics import available, reported, resolve
 from tasks.core.evaluation.ngram_counts import common_subsequence_length, count_ngrams
-from tasks.core.evaluation.overlap_metrics import exact_match, token_f1
+from tasks.core.evaluation.overlap_metrics import exact_match, squad_exact_match, token_f1
+from tasks.core.evaluation.overlap_metrics import squad_f1 as our_squad_f1
 from tasks.core.evaluation.scoring import ScoreTable, score_predictions
 from tasks.core.records import Prediction, PredictionMetadata
 
@@ -109,6 +110,9 @@ def real_pairs(shared_data_dir: Path) -> list[tuple[str, str]]:
         ("theory", "ory", 0.0),
         ("", "", 1.0),
         ("", "x", 0.0),
+        ("", "A", 0.0),
+        ("314", "3.14", 0.0),
+        ("5", "-5", 0.0),
     ],
 )
 def test_exact_match_ignores_case_punctuation_articles_and_spacing(
@@ -126,12 +130,28 @@ def test_f1_of_two_answers_that_are_only_an_article_is_one() -> None:
     assert token_f1("A", "B") == 0.0
 
 
-def test_exact_match_and_f1_equal_the_squad_script_on_real_and_strange_rows(
+def test_the_squad_metrics_equal_the_squad_script_on_real_and_strange_rows(
     real_pairs: list[tuple[str, str]],
 ) -> None:
-    for answer, reference in real_pairs:
-        assert exact_match(answer, reference) == (squad_normalize(answer) == squad_normalize(reference))
-        assert token_f1(answer, reference) == pytest.approx(squad_f1(answer, reference), abs=1e-12)
+    for answer, reference in [*real_pairs, ("", "A"), ("314", "3.14"), ("5", "-5")]:
+        assert squad_exact_match(answer, reference) == (squad_normalize(answer) == squad_normalize(reference))
+        assert our_squad_f1(answer, reference) == pytest.approx(squad_f1(answer, reference), abs=1e-12)
+
+
+def test_scripts_without_blanks_are_compared_by_character_and_others_by_word() -> None:
+    assert token_f1("\u7b54\u6848\u662f\u5317\u4eac", "\u5317\u4eac") == pytest.approx(4 / 7)
+    pairs = [
+        ("\u5317\u4eac\u5e02", "\u5317\u4eac"),
+        ("\u041e\u0442\u0432\u0435\u0442: \u041f\u0430\u0440\u0438\u0436", "\u041f\u0430\u0440\u0438\u0436"),
+    ]
+    table = table_of(pairs, "rouge_score")
+    assert table.values["rouge1"].tolist() == pytest.approx([0.8, 2 / 3])
+    assert table.values["rouge2"].tolist() == pytest.approx([2 / 3, 0.0])
+
+
+def _is_latin(text: str) -> bool:
+    """Whether rouge-score, which knows a to z and 0 to 9, sees all letters there are."""
+    return not any(character.isalpha() and ord(character) > 0x24F for character in text)
 
 
 def test_bleu_equals_sacrebleu_by_row_and_in_total(real_pairs: list[tuple[str, str]]) -> None:
@@ -159,8 +179,10 @@ def test_chrf_equals_sacrebleu_by_row_and_in_total(real_pairs: list[tuple[str, s
 def test_rouge_equals_rouge_score_by_row_and_in_total(real_pairs: list[tuple[str, str]]) -> None:
     names = ("rouge1", "rouge2", "rougeL")
     scorer = RougeScorer(list(names))
-    table = table_of(real_pairs, "rouge_score")
-    expected = [scorer.score(reference, answer) for answer, reference in real_pairs]
+    latin = [pair for pair in real_pairs if all(map(_is_latin, pair))]
+    assert len(latin) > 600
+    table = table_of(latin, "rouge_score")
+    expected = [scorer.score(reference, answer) for answer, reference in latin]
     for name in names:
         library = [row[name].fmeasure for row in expected]
         assert table.values[name] == pytest.approx(library, abs=1e-12)
@@ -193,6 +215,8 @@ def test_figures_equal_the_libraries_for_any_small_corpus(pairs: list[tuple[str,
     )
     library = RougeScorer(["rouge1", "rouge2", "rougeL"])
     for i, (answer, reference) in enumerate(pairs):
+        if not (_is_latin(answer) and _is_latin(reference)):
+            continue
         for name, score in library.score(reference, answer).items():
             assert table.values[name][i] == pytest.approx(score.fmeasure)
 

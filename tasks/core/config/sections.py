@@ -46,7 +46,8 @@ ReportTarget = Literal[
     "clearml", "dagshub", "dvclive", "azure_ml", "codecarbon", "flyte",
 ]  # fmt: skip
 ComputedMetric = Literal[
-    "exact_match", "f1", "bleu_score", "chrf", "rouge_score", "contains", "numeric_match", "regex_match",
+    "exact_match", "f1", "squad_exact_match", "squad_f1", "bleu_score", "chrf", "rouge_score", "contains",
+    "numeric_match", "gsm8k_strict", "gsm8k_flexible", "regex_match",
     "json_valid", "json_match", "length", "token_length", "empty_rate", "refusal_rate", "truncation_rate",
     "perplexity",
 ]  # fmt: skip

@@ -6,102 +6,75 @@ import json
 import math
 import re
 from collections.abc import Callable, Sequence
-from decimal import Decimal, InvalidOperation
-from functools import cache, partial
+from decimal import Decimal
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from tasks.core.errors import EvaluationError
 from tasks.core.evaluation.metric import NO_REFERENCE, BatchScores, Metric, MetricFamily, Pairwise
-from tasks.core.evaluation.overlap_metrics import normalize_answer
+from tasks.core.metrics.gsm8k import gsm8k_match
+from tasks.core.metrics.normalising import contains_words
+from tasks.core.metrics.numbers import numeric_match
 from tasks.core.records import Prediction
 
-_NUMBER = (
-    r"(?<!\w)(?<!\d\.)"  # not inside a word, and not the rest of another number
-    r"[-+\N{MINUS SIGN}]?[$\N{EURO SIGN}\N{POUND SIGN}]?[-\N{MINUS SIGN}]?"
-    r"(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|(?<!\.)\.\d+)"
-    r"(?:[eE][-+]?\d+)?"
-)
-_ANY_NUMBER = re.compile(_NUMBER)
-_MARKED_NUMBER = re.compile(rf"####[ \t]*({_NUMBER})")
-_NOT_OF_A_NUMBER = re.compile(r"[,+$\N{EURO SIGN}\N{POUND SIGN}]")
-_RELATIVE_TOLERANCE = Decimal("1e-9")
+_FENCE = "```"
+_FENCE_LANGUAGE = re.compile(r"[\w-]*\s*\n")
+_PATTERN_SECONDS = 1.0
+"""A pattern that looks longer at one answer is given up; some patterns take exponential time."""
+_MOST_TIMEOUTS = 5
 
-# Scripts written without spaces between words: a neighbouring letter does not make it another word.
-_UNSPACED = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]")
-_FENCE = re.compile(r"\A\s*```[\w-]*\s*\n(.*?)\n?\s*```\s*\Z", re.DOTALL)
+TOO_LONG = "the pattern takes too long"
 
 # What compiling raises: wrong syntax, a repetition that is too large, groups within groups without end.
 _NO_PATTERN = (re.error, OverflowError, RecursionError)
 
 
 def contains(answer: str, reference: str) -> float | None:
-    """1 when the normalised reference stands in the normalised answer as whole words; None for no words."""
-    wanted, text = normalize_answer(reference), normalize_answer(answer)
-    if not wanted:
-        return None
-    start = text.find(wanted)
-    while start >= 0:
-        end = start + len(wanted)
-        if not _joined(text, start) and not _joined(text, end):
-            return 1.0
-        start = text.find(wanted, start + 1)
-    return 0.0
-
-
-def _joined(text: str, position: int) -> bool:
-    """Whether the characters on both sides of a position belong to one word."""
-    pair = text[max(position - 1, 0) : position + 1] if 0 < position < len(text) else ""
-    return len(pair) == 2 and pair.isalnum() and not _UNSPACED.search(pair)
-
-
-def final_number(text: str) -> Decimal | None:
-    """The number after the last `####` (as GSM8K writes results), else the last number in the text.
-
-    Thousands commas, currency signs and a leading plus are ignored; `-` counts only at a word's start.
-    """
-    found = _MARKED_NUMBER.findall(text) or _ANY_NUMBER.findall(text)
-    if not found:
-        return None
-    written = _NOT_OF_A_NUMBER.sub("", found[-1]).replace("\N{MINUS SIGN}", "-")
-    try:
-        return Decimal(written)
-    except InvalidOperation:
-        return None
-
-
-def numeric_match(answer: str, reference: str) -> float | None:
-    """1 when both end in the same number (relative tolerance 1e-9); None when the reference has none."""
-    wanted = final_number(reference)
-    if wanted is None:
-        return None
-    found = final_number(answer)
-    if found is None:
-        return 0.0
-    try:
-        return float(abs(found - wanted) <= _RELATIVE_TOLERANCE * max(abs(found), abs(wanted)))
-    except ArithmeticError:  # exponents beyond what can be subtracted
-        return float(found == wanted)
+    """1 when the words of the reference stand one after another in the answer; None for no words."""
+    found = contains_words(answer, reference)
+    return None if found is None else float(found)
 
 
 def regex_match(answer: str, reference: str) -> float | None:
-    """1 when the reference, read as a regular expression, is found in the answer; None when it is none."""
+    """1 when the reference, read as a regular expression, is found in the answer; None when it is none.
+
+    None too when it looks for longer than a second.
+    """
     try:
-        return float(re.search(reference, answer) is not None)
-    except _NO_PATTERN:
+        return float(_is_found(reference, answer))
+    except (*_NO_PATTERN, TimeoutError):
         return None
+
+
+def _is_found(pattern: str, answer: str) -> bool:
+    """Raises TimeoutError after `_PATTERN_SECONDS`."""
+    import regex
+
+    re.compile(pattern)  # what Python's own module does not read is no pattern here either
+    return regex.search(pattern, answer, timeout=_PATTERN_SECONDS) is not None
 
 
 def parse_json(text: str) -> Any:
     """The JSON value of a text, which may stand in a code fence. Raises ValueError when it is not JSON."""
-    fenced = _FENCE.match(text)
     try:
-        return json.loads(
-            fenced.group(1) if fenced else text, parse_constant=_refuse_constant, parse_int=_integer
-        )
+        return json.loads(_unfenced(text), parse_constant=_refuse_constant, parse_int=_integer)
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
+
+
+def _unfenced(text: str) -> str:
+    """What stands in a code fence that is all of the text; else the text."""
+    inner = text.strip()
+    if not (inner.startswith(_FENCE) and inner.endswith(_FENCE)):
+        return text
+    begins = _FENCE_LANGUAGE.match(inner, len(_FENCE))
+    return (
+        text
+        if begins is None or begins.end() > len(inner) - len(_FENCE)
+        else inner[begins.end() : -len(_FENCE)]
+    )
 
 
 def _integer(digits: str) -> int | Decimal:
@@ -157,13 +130,26 @@ def _is_json(answer: str) -> float:
     return 1.0
 
 
-@cache
-def _compiled(pattern: str) -> re.Pattern[str]:
-    return re.compile(pattern)
+class PatternScore:
+    """Scores rows by whether one pattern is found; a pattern that takes too long again and again is given up."""
 
+    def __init__(self, metric: str, pattern: str) -> None:
+        self._metric, self._pattern = metric, pattern
+        self._timeouts = 0
 
-def _is_found(pattern: str, answer: str) -> float:
-    return float(_compiled(pattern).search(answer) is not None)
+    def __call__(self, rows: Sequence[Prediction]) -> BatchScores:
+        """Score a batch."""
+        values = np.full(len(rows), np.nan)
+        reasons: list[str | None] = [None] * len(rows)
+        for i, row in enumerate(rows):
+            if self._timeouts < _MOST_TIMEOUTS:
+                try:
+                    values[i] = _is_found(self._pattern, row.predicted_answer)
+                    continue
+                except TimeoutError:
+                    self._timeouts += 1
+            reasons[i] = TOO_LONG
+        return BatchScores({self._metric: values}, reasons)
 
 
 def pattern_family(pattern: str) -> MetricFamily:
@@ -178,11 +164,9 @@ def pattern_family(pattern: str) -> MetricFamily:
         f"The pattern {pattern} is found in the answer.",
         "Python re.search",
         kind="binary",
-        unscored_when="never",
+        unscored_when=TOO_LONG,
     )
-    return MetricFamily(
-        name, (metric,), partial(score_without_reference, metric=name, function=partial(_is_found, pattern))
-    )
+    return MetricFamily(name, (metric,), PatternScore(name, pattern))
 
 
 def _against_reference(
@@ -196,23 +180,39 @@ ANSWER_FAMILIES = (
     _against_reference(
         "contains",
         contains,
-        "The reference stands in the answer as whole words, normalised as for exact match.",
-        "SQuAD normalisation",
+        "The words of the reference stand one after another in the answer, in the form of exact match.",
+        "tasks/core/metrics/normalising.py",
         "the reference has no words",
     ),
     _against_reference(
         "numeric_match",
         numeric_match,
-        "The last number of the answer is that of the reference; a number after #### comes first.",
-        "GSM8K's form of results",
-        "the reference has no number",
+        'The answer ends in the value of the reference: what is boxed, stands behind ####, follows "the answer is", '
+        "is one side of an equation, or comes last. Whole numbers exactly, others within 1e-9; 50 %, 50 and 0.5 are "
+        "the same.",
+        "tasks/core/metrics/numbers.py",
+        "the reference has no value",
+    ),
+    _against_reference(
+        "gsm8k_strict",
+        partial(gsm8k_match, how="strict"),
+        "The number behind the first #### is the reference's, as texts without commas, $ and a full stop.",
+        "lm-evaluation-harness, task gsm8k, filter strict-match",
+        "never else",
+    ),
+    _against_reference(
+        "gsm8k_flexible",
+        partial(gsm8k_match, how="flexible"),
+        "The last thing that looks like a number is the reference's, as texts without commas, $ and a full stop.",
+        "lm-evaluation-harness, task gsm8k, filter flexible-extract",
+        "never else",
     ),
     _against_reference(
         "regex_match",
         regex_match,
         "The reference, read as a regular expression, is found in the answer.",
         "Python re.search",
-        "the reference is no regular expression",
+        "the reference is no regular expression, or takes longer than a second",
     ),
     MetricFamily(
         "json_valid",

@@ -39,7 +39,7 @@ from tasks.core.records import ModelManifest
 if TYPE_CHECKING:
     from tasks.core.config import EvaluatorConfig
 
-_LIBRARIES = ("numpy", "scipy", "sacrebleu", "rouge-score")
+_LIBRARIES = ("numpy", "scipy", "sacrebleu", "regex")
 
 
 def evaluate_run(

@@ -6,7 +6,6 @@ All values are 0 to 1; sacrebleu's own figures are these times 100.
 from __future__ import annotations
 
 import re
-import string
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -37,28 +36,33 @@ from tasks.core.evaluation.ngram_figures import (
     chrf_statistics,
     sentence_bleu,
 )
+from tasks.core.metrics.normalising import UNSPACED, compared_units, squad_normalised, words
 from tasks.core.records import Prediction
 
-_ARTICLES = re.compile(r"\b(a|an|the)\b")
-_WITHOUT_PUNCTUATION = str.maketrans("", "", string.punctuation)
 ROUGE_NAMES = ("rouge1", "rouge2", "rougeL")
 
 
-def normalize_answer(text: str) -> str:
-    """Apply SQuAD's rules: lower case, no ASCII punctuation, no English articles, single spaces."""
-    bare = text.lower().translate(_WITHOUT_PUNCTUATION)
-    return " ".join(_ARTICLES.sub(" ", bare).split())
-
-
 def exact_match(answer: str, reference: str) -> float:
-    """1 when both are the same text after normalisation, else 0."""
-    return float(normalize_answer(answer) == normalize_answer(reference))
+    """1 when both are the same words in one form (see `normalising`), else 0."""
+    return float(words(answer) == words(reference))
 
 
 def token_f1(answer: str, reference: str) -> float:
-    """F1 over the bag of normalised words (0 to 1); two texts without words agree (SQuAD 2.0's rule)."""
-    answer_words = normalize_answer(answer).split()
-    reference_words = normalize_answer(reference).split()
+    """F1 over the bag of words in one form (0 to 1); of scripts without blanks, of characters."""
+    return _bag_f1(compared_units(answer), compared_units(reference))
+
+
+def squad_exact_match(answer: str, reference: str) -> float:
+    """1 when both are the same text after SQuAD's normalisation, else 0."""
+    return float(squad_normalised(answer) == squad_normalised(reference))
+
+
+def squad_f1(answer: str, reference: str) -> float:
+    """F1 over the bag of words after SQuAD's normalisation; two texts without words agree (SQuAD 2.0's rule)."""
+    return _bag_f1(squad_normalised(answer).split(), squad_normalised(reference).split())
+
+
+def _bag_f1(answer_words: list[str], reference_words: list[str]) -> float:
     if not answer_words or not reference_words:
         return float(answer_words == reference_words)
     common = sum((Counter(answer_words) & Counter(reference_words)).values())
@@ -131,20 +135,25 @@ def _score_chrf(rows: Sequence[Prediction]) -> BatchScores:
     return _best_of_pairs("chrf", pairs, chrf_figure(statistics), statistics)
 
 
-@cache
-def _rouge_tokenizer() -> Any:
-    from rouge_score.tokenizers import DefaultTokenizer
+# What rouge-score's tokenizer keeps, and letters of other scripts, which it drops: by words, or by characters where a
+# script has no blanks.
+_ROUGE_WORD = re.compile(rf"[a-z0-9]+|{UNSPACED.pattern}|[^\W\d_a-z\u00aa-\u024f]+")
 
-    return DefaultTokenizer(use_stemmer=False)
+
+def _rouge_words(text: str) -> list[str]:
+    found: list[str] = []
+    for word in _ROUGE_WORD.findall(text.lower()):
+        found += [word] if word.isascii() else UNSPACED.sub(r" \g<0> ", word).split()
+    return found
 
 
 def _score_rouge(rows: Sequence[Prediction]) -> BatchScores:
-    """F-measures of ROUGE-1, ROUGE-2 and ROUGE-L, equal to rouge_score.RougeScorer's.
+    """F-measures of ROUGE-1, ROUGE-2 and ROUGE-L, equal to rouge_score.RougeScorer's for text in Latin letters.
 
-    Its tokenizer keeps a-z and 0-9 only, so texts in other scripts score 0. Counting is ours: the
+    Its tokenizer keeps a-z and 0-9 only; words and characters of other scripts count here. Counting is ours: the
     library's table for the longest common subsequence takes quadratic memory.
     """
-    pairs = _Pairs(rows, _rouge_tokenizer().tokenize)
+    pairs = _Pairs(rows, _rouge_words)
     counts = count_ngrams(pairs.texts, 2)
     lengths = counts[:, 0].copy()
     lengths[:, 2] = [common_subsequence_length(reference, answer) for answer, reference in pairs.texts]
@@ -172,8 +181,9 @@ OVERLAP_FAMILIES = (
         (
             Metric(
                 "exact_match",
-                "Answer equals the reference, ignoring case, punctuation, articles and spacing.",
-                "SQuAD evaluation script v1.1",
+                "Answer and reference are the same words: Unicode form, case, blanks, quotes, dashes, punctuation "
+                "around words, articles and spellings of a number do not count; signs, points and symbols do.",
+                "tasks/core/metrics/normalising.py",
                 kind="binary",
             ),
         ),
@@ -184,11 +194,35 @@ OVERLAP_FAMILIES = (
         (
             Metric(
                 "f1",
-                "Overlap of the words of answer and reference (F1), normalised as for exact match.",
-                "SQuAD evaluation script v2.0",
+                "Overlap of the words of answer and reference (F1), in the form of exact match; of scripts without "
+                "blanks, such as Chinese or Thai, overlap of the characters.",
+                "tasks/core/metrics/normalising.py",
             ),
         ),
         Pairwise("f1", token_f1),
+    ),
+    MetricFamily(
+        "squad_exact_match",
+        (
+            Metric(
+                "squad_exact_match",
+                "Answer equals the reference by SQuAD's rule, which drops all punctuation (3.14 is 314) and articles.",
+                "SQuAD evaluation script v1.1",
+                kind="binary",
+            ),
+        ),
+        Pairwise("squad_exact_match", squad_exact_match),
+    ),
+    MetricFamily(
+        "squad_f1",
+        (
+            Metric(
+                "squad_f1",
+                "Overlap of the words of answer and reference (F1) by SQuAD's rule.",
+                "SQuAD evaluation script v2.0",
+            ),
+        ),
+        Pairwise("squad_f1", squad_f1),
     ),
     MetricFamily(
         "bleu_score",
@@ -217,7 +251,11 @@ OVERLAP_FAMILIES = (
     MetricFamily(
         "rouge_score",
         tuple(
-            Metric(name, f"Shared {unit} of answer and reference (F1).", "rouge-score, no stemming")
+            Metric(
+                name,
+                f"Shared {unit} of answer and reference (F1); characters of scripts without blanks count as words.",
+                "rouge-score, no stemming; other scripts than Latin too",
+            )
             for name, unit in _ROUGE_UNITS.items()
         ),
         _score_rouge,
