@@ -52,6 +52,12 @@ class TemplateError(TuneproofError):
     exit_code = 2
 
 
+class NoAnswerError(TuneproofError):
+    """The model gave no answer: its logits are no numbers, or every row of a run ended in an error."""
+
+    exit_code = 2
+
+
 class OutOfMemoryError(TuneproofError):
     """Memory ran out and no smaller step was left to try."""
 

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from tasks.core.generation.memory import free_bytes
+from tasks.core.memory.processor import prepares_bfloat16, prepares_weights
 
 if TYPE_CHECKING:
     import torch
@@ -87,11 +88,9 @@ def _can_prepare(model: PreTrainedModel) -> bool:
     if any(parameter.device.type != "cpu" for parameter in model.parameters()):
         return False
     dtypes = {parameter.dtype for parameter in model.parameters()}
-    if not dtypes <= {torch.float32, torch.bfloat16} or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+    if not dtypes <= {torch.float32, torch.bfloat16} or not prepares_weights():
         return False
-    if torch.bfloat16 in dtypes and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        return False
-    return bool(torch._C._has_mkldnn)
+    return torch.bfloat16 not in dtypes or prepares_bfloat16()
 
 
 def _weight_state(model: PreTrainedModel) -> tuple[tuple[int, int], ...]:

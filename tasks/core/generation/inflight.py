@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from tasks.core.generation.batching import Request, RequestQueue
 from tasks.core.generation.budget import TokenBudget
 from tasks.core.generation.engine import GeneratedRow
+from tasks.core.generation.faults import Faults
 from tasks.core.generation.fused_layers import fused_layers
 from tasks.core.generation.inflight_support import why_unsupported
 from tasks.core.generation.lanes import Admission, Lane, lane_count, side_by_side
@@ -55,6 +56,7 @@ class InflightEngine:
         self._settings = settings
         self._eos = eos_token_ids(model.model, model.tokenizer)
         self._stop = StopRules(model.tokenizer, self._eos, settings.stop_strings)
+        self._faults = Faults(model)
         self._prefill_tokens = PREFILL_TOKENS_CPU if model.device == "cpu" else PREFILL_TOKENS_GPU
 
     def unsupported(self) -> str | None:
@@ -115,13 +117,14 @@ class _Flight:
     def __init__(self, engine: InflightEngine, lane: Lane, prefix: _Prefix, largest_room_tokens: int) -> None:
         self._model = engine._model.model
         self._device = engine._model.device
-        self._stop = engine._stop
+        self._stop, self._faults = engine._stop, engine._faults
         self._prefill_tokens = engine._prefill_tokens
         self._chooser = TokenChooser(engine._settings, engine._eos)
         self._lane, self._prefix = lane, prefix
-        self._cache = SlotCache(max_width=max(1, largest_room_tokens))
+        width, clears = max(1, largest_room_tokens), engine._model.identity.dtype == "float16"
+        self._cache = SlotCache(max_width=width, clears=clears)
         # A prompt longer than one step's allowance waits here, apart from the rows that decode.
-        self._entrance = SlotCache(max_width=max(1, largest_room_tokens))
+        self._entrance = SlotCache(max_width=width, clears=clears)
         self._entering: Row | None = None
 
     def run(self) -> Iterator[GeneratedRow]:
@@ -170,7 +173,12 @@ class _Flight:
     def _enter(self, request: Request, in_stretches: bool) -> Row:
         shared = self._prefix.attended_tokens
         row = Row(
-            request, self._chooser.stream(request.id), time.perf_counter(), cached=shared, shared=shared
+            request,
+            self._chooser.stream(request.id),
+            time.perf_counter(),
+            cached=shared,
+            shared=shared,
+            seen=self._chooser.seen(request.token_ids),
         )
         prompt_tokens = len(request.token_ids) - shared
         if in_stretches:
@@ -186,21 +194,23 @@ class _Flight:
         """Choose each row's next token; rows that end leave their slot and are yielded."""
         import torch
 
-        histories = None
-        if self._chooser.needs_history:
-            histories = [[*row.request.token_ids, *row.new_tokens] for row in rows]
         counts = [len(row.new_tokens) for row in rows]
         with torch.inference_mode():
-            chosen = self._chooser.choose(logits, [row.stream for row in rows], counts, histories).tolist()
+            streams, seen = [row.stream for row in rows], [row.seen for row in rows]
+            chosen = self._chooser.choose(logits, streams, counts, seen).tolist()
         for row, token_id in zip(rows, chosen, strict=True):
+            if token_id < 0:
+                self._leave(row, flying, clear=True)
+                seconds = time.perf_counter() - row.started_seconds
+                yield self._faults.row(row.request, token_id, len(row.new_tokens) + 1, seconds, flying)
+                continue
             row.new_tokens.append(token_id)
+            if row.seen is not None:
+                row.seen.add(token_id)
             reason = self._stop.finished(row.new_tokens, row.request.max_new_tokens)
             if reason is None:
                 continue
-            self._cache.remove(row)
-            if row is self._entering:  # its first token was its last
-                self._entering = None
-            self._lane.leave(row.request, flying)
+            self._leave(row, flying)
             yield GeneratedRow(
                 row.request.position,
                 tuple(row.new_tokens),
@@ -209,6 +219,12 @@ class _Flight:
                 time.perf_counter() - row.started_seconds,
                 flying,
             )
+
+    def _leave(self, row: Row, flying: int, *, clear: bool = False) -> None:
+        self._cache.remove(row, clear=clear)
+        if row is self._entering:  # its first token was its last
+            self._entering = None
+        self._lane.leave(row.request, flying)
 
 
 def forward(

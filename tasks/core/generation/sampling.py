@@ -8,15 +8,20 @@ The draw inverts the cumulative distribution, so its distribution is exactly the
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from tasks.core.generation.faults import marked
 from tasks.core.records import GenerationSettings
 
 if TYPE_CHECKING:
     import torch
+
+
+# Logits divided by less than this may leave float32: they are taken relative to the row's largest.
+_OVERFLOWING_TEMPERATURE = 1e-20
 
 
 class RowStream:
@@ -38,6 +43,32 @@ class RowStream:
         value = float(self._block[self._used])
         self._used += 1
         return value
+
+
+class SeenTokens:
+    """The different tokens of one row's prompt and answer so far; adding one costs the same at any length."""
+
+    __slots__ = ("_count", "_ids", "_known")
+
+    def __init__(self, token_ids: Iterable[int]) -> None:
+        self._known = set(token_ids)
+        self._count = len(self._known)
+        self._ids = np.fromiter(self._known, dtype=np.int64, count=self._count)
+
+    def add(self, token_id: int) -> None:
+        """Note the row's next token."""
+        if token_id in self._known:
+            return
+        self._known.add(token_id)
+        if self._count == len(self._ids):
+            self._ids = np.concatenate([self._ids, np.empty(max(64, self._count), dtype=np.int64)])
+        self._ids[self._count] = token_id
+        self._count += 1
+
+    @property
+    def ids(self) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+        """The ids, in no order; a view that the next `add` may change."""
+        return self._ids[: self._count]
 
 
 class TokenChooser:
@@ -63,10 +94,9 @@ class TokenChooser:
             if settings.min_p:
                 self._warpers.append(processors.MinPLogitsWarper(min_p=settings.min_p))
 
-    @property
-    def needs_history(self) -> bool:
-        """Whether `choose` must be given each row's tokens so far."""
-        return self._penalty is not None
+    def seen(self, token_ids: Iterable[int]) -> SeenTokens | None:
+        """Return the memory of a row that begins with `token_ids`; None where no setting looks back."""
+        return SeenTokens(token_ids) if self._penalty is not None else None
 
     def stream(self, row_id: str) -> RowStream | None:
         """Return the row's own stream of numbers, or None when decoding is greedy."""
@@ -77,38 +107,56 @@ class TokenChooser:
         logits: torch.Tensor,
         streams: Sequence[RowStream | None],
         new_token_counts: Sequence[int],
-        histories: Sequence[Sequence[int]] | None = None,
+        seen: Sequence[SeenTokens | None] = (),
     ) -> torch.Tensor:
         """Return one token id a row, int64 of shape [rows], from `logits` of shape [rows, vocabulary].
 
-        `new_token_counts` says how many tokens each row already has; `histories` holds prompt and new tokens
-        of each row and is needed only when `needs_history`. `logits` may be changed in place.
+        A negative number says that the row's logits are no numbers and in which way, see faults.py. `new_token_counts`
+        says how many tokens each row already has; `seen` is what `seen()` gave, with all tokens since. `logits` may be
+        changed in place.
         """
         import torch
 
-        self._forbid_early_end(logits, new_token_counts)
-        if self._penalty is not None and histories is not None:
-            logits = logits.float()
-            for row, history in enumerate(histories):
-                tokens = torch.tensor([list(history)], device=logits.device)
-                logits[row] = self._penalty(tokens, logits[row : row + 1])[0]
-        if not self.settings.do_sample:
-            # max is several times faster than argmax on CPU in bfloat16.
-            return logits.max(dim=-1).indices if logits.device.type == "cpu" else logits.argmax(dim=-1)
-        scores = logits.float()
-        nothing = torch.empty((scores.shape[0], 0), dtype=torch.long, device=scores.device)
-        for warper in self._warpers:
-            scores = warper(nothing, scores)
-        return _invert(scores, [stream.next() for stream in streams if stream is not None])
-
-    def _forbid_early_end(self, logits: torch.Tensor, new_token_counts: Sequence[int]) -> None:
-        minimum = self.settings.min_new_tokens
-        if minimum == 0 or not self._eos:
-            return
-        early = [row for row, count in enumerate(new_token_counts) if count < minimum]
+        early = self._early_rows(new_token_counts)
+        plain = not early and self._penalty is None and not self.settings.do_sample
+        if plain:
+            chosen, largest = _likeliest(logits)
+            return marked(chosen, largest)
+        largest = logits.amax(dim=-1)  # before the settings rule tokens out
         if early:
             for token_id in self._eos:
                 logits[early, token_id] = -float("inf")
+        if self._penalty is not None:
+            logits = logits.float()
+            for row, tokens in enumerate(seen):
+                if tokens is not None:
+                    ids = torch.from_numpy(tokens.ids).to(logits.device)
+                    logits[row] = self._penalty(ids.unsqueeze(0), logits[row : row + 1])[0]
+        if not self.settings.do_sample:
+            return marked(_likeliest(logits)[0], largest)
+        scores = logits.float()
+        if self.settings.temperature < _OVERFLOWING_TEMPERATURE:
+            scores = scores - scores.amax(dim=-1, keepdim=True)
+        nothing = torch.empty((scores.shape[0], 0), dtype=torch.long, device=scores.device)
+        for warper in self._warpers:
+            scores = warper(nothing, scores)
+        numbers = [stream.next() for stream in streams if stream is not None]
+        return marked(_invert(scores, numbers), largest)
+
+    def _early_rows(self, new_token_counts: Sequence[int]) -> list[int]:
+        """Rows whose answer is too short to end."""
+        minimum = self.settings.min_new_tokens
+        if minimum == 0 or not self._eos:
+            return []
+        return [row for row, count in enumerate(new_token_counts) if count < minimum]
+
+
+def _likeliest(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token id of the largest logit of each row, and that logit; NaN counts as the largest."""
+    if logits.device.type == "cpu":  # max is several times faster than argmax there in bfloat16
+        largest, chosen = logits.max(dim=-1)
+        return chosen, largest
+    return logits.argmax(dim=-1), logits.amax(dim=-1)
 
 
 def _invert(scores: torch.Tensor, numbers: Sequence[float]) -> torch.Tensor:

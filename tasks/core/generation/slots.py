@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import torch
 
     from tasks.core.generation.batching import Request
-    from tasks.core.generation.sampling import RowStream
+    from tasks.core.generation.sampling import RowStream, SeenTokens
 
 SMALLEST_WIDTH = 64
 # Narrow steps waste little attention on empty positions, wide ones need fewer products a layer.
@@ -37,6 +37,8 @@ class Row:
     shared: int = 0
     """Tokens of a prefix that all rows read in one place; the slot holds what comes after them."""
     new_tokens: list[int] = field(default_factory=list)
+    seen: SeenTokens | None = None
+    """Different tokens of prompt and answer, where a setting looks back at them."""
     pool: Pool | None = None
     slot: int = -1
 
@@ -94,10 +96,10 @@ class LayerStore:
 
 
 class Pool:
-    """Slots of one width."""
+    """Slots of one width; `clears` as in SlotCache."""
 
-    def __init__(self, width: int) -> None:
-        self.width = width
+    def __init__(self, width: int, *, clears: bool = False) -> None:
+        self.width, self.clears = width, clears
         self.rows: list[Row | None] = []
         self.layers: dict[int, LayerStore] = {}
         self._slots = 0
@@ -118,16 +120,18 @@ class Pool:
         if len(self.rows) > self._slots:
             self._resize(self._slots + max(1, int(self._slots * self._growth())))
 
-    def remove(self, row: Row) -> None:
-        """Free the row's slot. An empty pool gives its memory back."""
-        self._free(row.slot)
+    def remove(self, row: Row, *, clear: bool = False) -> None:
+        """Free the row's slot, with zeros in it if `clear`. An empty pool gives its memory back."""
+        self._free(row.slot, row.stored, clear=clear)
         row.pool, row.slot = None, -1
 
     def dense_rows(self) -> list[Row]:
         """All rows in slot order; the caller has closed the holes."""
         return [row for row in self.rows if row is not None]
 
-    def _free(self, slot: int) -> None:
+    def _free(self, slot: int, length: int, *, clear: bool = False) -> None:
+        if clear or self.clears:
+            self._clear(slot, length)
         self.rows[slot] = None
         self._trim()
         if not self.rows:
@@ -148,6 +152,8 @@ class Pool:
                 last = self.rows.pop()  # never None: `_free` leaves no hole at the end
                 assert last is not None, "the last slot holds a row"
                 self.copy_slot(last.slot, self, slot, last.stored)
+                if self.clears:
+                    self._clear(last.slot, last.stored)
                 self.rows[slot], last.slot = last, slot
                 self._trim()
             slot += 1
@@ -157,7 +163,7 @@ class Pool:
         source = row.slot
         wider.add(row)
         self.copy_slot(source, wider, row.slot, row.stored)
-        self._free(source)
+        self._free(source, row.stored)
 
     def layer(self, index: int, key: torch.Tensor, value: torch.Tensor) -> LayerStore:
         """Return the store of layer `index`, made on first use from keys and values of [1, heads, tokens, dim]."""
@@ -177,6 +183,15 @@ class Pool:
         for store in self.layers.values():
             store.resize(slots)
 
+    def _clear(self, slot: int, length: int) -> None:
+        """Write zeros over the first `length` positions of a slot: infinity there would outlast its masking."""
+        import torch
+
+        with torch.inference_mode():
+            for store in self.layers.values():
+                for states in store.of_slot(slot, length):
+                    states.zero_()
+
     def copy_slot(self, source: int, target_pool: Pool, target: int, length: int) -> None:
         """Copy the first `length` positions of slot `source` over those of `target` in `target_pool`."""
         import torch
@@ -191,13 +206,17 @@ class Pool:
 
 
 class SlotCache:
-    """All pools, widths growing by `growth` from 64 (multiples of 16)."""
+    """All pools, widths growing by `growth` from 64 (multiples of 16).
 
-    def __init__(self, *, max_width: int, growth: float = WIDTH_GROWTH) -> None:
+    `clears`: a slot is filled with zeros when its row leaves or moves. Needed where a row with a good answer may leave
+    infinity behind, which float16 has from 65,520 on.
+    """
+
+    def __init__(self, *, max_width: int, growth: float = WIDTH_GROWTH, clears: bool = False) -> None:
         self.pools: list[Pool] = []
         width = SMALLEST_WIDTH
         while True:
-            self.pools.append(Pool(min(width, max_width)))
+            self.pools.append(Pool(min(width, max_width), clears=clears))
             if width >= max_width:
                 break
             width = -(-int(width * growth) // 16) * 16
@@ -218,10 +237,10 @@ class SlotCache:
         assert row.pool is not None, "the row has a slot"
         row.pool.move_to(self._pool_for(tokens), row)
 
-    def remove(self, row: Row) -> None:
-        """Free the row's slot."""
+    def remove(self, row: Row, *, clear: bool = False) -> None:
+        """Free the row's slot; with `clear` nothing stays in it, as NaN would reach the slot's next row."""
         assert row.pool is not None, "the row has a slot"
-        row.pool.remove(row)
+        row.pool.remove(row, clear=clear)
 
     def active(self) -> Iterator[Pool]:
         """Pools with rows, rows dense, narrowest first."""

@@ -8,9 +8,11 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from tasks.core.errors import NoAnswerError
 from tasks.core.generation.batching import Request, RequestQueue
 from tasks.core.generation.budget import TokenBudget
 from tasks.core.generation.engine import GeneratedRow
+from tasks.core.generation.faults import Faults, marked
 from tasks.core.generation.rotary import independent_tokens
 from tasks.core.generation.sampling import TokenChooser
 from tasks.core.generation.stopping import StopRules, eos_token_ids
@@ -39,6 +41,7 @@ class SortedBatchEngine:
         self._settings = settings
         self._eos = eos_token_ids(model.model, model.tokenizer)
         self._stop = StopRules(model.tokenizer, self._eos, settings.stop_strings)
+        self._faults = Faults(model)
         self._independent_tokens = independent_tokens(model.model)
 
     def unsupported(self) -> str | None:
@@ -57,41 +60,51 @@ class SortedBatchEngine:
             room = width + max(request.max_new_tokens for request in batch)
             budget.admit(len(batch), len(batch) * room * beams, queue.only_taken_id)
             started = time.perf_counter()
-            answers = self._answer(batch, width)
+            answers, faults = self._answer(batch, width)
             seconds = time.perf_counter() - started
             budget.clean_batch()
-            for request, token_ids in zip(batch, answers, strict=True):
+            for request, token_ids, fault in zip(batch, answers, faults, strict=True):
                 queue.finish(request.position)
-                yield self._row(request, token_ids, seconds, len(batch))
+                yield self._row(request, token_ids, fault, seconds, len(batch))
 
-    def _row(self, request: Request, token_ids: list[int], seconds: float, rows: int) -> GeneratedRow:
+    def _row(
+        self, request: Request, token_ids: list[int], fault: tuple[int, int], seconds: float, rows: int
+    ) -> GeneratedRow:
         kept, reason = self._stop.cut(token_ids, request.max_new_tokens)
+        mark, token = fault
+        # A row that has ended goes on with padding while others answer, and what comes of that is nobody's answer.
+        if mark and (token <= len(kept) or self._settings.num_beams > 1):
+            return self._faults.row(request, mark, token, seconds, rows)
         return GeneratedRow(
             request.position, kept, self._stop.text(kept), reason, seconds, batch_size=rows
         )  # fmt: skip
 
     def stream(self, request: Request, streamer: TextIteratorStreamer, cancelled: threading.Event) -> None:
-        """Answer one request, feeding `streamer`; setting `cancelled` ends it at the next token."""
+        """Answer one request, feeding `streamer`; setting `cancelled` ends it at the next token.
+
+        Raises NoAnswerError where the logits become no numbers.
+        """
 
         def is_cancelled(input_ids: torch.Tensor, _scores: object, **_unused: object) -> torch.Tensor:
             import torch
 
             return torch.full((input_ids.shape[0],), cancelled.is_set(), device=input_ids.device)
 
-        self._answer([request], len(request.token_ids), streamer=streamer, criteria=[is_cancelled])
+        width = len(request.token_ids)
+        answers, faults = self._answer([request], width, streamer=streamer, criteria=[is_cancelled])
+        row = self._row(request, answers[0], faults[0], 0.0, 1)
+        if row.finish_reason == "error":
+            raise NoAnswerError(f"there is no answer: {row.text}", "answer with another model or dtype")
 
     def _answer(
         self, batch: Sequence[Request], width: int, *, criteria: Sequence[Any] = (), **streaming: Any
-    ) -> list[list[int]]:
+    ) -> tuple[list[list[int]], list[tuple[int, int]]]:
+        """Return each row's new tokens, and the mark and new token number of its first fault, (0, 0) without one."""
         import torch
         from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 
         pad = self._tokenizer.pad_token_id
-        input_ids = torch.full((len(batch), width), pad, dtype=torch.long)
-        attention_mask = torch.zeros_like(input_ids)
-        for row, request in enumerate(batch):
-            input_ids[row, width - len(request.token_ids) :] = torch.tensor(request.token_ids)
-            attention_mask[row, width - len(request.token_ids) :] = 1
+        input_ids, attention_mask = _left_padded(batch, width)
         settings = self._settings
         beams = settings.num_beams > 1
         config = GenerationConfig(
@@ -104,7 +117,8 @@ class SortedBatchEngine:
             use_cache=True,
             return_dict_in_generate=False,
         )
-        processors, stopping = LogitsProcessorList(), StoppingCriteriaList(criteria)
+        record = _FaultRecord(len(batch), width, settings.num_beams, self._eos)
+        processors, stopping = LogitsProcessorList([record]), StoppingCriteriaList([*criteria, record.ended])
         if beams:
             self._configure_beams(config, batch)
         else:
@@ -122,7 +136,7 @@ class SortedBatchEngine:
                 stopping_criteria=stopping,
                 **streaming,
             )
-        return [list(map(int, row)) for row in output[:, width:].tolist()]
+        return [list(map(int, row)) for row in output[:, width:].tolist()], record.faults()
 
     def _processors(self, batch: Sequence[Request], width: int) -> list[Any]:
         """Logits processors that leave the tokens which `generate`, itself greedy, may take: here one a row."""
@@ -142,6 +156,67 @@ class SortedBatchEngine:
             torch.manual_seed(int.from_bytes(seed, "little") % (1 << 63))
 
 
+def _left_padded(batch: Sequence[Request], width: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Prompts and their mask, int64 [rows, width] each.
+
+    A row is filled up with its own first token, not the model's padding token: should the weights of that be NaN, it
+    would reach the row through its mask.
+    """
+    import torch
+
+    input_ids = torch.zeros((len(batch), width), dtype=torch.long)
+    attention_mask = torch.zeros_like(input_ids)
+    for row, request in enumerate(batch):
+        start = width - len(request.token_ids)
+        input_ids[row, :start] = request.token_ids[0]
+        input_ids[row, start:] = torch.tensor(request.token_ids)
+        attention_mask[row, start:] = 1
+    return input_ids, attention_mask
+
+
+class _FaultRecord:
+    """A logits processor, the first: notes rows whose logits are no numbers, and puts numbers in their place.
+
+    `ended` is a stopping criterion that ends these rows.
+    """
+
+    def __init__(self, rows: int, width: int, beams: int, eos: Sequence[int]) -> None:
+        self._width, self._beams, self._eos = width, beams, list(eos)
+        self._faults = [(0, 0)] * rows
+
+    def faults(self) -> list[tuple[int, int]]:
+        """Mark (see faults.py) and new token number, from 1, of each row's first fault; (0, 0) without one."""
+        return self._faults
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        import torch
+
+        largest = scores.amax(dim=-1)
+        marks = marked(torch.zeros(largest.shape, dtype=torch.long, device=scores.device), largest).tolist()
+        if not any(marks):
+            return scores
+        for place, mark in enumerate(marks):
+            row = place // self._beams
+            if mark and not self._faults[row][0]:
+                self._faults[row] = (mark, input_ids.shape[1] - self._width + 1)
+        places = [place for place, mark in enumerate(marks) if mark]
+        # Nothing is streamed of an end token. Beams need more than one token that is possible.
+        only_end = self._beams == 1 and bool(self._eos)
+        scores = scores.clone()
+        scores[places] = -float("inf") if only_end else 0.0
+        if only_end:
+            scores[places, self._eos[0]] = 0.0
+        return scores
+
+    def ended(self, input_ids: torch.Tensor, _scores: object, **_unused: object) -> torch.Tensor:
+        """Whether each row is faulty; beam search asks for several candidates of a row at once."""
+        import torch
+
+        candidates = input_ids.shape[0] // len(self._faults)
+        faulty = [bool(mark) for mark, _ in self._faults for _ in range(candidates)]
+        return torch.tensor(faulty, device=input_ids.device)
+
+
 class _StopStringInAnswer:
     """A stopping criterion of transformers by our own rules: theirs look into the prompt's end as well."""
 
@@ -151,7 +226,8 @@ class _StopStringInAnswer:
     def __call__(self, input_ids: torch.Tensor, _scores: object, **_unused: object) -> torch.Tensor:
         import torch
 
-        answers = input_ids[:, self._width :].tolist()
+        # The answers' ends only: what comes before has been looked at.
+        answers = input_ids[:, max(self._width, input_ids.shape[1] - self._stop.window_tokens) :].tolist()
         ended = [self._stop.ends_with_stop_string(answer) for answer in answers]
         return torch.tensor(ended, device=input_ids.device)
 
@@ -164,16 +240,18 @@ class _ChosenTokenOnly:
     ) -> None:
         self._chooser = TokenChooser(settings, eos)
         self._streams = [self._chooser.stream(request.id) for request in batch]
-        self._padding = [width - len(request.token_ids) for request in batch]
+        self._seen = [self._chooser.seen(request.token_ids) for request in batch]
         self._width = width
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         import torch
 
         new_tokens = input_ids.shape[1] - self._width
-        histories = None
-        if self._chooser.needs_history:
-            histories = [row[pad:] for row, pad in zip(input_ids.tolist(), self._padding, strict=True)]
-        chosen = self._chooser.choose(scores, self._streams, [new_tokens] * len(self._streams), histories)
+        if new_tokens and self._seen[0] is not None:
+            for seen, token_id in zip(self._seen, input_ids[:, -1].tolist(), strict=True):
+                assert seen is not None
+                seen.add(token_id)
+        chosen = self._chooser.choose(scores, self._streams, [new_tokens] * len(self._streams), self._seen)
         only = torch.full_like(scores, -float("inf"))
-        return only.scatter_(1, chosen.unsqueeze(1), 0.0)
+        # A row that is known to be faulty may have no possible token: any will do.
+        return only.scatter_(1, chosen.clamp(min=0).unsqueeze(1), 0.0)

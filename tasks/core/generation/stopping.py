@@ -39,7 +39,8 @@ class StopRules:
         self._eos = frozenset(eos_ids)
         self._strings = tuple(stop_strings)
         longest_bytes = max((len(text.encode()) for text in self._strings), default=0)
-        self._window_tokens = longest_bytes + self._CONTEXT_TOKENS
+        self.window_tokens = longest_bytes + self._CONTEXT_TOKENS
+        """Newest tokens of an answer that show whether it ends with a stop string."""
 
     def finished(self, token_ids: Sequence[int], max_new_tokens: int) -> Literal["stop", "length"] | None:
         """Why the row is finished after `token_ids` (its new tokens), or None when it goes on."""
@@ -53,18 +54,22 @@ class StopRules:
         """Whether the newest of `token_ids` complete a stop string."""
         if not self._strings:
             return False
-        tail = self._decode(token_ids[-self._window_tokens :])
+        tail = self._decode(token_ids[-self.window_tokens :])
         return any(text in tail for text in self._strings)
 
     def cut(
         self, token_ids: Sequence[int], max_new_tokens: int
     ) -> tuple[tuple[int, ...], Literal["stop", "length"]]:
         """Drop what an engine generated or padded after the row's own end; also say why it ended there."""
-        for count in range(1, len(token_ids) + 1):
-            reason = self.finished(token_ids[:count], max_new_tokens)
-            if reason is not None:
-                return tuple(token_ids[:count]), reason
-        return tuple(token_ids), "length"
+        end = min(len(token_ids), max_new_tokens)
+        for count in range(1, end + 1):
+            if token_ids[count - 1] in self._eos:
+                return tuple(token_ids[:count]), "stop"
+            if self._strings and self.ends_with_stop_string(
+                token_ids[max(0, count - self.window_tokens) : count]
+            ):
+                return tuple(token_ids[:count]), "stop"
+        return tuple(token_ids[:end]), "length"
 
     def text(self, token_ids: Sequence[int]) -> str:
         """Return the answer: without special tokens, cut before the first stop string."""

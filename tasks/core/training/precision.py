@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
+
+from tasks.core.memory.processor import computes_in_bfloat16
 
 if TYPE_CHECKING:
     from tasks.core.config import FineTunerConfig
@@ -45,19 +47,10 @@ def _possible(wanted: str, device: str) -> Literal["float32", "float16", "bfloat
         return "float32"  # MPS has no gradient scaler, and its autocast is young
     if device == "cpu":
         # float16 has no fast kernels on CPUs; without bfloat16 instructions bfloat16 has none either.
-        return "bfloat16" if _cpu_has_bfloat16() else "float32"
+        return "bfloat16" if computes_in_bfloat16() else "float32"
     if wanted == "bfloat16" and not _gpu_has_bfloat16():
         return "float16"
     return "float16" if wanted == "float16" else "bfloat16"
-
-
-def _cpu_has_bfloat16() -> bool:
-    import torch
-
-    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-    if not capabilities:  # older PyTorch
-        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-    return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16", "arm_bf16"))
 
 
 def _gpu_has_bfloat16() -> bool:
