@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 from prefect import flow
@@ -19,7 +20,9 @@ from flows.parameters import (
     load_settings,
 )
 from tasks.core.config import Config
+from tasks.core.errors import NoAnswerError
 from tasks.core.evaluation.noise import find_repeat
+from tasks.core.generation.published import refuse_without_answers
 from tasks.core.models.registry import data_slug, slug
 from tasks.core.records import RunManifest
 from tasks.devices import held_device
@@ -32,6 +35,8 @@ from tasks.memory_budgets import PrefectBudgetStore
 from tasks.processing import process_dataset
 from tasks.repeating import is_repeated, repeat_some_rows
 from tasks.run_logs import send_core_logs_to_prefect
+
+logger = logging.getLogger("tasks.inference")
 
 # The noise is measured on the candidate only.
 _ANSWERED_ONCE = "gate.noise_rows=0"
@@ -51,6 +56,8 @@ def infer(
     settings: Settings = (),
 ) -> RunManifest:
     """Let a model answer the test questions. A run that was interrupted goes on; a finished one is reused.
+
+    A run in which every row ended in an error is published and fails.
 
     Args:
         config: TOML file with settings; empty = ./config.toml if there is one.
@@ -86,9 +93,11 @@ def infer(
     found_done = manifest is not None
     if manifest is not None:
         show_predictions(prepared, manifest)
-        _measure_noise_if_missing(inferencer, prepared, manifest)
+        if manifest.error_count < manifest.row_count:
+            _measure_noise_if_missing(inferencer, prepared, manifest)
     else:
         manifest = _generate(inferencer, prepared)
+    refuse_without_answers(prepared.run.predictions_path, manifest)
     if compare_with_base:
         infer_with_base_model(inferencer.config, manifest)
         infer_with_champion(inferencer.config, manifest)
@@ -109,15 +118,18 @@ def _generate(inferencer: Inferencer, prepared: PreparedRows) -> RunManifest:
     """Answer what is missing and publish, alone on the GPU."""
     settings, limit = inferencer.settings, inferencer.config.pipeline.gpu_concurrency_limit
     with held_device(settings.device, limit, all_of_them=settings.num_shards > 1):
-        if settings.num_shards > 1:
-            answers = generate_in_shards(inferencer, prepared)
-        else:
-            if not inferencer.generates_in_child:
-                load_model_and_tokenizer(inferencer)
-            answers = generate_responses(inferencer, prepared)
-        manifest = publish_predictions(inferencer, prepared, answers)
-        repeat_some_rows(inferencer, prepared, manifest)
-        inferencer.release_model()
+        try:
+            if settings.num_shards > 1:
+                answers = generate_in_shards(inferencer, prepared)
+            else:
+                if not inferencer.generates_in_child:
+                    load_model_and_tokenizer(inferencer)
+                answers = generate_responses(inferencer, prepared)
+            manifest = publish_predictions(inferencer, prepared, answers)
+            if manifest.error_count < manifest.row_count:
+                repeat_some_rows(inferencer, prepared, manifest)
+        finally:
+            inferencer.release_model()
     return manifest
 
 
@@ -135,7 +147,7 @@ def infer_with_base_model(config: Config, candidate: RunManifest) -> RunManifest
         return None
     revision = f"inferencer.model_revision={baseline.revision or 'null'}"
     chosen = (revision, f"inferencer.dtype={baseline.dtype}", _ANSWERED_ONCE)
-    return infer(config, model=baseline.model_id, run_name=baseline.run_name, settings=chosen)
+    return _infer_with_opponent(config, baseline.model_id, baseline.run_name, chosen)
 
 
 def infer_with_champion(config: Config, candidate: RunManifest) -> RunManifest | None:
@@ -144,4 +156,15 @@ def infer_with_champion(config: Config, candidate: RunManifest) -> RunManifest |
     if champion is None or champion.finished is not None:
         return None if champion is None else champion.finished
     chosen = ("inferencer.model_revision=null", f"inferencer.dtype={champion.dtype}", _ANSWERED_ONCE)
-    return infer(config, model=champion.model_id, run_name=champion.run_name, settings=chosen)
+    return _infer_with_opponent(config, champion.model_id, champion.run_name, chosen)
+
+
+def _infer_with_opponent(
+    config: Config, model_id: str, run_name: str, settings: tuple[str, ...]
+) -> RunManifest | None:
+    """Let an opponent answer; None when it answers nothing, which must not hide the candidate's answers."""
+    try:
+        return infer(config, model=model_id, run_name=run_name, settings=settings)
+    except NoAnswerError as error:
+        logger.error("%s", error)
+        return None

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 from typing import TYPE_CHECKING
 
+from tasks.core.errors import EvaluationError
 from tasks.core.generation import likelihood
 from tasks.core.generation.engine import choose_engine
 from tasks.core.generation.isolation import ChildDiedError
 from tasks.core.generation.ledger import LedgerIndex
+from tasks.core.generation.run_dir import RunDir
 from tasks.core.generation.runs import answer_missing, index_run, missing_mask, remember_budget
 from tasks.core.generation.shards import Shard, all_shards
 from tasks.core.interruption import is_interrupted, raise_if_interrupted
 
 if TYPE_CHECKING:
+    from tasks.core.records import RunManifest
     from tasks.inferencer import Inferencer, PreparedRows
+
+logger = logging.getLogger(__name__)
 
 
 def answer_here(inferencer: Inferencer, prepared: PreparedRows, shard: Shard | None = None) -> LedgerIndex:
@@ -74,10 +80,11 @@ def score_references(
         return None
     run = prepared.run
     path = run.references_path if shard is None else run.shard_references_path(shard)
-    if path.exists():  # whole or absent, and of this run's key
-        return likelihood.read_reference_score(path)
+    found = likelihood.read_reference_score(path)
+    if found is not None and (shard is not None or _is_as_published(run, found)):
+        return found
     measured = [run.shard_references_path(one) for one in all_shards(inferencer.settings.num_shards)]
-    if shard is None and all(file.exists() for file in measured):
+    if shard is None and all(likelihood.read_reference_score(file) is not None for file in measured):
         return likelihood.merge_references(path, measured, prepared.rows)
     answered = ~index_run(run, prepared.rows).failed
     return likelihood.score_references(
@@ -88,3 +95,28 @@ def score_references(
         budget=inferencer.token_budget(),
         wanted=answered if shard is None else answered & shard.mask(prepared.rows.ids),
     )
+
+
+def has_references(run: RunDir, manifest: RunManifest) -> bool:
+    """Whether the references of a finished run were scored, and the file is still what the manifest says."""
+    found = likelihood.read_reference_score(run.references_path)
+    if found is None or manifest.reference_tokens != found.tokens:
+        return False
+    return manifest.references_sha256 in (None, found.sha256)  # earlier versions kept no digest
+
+
+def _is_as_published(run: RunDir, found: likelihood.ReferenceScore) -> bool:
+    """Whether a manifest, if there is one, knows these reference scores.
+
+    Where it knows others it is taken away, and the scores with it: the run is unfinished again.
+    """
+    try:
+        manifest = run.read_manifest()
+    except EvaluationError:
+        return True
+    if manifest.references_sha256 in (None, found.sha256):
+        return True
+    logger.warning("%s is not what was published: the references are scored again", run.references_path)
+    run.manifest_path.unlink(missing_ok=True)
+    run.references_path.unlink(missing_ok=True)
+    return False

@@ -331,15 +331,22 @@ class Inferencer:
                 dataset_id=described_data(self.settings.required_testing_data_id),
                 dataset_split=self.settings.testing_data_split,
                 dataset_revision=self.settings.testing_data_revision,
-                reference_perplexity=references.perplexity if references else None,
-                reference_tokens=references.tokens if references else None,
+                references=references,
             )
             prepared.sync.push_published()
             return manifest
 
     def finished(self, prepared: PreparedRows) -> RunManifest | None:
-        """Return the manifest when all of this was answered before and the file is untouched, else None."""
-        return prepared.run.finished_manifest_of(prepared.identity.run_key)
+        """Return the manifest when all of this was done before and the files are untouched, else None.
+
+        References that are wanted and were not scored make a run unfinished; its answers stay.
+        """
+        from tasks import answering
+
+        manifest = prepared.run.finished_manifest_of(prepared.identity.run_key)
+        if manifest is None or not self.settings.score_references:
+            return manifest
+        return manifest if answering.has_references(prepared.run, manifest) else None
 
     def infer(self) -> RunManifest:
         """Do all steps, or none of the expensive ones when the run is already there; return its manifest."""

@@ -15,6 +15,7 @@ from tasks.core.generation.budget import BudgetStore, HandedOnStore, MemoryEvent
 from tasks.core.generation.deaths import Admitted, DeathLadder, Step
 from tasks.core.generation.isolation import ChildDiedError, ChildEnd, run_in_child
 from tasks.core.generation.ledger import Ledger, LedgerIndex
+from tasks.core.generation.likelihood import read_reference_score
 from tasks.core.generation.manifest import now
 from tasks.core.generation.progress import GenerationProgress
 from tasks.core.generation.run_dir import Session, append_session
@@ -174,7 +175,7 @@ def _has_references(inferencer: Inferencer, prepared: PreparedRows, shard: Shard
     """Whether the child had nothing left to do after the last row."""
     run = prepared.run
     path = run.references_path if shard is None else run.shard_references_path(shard)
-    return path.exists() or not inferencer.settings.score_references
+    return not inferencer.settings.score_references or read_reference_score(path) is not None
 
 
 def _generate(connection: Connection, work: PartWork) -> None:

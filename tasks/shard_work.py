@@ -15,6 +15,7 @@ from tasks.core.errors import ConfigError
 from tasks.core.generation.devices import process_count, visible_gpus
 from tasks.core.generation.isolation import ChildDiedError
 from tasks.core.generation.ledger import ABSENT, LedgerIndex
+from tasks.core.generation.likelihood import read_reference_score
 from tasks.core.generation.runs import index_run
 from tasks.core.generation.shard_progress import watched
 from tasks.core.generation.shards import Shard, all_shards, shard_numbers
@@ -69,11 +70,12 @@ def pending_shards(inferencer: Inferencer, prepared: PreparedRows, index: Ledger
     """Shards with rows that no ledger has, or whose references are still to be scored."""
     run, count = prepared.run, inferencer.settings.num_shards
     unanswered = set(shard_numbers(prepared.rows.ids[index.offsets == ABSENT], count).tolist())
-    score = inferencer.settings.score_references and not run.references_path.exists()
+    score = inferencer.settings.score_references and read_reference_score(run.references_path) is None
     return tuple(
         shard
         for shard in all_shards(count)
-        if shard.index in unanswered or (score and not run.shard_references_path(shard).exists())
+        if shard.index in unanswered
+        or (score and read_reference_score(run.shard_references_path(shard)) is None)
     )
 
 

@@ -71,8 +71,8 @@ def test_draws_have_the_distribution_of_transformers_own_sampling(settings: dict
         )[:, -1]
     chooser = TokenChooser(GenerationSettings(do_sample=True, **settings), [])
     streams = [chooser.stream(f"row-{place}") for place in range(DRAWS)]
-    histories = [prompt[0].tolist()] * DRAWS if chooser.needs_history else None
-    ours = chooser.choose(logits.repeat(DRAWS, 1), streams, [0] * DRAWS, histories)
+    seen = [chooser.seen(prompt[0].tolist())] * DRAWS
+    ours = chooser.choose(logits.repeat(DRAWS, 1), streams, [0] * DRAWS, seen)
     mine, yours = Counter(ours.tolist()), Counter(theirs.tolist())
     seen = sorted(set(mine) | set(yours))
     table = [[mine[token] for token in seen], [yours[token] for token in seen]]

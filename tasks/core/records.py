@@ -260,6 +260,7 @@ class RunManifest(Record):
         None, description="exp(mean negative log-likelihood per reference token), lower is better"
     )
     reference_tokens: int | None = None
+    references_sha256: str | None = Field(None, description="digest of `reference_likelihoods.jsonl`")
     library_versions: dict[str, str] = {}
     device: str
     tuneproof_version: str

@@ -52,9 +52,9 @@ PERPLEXITY = Metric(
 
 @dataclass(frozen=True, slots=True)
 class ReferenceLikelihoods:
-    """Scores rows by id with (negative log-likelihood, tokens); None where the run has no file."""
+    """Scores rows by id with (negative log-likelihood, tokens) or why there is none; None without a file."""
 
-    by_id: dict[str, tuple[float, int]] | None
+    by_id: dict[str, tuple[float, int] | str] | None
 
     def __call__(self, rows: Sequence[Prediction]) -> BatchScores:
         """Look the rows up; `reference_likelihoods.jsonl` has no line for a row without a reference."""
@@ -64,6 +64,8 @@ class ReferenceLikelihoods:
             found = None if self.by_id is None else self.by_id.get(row.id)
             if found is None:
                 reasons[i] = NO_LIKELIHOODS if self.by_id is None else NO_LIKELIHOOD
+            elif isinstance(found, str):
+                reasons[i] = f"{NO_LIKELIHOOD}: {found}"
             else:
                 statistics[i] = found
         return BatchScores({PERPLEXITY.name: _perplexity(statistics)}, reasons, {PERPLEXITY.name: statistics})
@@ -73,17 +75,19 @@ def read_likelihoods(path: Path | None) -> ReferenceLikelihoods:
     """Read a run's `reference_likelihoods.jsonl`. Raises EvaluationError when a line is damaged."""
     if path is None or not path.exists():
         return ReferenceLikelihoods(None)
-    by_id: dict[str, tuple[float, int]] = {}
+    by_id: dict[str, tuple[float, int] | str] = {}
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             try:
                 row = orjson.loads(line)
-                by_id[row["id"]] = (float(row["negative_log_likelihood"]), int(row["tokens"]))
-            except (ValueError, KeyError, TypeError) as error:
+                error = row.get("error")
+                scored = None if error else (float(row["negative_log_likelihood"]), int(row["tokens"]))
+                by_id[row["id"]] = scored or str(error)
+            except (ValueError, KeyError, TypeError, AttributeError) as exc:
                 raise EvaluationError(
                     f"{path}: line {number} is damaged",
                     "delete the file and run `tuneproof infer` again; answers are not generated again",
-                ) from error
+                ) from exc
     return ReferenceLikelihoods(by_id)
 
 

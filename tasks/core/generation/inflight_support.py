@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 TOLERANCE = {4: 1e-3, 2: 5e-2}
 PROBE_LENGTHS = (5, 19, 11)
 PROBE_DECODED = 2
+PROBE_TRIALS = 3
 
 
 def why_unsupported(model: LoadedModel, settings: GenerationSettings) -> str | None:
@@ -52,6 +54,10 @@ def why_unsupported(model: LoadedModel, settings: GenerationSettings) -> str | N
         reason = f"{type(exc).__name__}: {first_line(exc, 200)}"
         return f"{type(model.model).__name__} does not run with packed attention ({reason})"
     bytes_per_value = 4 if model.identity.dtype == "float32" and model.identity.quantization == "none" else 2
+    if difference is None:
+        return f"{type(model.model).__name__} gives NaN or infinity, with which packed attention cannot be checked"
+    if math.isnan(difference):
+        return f"{type(model.model).__name__} gives NaN with packed attention where its own attention gives numbers"
     if not difference <= TOLERANCE[bytes_per_value]:
         return (
             f"{type(model.model).__name__} gives other logits with packed attention (off by {difference:.1%})"
@@ -72,11 +78,50 @@ def _sliding_window(model: LoadedModel, layer_types: Sequence[str]) -> int | Non
     return int(window) if window and used else None
 
 
-def _largest_difference(model: LoadedModel, windows: set[int | None]) -> float:
+def _largest_difference(model: LoadedModel, windows: set[int | None]) -> float | None:
     """Relative difference of the logits that packed steps and a plain forward pass give, largest over rows.
 
-    Adds the sliding windows that the layers asked for to `windows`.
+    NaN when only packed logits are no numbers, None when those of the plain pass are not either. Adds the sliding
+    windows that the layers asked for to `windows`.
     """
+    probe = _probe(model)
+    if probe is None:
+        return None
+    texts, lengths, plain = probe
+    packed = _packed_logits(model, texts, lengths, windows)
+    return max(
+        (_difference(mine, theirs) for mine, theirs in zip(packed, plain, strict=True)),
+        key=lambda difference: math.inf if math.isnan(difference) else difference,
+    )
+
+
+def _probe(model: LoadedModel) -> tuple[list[list[int]], list[int], list[torch.Tensor]] | None:
+    """Token ids to try, their prompts' lengths, and the last logits of each that the model's own attention gives.
+
+    Other token ids are tried where these are no numbers, since the weights of some token may be broken; None where no
+    trial gives numbers.
+    """
+    import torch
+
+    vocabulary = model.model.config.get_text_config().vocab_size
+    window = getattr(model.model.config.get_text_config(), "sliding_window", None) or 0
+    lengths = [length + (window if window <= 256 else 0) for length in PROBE_LENGTHS]
+    for seed in range(PROBE_TRIALS):
+        generator = torch.Generator().manual_seed(seed)
+        texts = [
+            torch.randint(0, vocabulary, (length + PROBE_DECODED,), generator=generator).tolist()
+            for length in lengths
+        ]
+        plain = [_plain_logits(model, text, PROBE_DECODED + 1) for text in texts]
+        if all(bool(logits.amax(dim=-1).isfinite().all()) for logits in plain):
+            return texts, lengths, plain
+    return None
+
+
+def _packed_logits(
+    model: LoadedModel, texts: list[list[int]], lengths: list[int], windows: set[int | None]
+) -> list[torch.Tensor]:
+    """The same logits from packed steps; adds the sliding windows that the layers asked for to `windows`."""
     import torch
 
     from tasks.core.generation.fused_layers import fused_layers
@@ -84,15 +129,6 @@ def _largest_difference(model: LoadedModel, windows: set[int | None]) -> float:
     from tasks.core.generation.packed_attention import packed_attention
     from tasks.core.generation.slots import Row, SlotCache
 
-    vocabulary = model.model.config.get_text_config().vocab_size
-    window = getattr(model.model.config.get_text_config(), "sliding_window", None) or 0
-    lengths = [length + (window if window <= 256 else 0) for length in PROBE_LENGTHS]
-    generator = torch.Generator().manual_seed(0)
-    texts = [
-        torch.randint(0, vocabulary, (length + PROBE_DECODED,), generator=generator).tolist()
-        for length in lengths
-    ]
-    plain = [_plain_logits(model, text, PROBE_DECODED + 1) for text in texts]
     packed: list[list[torch.Tensor]] = [[] for _ in texts]
     rows = [
         Row(Request(place, str(place), tuple(text[:length]), PROBE_DECODED), None, time.perf_counter())
@@ -114,7 +150,7 @@ def _largest_difference(model: LoadedModel, windows: set[int | None]) -> float:
                 if turn < PROBE_DECODED:
                     place = row.request.position
                     row.new_tokens.append(texts[place][lengths[place] + turn])
-    return max(_difference(torch.stack(mine), theirs) for mine, theirs in zip(packed, plain, strict=True))
+    return [torch.stack(logits) for logits in packed]
 
 
 def _plain_logits(model: LoadedModel, text: list[int], last: int) -> torch.Tensor:
@@ -127,4 +163,6 @@ def _plain_logits(model: LoadedModel, text: list[int], last: int) -> torch.Tenso
 
 
 def _difference(mine: torch.Tensor, theirs: torch.Tensor) -> float:
+    numbers = theirs.isfinite() | (mine != theirs)  # both rule out tokens that the model makes impossible
+    mine, theirs = mine[numbers], theirs[numbers]
     return float((mine - theirs).norm() / theirs.norm().clamp(min=1e-9))

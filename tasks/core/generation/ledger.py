@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import orjson
@@ -104,12 +104,16 @@ class Ledger:
             logger.warning("%s", error.what)
 
     def append(self, completion: Completion) -> int:
-        """Write one row's line and return its byte offset.
+        """Write one row's line and return its byte offset; see `append_line`."""
+        return self.append_line(asdict(completion))
+
+    def append_line(self, record: dict[str, Any]) -> int:
+        """Write one row's line, of which `id` and `error` (none or null: it is well) are read again by an index.
 
         Raises StorageError when it cannot be written whole, or an earlier one not be forced to the disk; what
         was written before stays intact.
         """
-        line = orjson.dumps(asdict(completion), option=orjson.OPT_APPEND_NEWLINE)
+        line = orjson.dumps(record, option=orjson.OPT_APPEND_NEWLINE)
         offset = self._size
         try:
             view = memoryview(line)

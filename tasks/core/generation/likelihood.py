@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import hashlib
+import logging
 import math
+import os
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import orjson
 
+from tasks.core.files import flush_to_disk
 from tasks.core.generation.batching import Request, RequestQueue
 from tasks.core.generation.budget import TokenBudget
 from tasks.core.generation.engine import GeneratedRow
+from tasks.core.generation.faults import Faults
 from tasks.core.generation.ladder import generate_all
-from tasks.core.generation.ledger import ABSENT, Mask, index_ledgers, read_lines, storage_error
+from tasks.core.generation.ledger import ABSENT, Ledger, Mask, index_ledgers, read_lines, storage_error
 from tasks.core.generation.rows import RunRows
 from tasks.core.records import Example
 
@@ -26,14 +31,23 @@ if TYPE_CHECKING:
     from tasks.core.data.prompts import PromptBuilder, TrainingRow
     from tasks.core.models.loading import LoadedModel
 
+logger = logging.getLogger(__name__)
+
+_LARGEST_EXPONENT = 700.0  # beyond, a float cannot hold its exponential
+
 
 @dataclass(frozen=True, slots=True)
 class ReferenceScore:
-    """exp(total negative log-likelihood / tokens) over all references that fit; see `score_references`."""
+    """exp(total negative log-likelihood / tokens) over all `rows` references that have a score, and the file's digest.
+
+    `failed` references have none: the model gave no number for them, or memory ran out.
+    """
 
     perplexity: float | None
     tokens: int
     rows: int
+    failed: int
+    sha256: str
 
 
 def score_references(
@@ -48,71 +62,98 @@ def score_references(
     """Write one line {id, tokens, negative_log_likelihood} per reference to `path` and return the total.
 
     Teacher-forced: each reference token (with the end token that a right answer carries) is scored given the
-    prompt and the reference before it; natural logarithm. Rows without a reference are left out. Perplexity
-    as in Jelinek et al. 1977, per token of this model's tokenizer, so comparable only between models that
-    share it. With `wanted`, a mask by position, only those rows are scored.
+    prompt and the reference before it; natural logarithm. Rows without a reference are left out; a reference for which
+    there is no score has a line {id, error}. Perplexity as in Jelinek et al. 1977, per token of this model's
+    tokenizer, so comparable only between models that share it. With `wanted`, a mask by position, only those rows are
+    scored. What an interrupted call has scored is kept in a file beside `path`, from which the next call goes on.
     """
-    answers: dict[int, int] = {}
-    requests: dict[int, Request] = {}
-    total, tokens, count = 0.0, 0, 0
-    scratch_path = path.with_suffix(".tmp")
+    partial_path = path.with_suffix(".partial.jsonl")
+    with Ledger(partial_path) as ledger:
+        missing = index_ledgers([partial_path], rows.ids).offsets == ABSENT
+        if wanted is not None:
+            missing &= wanted
+        for chunk in _chunks(rows, prompts, missing):
+            for record in _scored(chunk, rows, model, budget):
+                ledger.append_line(record)
+    score = merge_references(path, [partial_path], rows)
+    partial_path.unlink()
+    if score.failed:
+        logger.warning("%d references have no score; the reasons are in %s", score.failed, path)
+    return score
+
+
+def _scored(
+    chunk: list[tuple[Request, int]], rows: RunRows, model: LoadedModel, budget: TokenBudget
+) -> Iterator[dict[str, Any]]:
+    requests = {request.position: request for request, _ in chunk}
+    answers = {request.position: start for request, start in chunk}
+    lengths = [len(request.token_ids) for request in requests.values()]
+    queue = RequestQueue(list(requests), lengths, requests.__getitem__)
+    scorer = _ReferenceScorer(model, answers)
+    for row in generate_all(scorer, queue, budget, device=model.device):
+        head = {"id": rows.ids[row.position].decode()}
+        if row.finish_reason == "error":
+            yield {**head, "error": row.text}
+        else:
+            tokens = len(requests[row.position].token_ids) - answers[row.position]
+            yield {**head, "tokens": tokens, "negative_log_likelihood": scorer.losses.pop(row.position)}
+
+
+def read_reference_score(path: Path) -> ReferenceScore | None:
+    """Sum up a file that `score_references` wrote; None where it is absent, torn or damaged, so not whole."""
+    total, tokens, count, failed = 0.0, 0, 0, 0
+    digest = hashlib.sha256()
     try:
-        with scratch_path.open("wb") as file:
-            for chunk in _chunks(rows, prompts, wanted):
-                requests = {request.position: request for request, _ in chunk}
-                answers = {request.position: start for request, start in chunk}
-                lengths = [len(request.token_ids) for request in requests.values()]
-                queue = RequestQueue(list(requests), lengths, requests.__getitem__)
-                scorer = _ReferenceScorer(model, answers)
-                for row in generate_all(scorer, queue, budget, device=model.device):
-                    if row.finish_reason == "error":
-                        continue
-                    loss = float(row.text)
-                    answer_tokens = len(requests[row.position].token_ids) - answers[row.position]
-                    total, tokens, count = total + loss, tokens + answer_tokens, count + 1
-                    line = {"id": rows.ids[row.position].decode(), "tokens": answer_tokens}
-                    file.write(orjson.dumps({**line, "negative_log_likelihood": loss}) + b"\n")
-        scratch_path.replace(path)
-    except OSError as exc:
-        scratch_path.unlink(missing_ok=True)
-        raise storage_error(exc, path) from exc
-    return ReferenceScore(math.exp(total / tokens) if tokens else None, tokens, count)
-
-
-def read_reference_score(path: Path) -> ReferenceScore:
-    """Sum up a file that `score_references` wrote whole. Raises FileNotFoundError when it did not."""
-    total, tokens, count = 0.0, 0, 0
-    with path.open("rb") as file:
-        for line in file:
-            row = orjson.loads(line)
-            total, tokens, count = total + row["negative_log_likelihood"], tokens + row["tokens"], count + 1
-    return ReferenceScore(math.exp(total / tokens) if tokens else None, tokens, count)
+        with path.open("rb") as file:
+            for line in file:
+                digest.update(line)
+                row = orjson.loads(line)
+                if row.get("error") is not None:
+                    failed += 1
+                    continue
+                total, tokens, count = (
+                    total + row["negative_log_likelihood"],
+                    tokens + row["tokens"],
+                    count + 1,
+                )
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        logger.warning("%s is damaged: the references are scored again", path)
+        return None
+    perplexity = math.exp(min(total / tokens, _LARGEST_EXPONENT)) if tokens else None
+    return ReferenceScore(perplexity, tokens, count, failed, digest.hexdigest())
 
 
 def merge_references(path: Path, parts: Sequence[Path], rows: RunRows) -> ReferenceScore:
-    """Join the files of all shards into `path`, in dataset order, and return the total."""
+    """Join files of scores into `path`, in dataset order, whole or not at all, and return the total."""
     index = index_ledgers(parts, rows.ids)
     scored = index.offsets != ABSENT
     scratch_path = path.with_suffix(".tmp")
     try:
         with scratch_path.open("wb") as file:
             file.writelines(read_lines(index.only(scored)))
+            file.flush()
+            os.fsync(file.fileno())
         scratch_path.replace(path)
+        flush_to_disk(path.parent)
     except OSError as exc:
         scratch_path.unlink(missing_ok=True)
         raise storage_error(exc, path) from exc
-    return read_reference_score(path)
+    score = read_reference_score(path)
+    assert score is not None, "the file was just written"
+    return score
 
 
 def _chunks(
-    rows: RunRows, prompts: PromptBuilder, wanted: Mask | None, size: int = 4096
+    rows: RunRows, prompts: PromptBuilder, wanted: Mask, size: int = 4096
 ) -> Iterator[list[tuple[Request, int]]]:
     chunk: list[tuple[Request, int]] = []
     positions: deque[int] = deque()
 
     def scorable() -> Iterator[Example]:
         for position, example in enumerate(rows.examples()):
-            if wanted is not None and not wanted[position]:
+            if not wanted[position]:
                 continue
             if example.problem is None and example.reference is not None:
                 positions.append(position)
@@ -143,13 +184,15 @@ def _answer_span(row: TrainingRow) -> tuple[int, int]:
 
 
 class _ReferenceScorer:
-    """An engine that generates nothing: each row's text is the negative log-likelihood of its reference."""
+    """An engine that generates nothing: `losses` has the negative log-likelihood of each finished row's reference."""
 
     name = "reference_scorer"
 
     def __init__(self, model: LoadedModel, answer_starts: dict[int, int]) -> None:
         self._model = model
         self._starts = answer_starts
+        self._faults = Faults(model)
+        self.losses: dict[int, float] = {}
 
     def unsupported(self) -> str | None:
         return None
@@ -165,7 +208,17 @@ class _ReferenceScorer:
             seconds = time.perf_counter() - started
             for request, loss in zip(batch, losses, strict=True):
                 queue.finish(request.position)
-                yield GeneratedRow(request.position, (), repr(loss), "stop", seconds, len(batch))
+                yield self._row(request, loss, seconds, len(batch))
+
+    def _row(self, request: Request, loss: float, seconds: float, rows: int) -> GeneratedRow:
+        if math.isfinite(loss):
+            self.losses[request.position] = loss
+            return GeneratedRow(request.position, (), "", "stop", seconds, rows)
+        if loss == math.inf:
+            text = "the model holds a token of the reference to be impossible"
+        else:
+            text = f"the model's logits are NaN or infinite over the reference ({self._faults.cause()})"
+        return GeneratedRow(request.position, (), text, "error", seconds, rows)
 
     def _losses(self, batch: Sequence[Request]) -> list[float]:
         """Right-padded, so that plain causal attention needs no padding mask; the head runs on answers only."""
@@ -175,6 +228,8 @@ class _ReferenceScorer:
         input_ids = torch.zeros((len(batch), width), dtype=torch.long)
         for row, request in enumerate(batch):
             input_ids[row, : len(request.token_ids)] = torch.tensor(request.token_ids)
+            # Its own token, not any: NaN of a broken one would reach the row through the mask.
+            input_ids[row, len(request.token_ids) :] = request.token_ids[-1]
         device = self._model.device
         # Only positions from the first answer on need logits; rows are sorted by length, so little is wasted.
         first = min(self._starts[request.position] for request in batch) - 1

@@ -12,6 +12,7 @@ from tasks.core.generation.run_dir import RunDir, Session, read_sessions
 from tasks.core.records import RunIdentity, RunManifest, ShardSummary
 
 if TYPE_CHECKING:
+    from tasks.core.generation.likelihood import ReferenceScore
     from tasks.core.generation.published import Published
 
 LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "tokenizers", "datasets", "prefect")
@@ -26,8 +27,7 @@ def write_manifest(
     dataset_id: str,
     dataset_split: str | None,
     dataset_revision: str | None,
-    reference_perplexity: float | None,
-    reference_tokens: int | None,
+    references: ReferenceScore | None,
 ) -> RunManifest:
     """Write `manifest.json`, the last step of a run, from the published file and the sessions of all shards."""
     sessions = sorted((session for part in run.parts() for session in read_sessions(part)), key=_start)
@@ -55,8 +55,9 @@ def write_manifest(
         memory_events=tuple(event for session in sessions for event in session.memory_events),
         peak_memory_bytes=max((session.peak_memory_bytes or 0 for session in sessions), default=None),
         shards=summarize_shards(sessions),
-        reference_perplexity=reference_perplexity,
-        reference_tokens=reference_tokens,
+        reference_perplexity=references.perplexity if references else None,
+        reference_tokens=references.tokens if references else None,
+        references_sha256=references.sha256 if references else None,
         library_versions={name: library_version(name) for name in LIBRARIES},
         device=last.device if last else "unknown",
         tuneproof_version=library_version("tuneproof"),

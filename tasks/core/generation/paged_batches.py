@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from tasks.core.generation.batching import Request, RequestQueue
 from tasks.core.generation.budget import TokenBudget
 from tasks.core.generation.engine import GeneratedRow
+from tasks.core.generation.inflight import InflightEngine
 from tasks.core.generation.inflight_support import why_unsupported
 from tasks.core.generation.memory import is_out_of_memory
 from tasks.core.generation.stopping import StopRules, eos_token_ids
 from tasks.core.records import GenerationSettings
 
 if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
     from tasks.core.models.loading import LoadedModel
+
+logger = logging.getLogger(__name__)
 
 PAGE_TOKENS = 32
 STEP_TOKENS = 512
@@ -54,14 +62,26 @@ class PagedBatchEngine:
         return why_unsupported(self._loaded, settings)
 
     def generate(self, queue: RequestQueue, budget: TokenBudget) -> Iterator[GeneratedRow]:
-        """Answer the queue; see Engine.generate."""
+        """Answer the queue; see Engine.generate.
+
+        All rows of a step are one sequence here, of which NaN in one row reaches all. At the first logits that are no
+        numbers the in-flight engine, in which rows are apart, goes on with what is left.
+        """
         earlier = self._model.config._attn_implementation
+        watch = _Watch()
         try:
-            yield from self._generate(queue, budget)
+            with watch.over(self._model):
+                yield from self._generate(queue, budget, watch)
         finally:
             self._model.set_attn_implementation(earlier)
+        if watch.faulty:
+            logger.warning(
+                "a row's logits are no numbers: the in-flight engine answers the rows that are left"
+            )
+            queue.restore()
+            yield from InflightEngine(self._loaded, self._settings).generate(queue, budget)
 
-    def _generate(self, queue: RequestQueue, budget: TokenBudget) -> Iterator[GeneratedRow]:
+    def _generate(self, queue: RequestQueue, budget: TokenBudget, watch: _Watch) -> Iterator[GeneratedRow]:
         from transformers import GenerationConfig
         from transformers.generation.configuration_utils import ContinuousBatchingConfig
 
@@ -99,6 +119,8 @@ class PagedBatchEngine:
                         list(request.token_ids), request_id=request.id, max_new_tokens=request.max_new_tokens
                     )
                 result = manager.get_result(timeout=RESULT_SECONDS)
+                if watch.faulty:
+                    return
                 if result is None:
                     self._check(manager)
                     continue
@@ -126,3 +148,25 @@ class PagedBatchEngine:
         kept, reason = self._stop.cut(generated, request.max_new_tokens)
         seconds = time.perf_counter() - started
         return GeneratedRow(request.position, kept, self._stop.text(kept), reason, seconds, rows)
+
+
+class _Watch:
+    """Looks at the logits of each step, before a token is chosen from them."""
+
+    def __init__(self) -> None:
+        self.faulty = False
+        """Whether some of them were no numbers; the step ended with an error then and gave no token."""
+
+    @contextmanager
+    def over(self, model: PreTrainedModel) -> Iterator[None]:
+        """Look at all logits of `model` inside the block."""
+        hook = model.register_forward_hook(self._look)
+        try:
+            yield
+        finally:
+            hook.remove()
+
+    def _look(self, _module: torch.nn.Module, _arguments: Any, output: Any) -> None:
+        if not bool(output.logits.amax(dim=-1).isfinite().all()):
+            self.faulty = True
+            raise ArithmeticError("logits that are no numbers")

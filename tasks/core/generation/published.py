@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from decimal import Decimal
@@ -15,7 +16,7 @@ from pydantic import ValidationError
 
 from tasks.core.data.cell_texts import reference_texts
 from tasks.core.data.formats.json_texts import read_json
-from tasks.core.errors import DataError, LedgerCorruptError
+from tasks.core.errors import DataError, LedgerCorruptError, NoAnswerError
 from tasks.core.files import flush_to_disk
 from tasks.core.generation.ledger import LedgerIndex, read_completions, storage_error
 from tasks.core.generation.rows import RunRows
@@ -26,6 +27,7 @@ from tasks.core.records import (
     GenerationSettings,
     ModelIdentity,
     Prediction,
+    RunManifest,
 )
 
 _ORIGINAL_NAMES = {"question": "user_prompt", "predicted_answer": "assistant_response"}
@@ -116,6 +118,19 @@ def _prediction(
             "generation_config": config,
         },
     }
+
+
+def refuse_without_answers(path: Path, manifest: RunManifest) -> None:
+    """Raise NoAnswerError when every row of a published file ended in an error, with the commonest of them."""
+    if not manifest.row_count or manifest.error_count < manifest.row_count:
+        return
+    reasons = Counter(prediction.error for prediction in read_predictions(path))
+    (reason, count), others = reasons.most_common(1)[0], len(reasons) - 1
+    often = "" if not others else f" ({count} times, beside {others} other errors)"
+    raise NoAnswerError(
+        f"all {manifest.row_count} rows of {manifest.run_name} ended in an error{often}: {reason}",
+        f"the errors are in {path}; mend their cause, then delete {path.parent} or take another run name",
+    )
 
 
 def read_predictions(path: Path) -> Iterator[Prediction]:

@@ -25,7 +25,7 @@ def computes_in_bfloat16() -> bool:
     # What is built into the processor is told even where it is hidden; what the kernels use is not.
     if capabilities.get("architecture") == "x86_64":
         has = has and torch.backends.cpu.get_cpu_capability() not in _X86_WITHOUT_BFLOAT16
-    return has and (prepares_bfloat16() or not torch.backends.mkldnn.is_available())
+    return has and (prepares_bfloat16() or not torch._C._has_mkldnn)
 
 
 def prepares_bfloat16() -> bool:
