@@ -15,10 +15,10 @@ QUIET_ENV := HF_HUB_OFFLINE=1 DO_NOT_TRACK=1 TOKENIZERS_PARALLELISM=false
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 
 .DEFAULT_GOAL := help
-.PHONY: help install up down demo test lint types bench gpu-wheels constraints clean
+.PHONY: help install up down demo test test-avx2 lint types bench gpu-wheels constraints clean
 
 help: ## list the commands
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: $(INSTALLED) ## create .venv and install the project with its tested versions
 
@@ -50,6 +50,11 @@ demo: $(INSTALLED) ## fine-tune a small real model, test it before and after, wr
 
 test: $(INSTALLED) ## run all tests
 	$(QUIET_ENV) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist worksteal $(PYTEST_ARGS)
+
+# As on a processor with AVX2 only: what depends on the processor must be right on both kinds.
+test-avx2: $(INSTALLED) ## run the tests that depend on the processor, with its newer instructions hidden
+	$(QUIET_ENV) OMP_NUM_THREADS=1 ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 \
+		$(BIN)/python -m pytest -m processor $(PYTEST_ARGS)
 
 lint: $(INSTALLED) ## check style and formatting
 	$(BIN)/ruff check .

@@ -471,6 +471,7 @@ def test_short_rows_on_a_cpu_are_trained_with_plain_attention(lengths: list[int]
     assert answer_loss(model, rows).item() == pytest.approx(own_loss(tiny_of("llama"), rows).item(), rel=1e-5)
 
 
+@pytest.mark.processor
 def test_an_adapter_of_bfloat16_weights_learns_in_float32(settings: dict[str, Any], tmp_path: Path) -> None:
     result = run(settings, tmp_path, dtype="bfloat16")
     assert {tensor.dtype for tensor in weights(result).values()} == {torch.float32}
