@@ -399,3 +399,26 @@ def test_the_module_and_the_installed_command_are_the_same(tmp_path: Path) -> No
         [installed, "--help"], env=environment(tmp_path), capture_output=True, text=True, check=True
     )
     assert done.stdout == tuneproof(tmp_path, "--help").stdout
+
+
+def test_a_run_of_nothing_but_errors_is_published_and_ends_with_exit_code_2(
+    folder: Path, model_copy: Path
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(model_copy / "model.safetensors")
+    weights["model.norm.weight"][0] = float("nan")
+    save_file(weights, model_copy / "model.safetensors", metadata={"format": "pt"})
+    chosen = (f"--inferencer.model={model_copy}", "--inferencer.run-name=run")
+    for _ in range(2):  # again when it is found finished
+        done = tuneproof(folder, "infer", *chosen)
+        assert done.returncode == 2
+        assert "all 6 rows of run ended in an error: the model's logits are NaN at new token 1" in done.stderr
+        assert "model.norm.weight" in done.stderr and "Traceback" not in done.stderr
+    rows = [
+        json.loads(line) for line in (folder / "runs/run/inferencer_output.jsonl").read_text().splitlines()
+    ]
+    assert len(rows) == 6 and all("NaN" in row["error"] and not row["predicted_answer"] for row in rows)
+    asked = tuneproof(folder, "ask", "How many legs has a dog?", *chosen)
+    assert asked.returncode == 2 and not asked.stdout.strip()
+    assert "there is no answer: the model's logits are NaN at new token 1" in asked.stderr
