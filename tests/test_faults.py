@@ -245,3 +245,13 @@ def test_nothing_stays_in_a_slot_that_is_cleared(clears: bool) -> None:
     assert rows[2].slot == 0 and bool(store.of_slot(0, 20)[0].isinf().all())
     if clears:
         assert not store.keys[2:].any() and not store.values[2:].any()
+
+
+def test_the_tokens_a_row_has_seen_are_those_of_prompt_and_answer() -> None:
+    chooser = TokenChooser(GenerationSettings(repetition_penalty=1.2), [])
+    seen = chooser.seen([5, 5, 9])
+    assert seen is not None
+    for token in (9, 3, *range(100, 300), 3):
+        seen.add(token)
+    assert sorted(seen.ids.tolist()) == [3, 5, 9, *range(100, 300)]
+    assert TokenChooser(GenerationSettings(), []).seen([1]) is None
