@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,14 +17,13 @@ from flows import results
 from flows.console import complain, prepare_console, say, unreachable_prefect
 from flows.options import split_settings
 from tasks.core.errors import ConfigError, TuneproofError
-from tasks.core.interruption import remembered_interrupts
+from tasks.core.interruption import is_interrupted
 
 if TYPE_CHECKING:
     from tasks.core.config import Config
     from tasks.core.models.promotion import Promotion
 
 QUICKSTART_DIR = Path(__file__).resolve().parent.parent / "examples" / "quickstart"
-INTERRUPTED = 130
 
 _SETTINGS_HELP = (
     "Every key of the configuration can be set as --section.key VALUE, for example "
@@ -95,9 +96,9 @@ def demo(*, common: Common = NO_COMMON, phases: Phases = ALL_PHASES, settings: S
     config = _prepare(QUICKSTART_DIR / "config.toml", common, chosen)
     if common.dry_run:
         return _print_plan(config)
-    from flows.pipeline import finetune_infer_evaluate
-
-    results.show_pipeline(finetune_infer_evaluate(config), config)
+    with _flow("flows.pipeline", "finetune_infer_evaluate") as flow:
+        result = flow(config)
+    results.show_pipeline(result, config)
     return results.show_where_to_look()
 
 
@@ -114,9 +115,9 @@ def pipeline(
     loaded = _prepare(config, common, {**(settings or {}), **phases.as_settings()})
     if common.dry_run:
         return _print_plan(loaded)
-    from flows.pipeline import finetune_infer_evaluate
-
-    return results.show_pipeline(finetune_infer_evaluate(loaded), loaded)
+    with _flow("flows.pipeline", "finetune_infer_evaluate") as flow:
+        result = flow(loaded)
+    return results.show_pipeline(result, loaded)
 
 
 @app.command
@@ -125,9 +126,9 @@ def finetune(config: ConfigPath = None, /, *, common: Common = NO_COMMON, settin
     loaded = _prepare(config, common, settings)
     if common.dry_run:
         return _print_plan(loaded, "fine-tuning")
-    from flows.finetuning import finetune as run
-
-    return results.show_model(run(loaded))
+    with _flow("flows.finetuning", "finetune") as flow:
+        trained = flow(loaded)
+    return results.show_model(trained)
 
 
 @app.command
@@ -136,9 +137,9 @@ def infer(config: ConfigPath = None, /, *, common: Common = NO_COMMON, settings:
     loaded = _prepare(config, common, settings)
     if common.dry_run:
         return _print_plan(loaded, "inference")
-    from flows.inference import infer as run
-
-    return results.show_run(run(loaded), loaded)
+    with _flow("flows.inference", "infer") as flow:
+        manifest = flow(loaded)
+    return results.show_run(manifest, loaded)
 
 
 @app.command
@@ -160,9 +161,8 @@ def evaluate(
     loaded = _prepare(config, common, settings)
     if common.dry_run:
         return _print_plan(loaded, "evaluation")
-    from flows.evaluation import evaluate as flow
-
-    summary = flow(loaded, run=run, baseline=baseline)
+    with _flow("flows.evaluation", "evaluate") as flow:
+        summary = flow(loaded, run=run, baseline=baseline)
     results.show_scores(summary, loaded, run=run)
     return results.end_with_verdict(summary) if exit_code else None
 
@@ -359,20 +359,25 @@ def down() -> None:
 
 
 def main(tokens: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code; without tokens it is the command line of this process."""
+    from flows.ending import run_to_end
+
+    return run_to_end(lambda: run(sys.argv[1:] if tokens is None else tokens))
+
+
+def run(tokens: Sequence[str]) -> int:
     """Run one command and return its exit code; errors of a person's making are told without a traceback."""
     try:
-        with remembered_interrupts():
-            _run_command(sys.argv[1:] if tokens is None else tokens)
+        _run_command(tokens)
     except TuneproofError as error:
+        if is_interrupted():
+            raise
         return complain(error)
     except RuntimeError as error:
         explained = unreachable_prefect(error)
-        if explained is None:
+        if explained is None or is_interrupted():
             raise
         return complain(explained)
-    except KeyboardInterrupt:
-        print("\ninterrupted: finished rows are kept; the same command resumes.", file=sys.stderr, flush=True)
-        return INTERRUPTED
     return 0
 
 
@@ -402,6 +407,18 @@ def _prepare(path: Path | None, common: Common, settings: dict[str, Any] | None)
     if common.hf_key:
         os.environ["HF_TOKEN"] = common.hf_key
     return load_config(path, settings)
+
+
+@contextmanager
+def _flow(module: str, name: str) -> Iterator[Callable[..., Any]]:
+    """Import a flow while the server that it needs starts; where none is named, that server ends with the block."""
+    from flows.temporary_server import server_for_flows
+
+    with server_for_flows() as server:
+        flow = getattr(import_module(module), name)
+        if server is not None:
+            server.wait()
+        yield flow
 
 
 def _announce(config: Config, promotion: Promotion) -> None:

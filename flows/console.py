@@ -65,8 +65,6 @@ def prepare_console() -> None:
     """Send log messages to the terminal; call before Prefect is imported, which then leaves the root alone."""
     # A local server of a few minutes has nothing to report to anybody.
     os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
-    # Its first start creates a database, which takes long on a busy machine.
-    os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "180")
     for variable, value in _QUIET_LIBRARIES.items():
         os.environ.setdefault(variable, value)
     warnings.filterwarnings("ignore", category=FutureWarning)  # for the libraries' own makers
@@ -81,12 +79,6 @@ def prepare_console() -> None:
 def unreachable_prefect(error: RuntimeError) -> TuneproofError | None:
     """Explain an error that says Prefect has no server to talk to; None for any other error."""
     text = str(error).partition("\n")[0]
-    if "ephemeral Prefect API server" in text:
-        return TuneproofError(
-            f"Prefect's local server did not start: {text}",
-            "try again when the machine is less busy, or start `prefect server start` and set "
-            "PREFECT_API_URL=http://127.0.0.1:4200/api",
-        )
     if text.startswith("Failed to reach API"):
         return TuneproofError(
             f"{text}", "start that server, or unset PREFECT_API_URL to run without one (prefect config view)"

@@ -12,7 +12,6 @@ from prefect.client.orchestration import get_client
 from prefect.exceptions import FlowPauseTimeout, ObjectNotFound
 from prefect.input import RunInput
 from prefect.runtime import flow_run
-from prefect.settings import PREFECT_API_URL
 from prefect.states import Running
 from pydantic import Field
 
@@ -23,6 +22,7 @@ from tasks.core.models.promotable import this_user
 from tasks.core.models.promotion import Promotion
 from tasks.core.storage import is_url
 from tasks.events import emit_model_promoted
+from tasks.lasting_server import has_lasting_server
 from tasks.promoter import Promoter
 from tasks.promotion import promote_model
 
@@ -65,7 +65,7 @@ def promote_if_decided(config: Config, summary: EvaluationSummary) -> Promotion 
 
 def announce(config: Config, promotion: Promotion) -> None:
     """Emit the event of a promotion or rollback by hand, if there is a server to take it."""
-    if PREFECT_API_URL.value():
+    if has_lasting_server():
         emit_model_promoted(Path(config.pipeline.models_dir) / promotion.run_name, promotion)
 
 
@@ -74,7 +74,7 @@ def ask_a_person(summary: EvaluationSummary, timeout_seconds: int) -> PersonsDec
 
     The verdict then stays inconclusive, and the run goes on to its end.
     """
-    if not PREFECT_API_URL.value():
+    if not has_lasting_server():
         logger.warning("nobody can be asked: PREFECT_API_URL names no Prefect server. It stays inconclusive")
         return None
     form = PersonsDecision.with_initial_data(description=_question(summary))

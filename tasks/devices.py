@@ -21,11 +21,11 @@ from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate
 from prefect.concurrency.asyncio import ConcurrencySlotAcquisitionError
 from prefect.concurrency.sync import concurrency
 from prefect.exceptions import ObjectNotFound
-from prefect.settings import PREFECT_API_URL
 
 from tasks.core.files import cache_dir
 from tasks.core.generation.devices import VISIBLE_DEVICES
 from tasks.core.locking import HeldElsewhereError, owned_lock
+from tasks.lasting_server import has_lasting_server
 
 logger = logging.getLogger(__name__)
 
@@ -87,7 +87,7 @@ def _limits(limit: str | None, devices: Sequence[str]) -> list[str]:
     if "{device}" not in limit:
         return [limit]
     names = [limit.replace("{device}", _own_name(device)) for device in devices]
-    if PREFECT_API_URL.value():  # without a server, a slot of a killed run would stay taken
+    if has_lasting_server():  # without a server, a slot of a killed run would stay taken
         for name in names:
             _make_limit(name)
     return names

@@ -6,7 +6,7 @@ import logging
 import multiprocessing
 from collections.abc import Iterator, Sequence
 from concurrent.futures import BrokenExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +22,7 @@ from tasks.core.generation.isolation import ChildDiedError
 from tasks.core.generation.ledger import LedgerIndex
 from tasks.core.generation.runs import index_run
 from tasks.core.generation.shards import Shard
-from tasks.core.interruption import interruptible_threads, raise_if_interrupted
+from tasks.core.interruption import interruptible_threads, raise_if_interrupted, unheard_by_children
 from tasks.inferencer import Inferencer, PreparedRows
 from tasks.part_work import PartWork, Seat, hand_over
 from tasks.retrying import is_passing
@@ -118,7 +118,8 @@ def _map(inferencer: Inferencer, prepared: PreparedRows, pending: Sequence[Shard
             works = [hand_over(inferencer, prepared, shard) for shard in pending]
             local_dask = settings.shard_runner == "dask" and not settings.shard_address
             own_places = unmapped(places if local_dask else ())
-            futures = runner.map(answer_shard, {"work": works, "places": own_places})
+            with unheard_by_children():  # a pool begins its processes when it gets work
+                futures = runner.map(answer_shard, {"work": works, "places": own_places})
         _raise_first_error(futures)
 
 
@@ -184,7 +185,10 @@ def _dask(address: str | None, processes: int) -> Iterator[TaskRunner[Any]]:
     except ImportError as exc:
         raise _not_installed("dask") from exc
     local = {"n_workers": processes, "threads_per_worker": 1, "dashboard_address": None}
-    with DaskTaskRunner(address=address) if address else DaskTaskRunner(cluster_kwargs=local) as runner:
+    cluster = DaskTaskRunner(address=address) if address else DaskTaskRunner(cluster_kwargs=local)
+    with ExitStack() as stack:
+        with unheard_by_children():
+            runner = stack.enter_context(cluster)
         yield runner
 
 

@@ -27,6 +27,7 @@ from tasks.core.evaluation.metric import (
     MetricFamily,
 )
 from tasks.core.evaluation.metrics import reported
+from tasks.core.interruption import unheard_by_children
 from tasks.core.records import Prediction
 
 _BATCH_ROWS = 1000
@@ -97,10 +98,11 @@ def _scored_batches(
             ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn"))
         )
         for group in _batched(batches, 2 * processes):
-            futures = [
-                [None if family.in_process else pool.submit(family.score, rows) for family in families]
-                for rows in group
-            ]
+            with unheard_by_children():  # the pool begins its processes when it gets work
+                futures = [
+                    [None if family.in_process else pool.submit(family.score, rows) for family in families]
+                    for rows in group
+                ]
             for rows, row_futures in zip(group, futures, strict=True):
                 yield (
                     rows,

@@ -22,6 +22,7 @@ from typing import Any, Literal, TypeVar
 
 from tasks.core.errors import TuneproofError
 from tasks.core.generation.child_logs import LogsToParent, told_again
+from tasks.core.interruption import unheard_by_children
 
 logger = logging.getLogger(__name__)
 Argument = TypeVar("Argument")
@@ -88,7 +89,8 @@ def run_in_child(
     kills_before = _memory_kills()
     with told_again(context) as logs, receiver:
         child = context.Process(target=_run, args=(sender, logs, work, argument), name="tuneproof-generation")
-        child.start()
+        with unheard_by_children():
+            child.start()
         sender.close()
         try:
             failure = _listen(receiver, child, on_message, stopped)

@@ -1,0 +1,130 @@
+"""How a command ends that is asked to: within seconds, with one line, with its exit code, leaving no process.
+
+Python hands a signal to the main thread when that next runs Python code, and Prefect and other libraries swallow the
+exception that it becomes, or wait for something that is gone. So a thread of its own hears the signals too, by the
+descriptor that the interpreter writes them to, and ends the process when it has not ended in time.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import NoReturn
+
+from tasks.core import interruption
+
+GRACE_SECONDS = 7.0
+_KEPT_SECONDS = 1.0
+_STOP_SECONDS = 1.0
+# What a wrapper and the terminal send at once is one wish, not two.
+_IMPATIENT_SECONDS = 0.5
+_STDERR = 2
+_SHOW_CURSOR = "\x1b[?25h"
+
+
+def run_to_end(work: Callable[[], int]) -> int:
+    """Run the command that is this process's only purpose, on the main thread; give its exit code.
+
+    After Ctrl-C (130) or SIGTERM (143) the process ends here, its descendants too; a second Ctrl-C ends it at once.
+    """
+    ending = _Ending()
+    with interruption.remembered_interrupts(), ending.heard_by_thread():
+        try:
+            return work()
+        except KeyboardInterrupt:
+            ending.end_process()
+        except BaseException:
+            # Asked to end, the work may raise anything on its way out.
+            if not interruption.is_interrupted():
+                raise
+            ending.end_process()
+
+
+class _Ending:
+    """The signal that asked for the end, and what then happens."""
+
+    def __init__(self) -> None:
+        self._number = signal.SIGINT
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def heard_by_thread(self) -> Iterator[None]:
+        """Let a thread hear the signals inside the block."""
+        reader, writer = socket.socketpair()
+        for end in (reader, writer):
+            end.setblocking(False)
+        before = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+        threading.Thread(target=self._listen, args=(reader,), name="ending", daemon=True).start()
+        try:
+            yield
+        finally:
+            signal.set_wakeup_fd(before)
+            writer.close()
+
+    def _listen(self, reader: socket.socket) -> None:
+        """Hear signals; end the process when its time is up. Ends when the other end is closed."""
+        first: float | None = None
+        while True:
+            left = None if first is None else max(0.0, first + GRACE_SECONDS - time.monotonic())
+            if not select.select([reader], [], [], left)[0]:
+                self.end_process()
+            numbers = reader.recv(64)
+            if not numbers:
+                return
+            for number in numbers:
+                if number not in (signal.SIGINT, signal.SIGTERM):
+                    continue
+                if first is None:
+                    self._number, first = signal.Signals(number), time.monotonic()
+                    interruption.remember()
+                elif number == signal.SIGINT and time.monotonic() > first + _IMPATIENT_SECONDS:
+                    self.end_process()
+
+    def end_process(self) -> NoReturn:
+        """Say what is kept, end the descendants and this process, whatever its other threads do."""
+        with self._lock:  # never released: one thread ends the process
+            how = "interrupted" if self._number == signal.SIGINT else f"ended by {self._number.name}"
+            with suppress(OSError, ValueError):
+                if threading.current_thread() is threading.main_thread():
+                    sys.stdout.flush()
+                cursor = _SHOW_CURSOR if os.isatty(_STDERR) else ""
+                # Past Python's stream, whose lock the main thread may hold.
+                os.write(_STDERR, f"{cursor}\n{how}: {_told_in_time()}\n".encode(errors="replace"))
+            _end_descendants()
+            os._exit(128 + self._number)
+
+
+def _told_in_time() -> str:
+    """What is kept; counting it must not hold up the end."""
+    told: list[str] = []
+
+    def tell() -> None:
+        with suppress(Exception):
+            told.append(interruption.what_is_kept())
+
+    teller = threading.Thread(target=tell, daemon=True)
+    teller.start()
+    teller.join(_KEPT_SECONDS)
+    return told[0] if told else f"finished rows are kept; {interruption.way_on()} goes on"
+
+
+def _end_descendants() -> None:
+    """End every process that this one began and that is still there."""
+    import psutil
+
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):
+            if "resource_tracker" not in " ".join(process.cmdline()):  # it tidies up and ends by itself
+                process.terminate()
+                found.append(process)
+    for process in psutil.wait_procs(found, timeout=_STOP_SECONDS)[1]:
+        with suppress(psutil.Error):
+            process.kill()

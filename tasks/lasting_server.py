@@ -1,0 +1,16 @@
+"""Whether the Prefect server in use is one that lasts, or the temporary one of a single command."""
+
+from __future__ import annotations
+
+import os
+
+from prefect.settings import PREFECT_API_URL
+
+TEMPORARY_ADDRESS = "TEMPORARY_PREFECT_SERVER"
+"""Environment variable with the address of the temporary server; its command sets it, child processes inherit it."""
+
+
+def has_lasting_server() -> bool:
+    """Tell whether there is a server on which others see this run, and which is there when it has ended."""
+    address = PREFECT_API_URL.value()
+    return bool(address) and address != os.environ.get(TEMPORARY_ADDRESS)
