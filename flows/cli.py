@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from importlib import import_module
 from pathlib import Path
@@ -96,8 +95,8 @@ def demo(*, common: Common = NO_COMMON, phases: Phases = ALL_PHASES, settings: S
     config = _prepare(QUICKSTART_DIR / "config.toml", common, chosen)
     if common.dry_run:
         return _print_plan(config)
-    with _flow("flows.pipeline", "finetune_infer_evaluate") as flow:
-        result = flow(config)
+    flow = _flow("flows.pipeline", "finetune_infer_evaluate")
+    result = flow(config)
     results.show_pipeline(result, config)
     return results.show_where_to_look()
 
@@ -115,8 +114,8 @@ def pipeline(
     loaded = _prepare(config, common, {**(settings or {}), **phases.as_settings()})
     if common.dry_run:
         return _print_plan(loaded)
-    with _flow("flows.pipeline", "finetune_infer_evaluate") as flow:
-        result = flow(loaded)
+    flow = _flow("flows.pipeline", "finetune_infer_evaluate")
+    result = flow(loaded)
     return results.show_pipeline(result, loaded)
 
 
@@ -126,8 +125,8 @@ def finetune(config: ConfigPath = None, /, *, common: Common = NO_COMMON, settin
     loaded = _prepare(config, common, settings)
     if common.dry_run:
         return _print_plan(loaded, "fine-tuning")
-    with _flow("flows.finetuning", "finetune") as flow:
-        trained = flow(loaded)
+    flow = _flow("flows.finetuning", "finetune")
+    trained = flow(loaded)
     return results.show_model(trained)
 
 
@@ -137,8 +136,8 @@ def infer(config: ConfigPath = None, /, *, common: Common = NO_COMMON, settings:
     loaded = _prepare(config, common, settings)
     if common.dry_run:
         return _print_plan(loaded, "inference")
-    with _flow("flows.inference", "infer") as flow:
-        manifest = flow(loaded)
+    flow = _flow("flows.inference", "infer")
+    manifest = flow(loaded)
     return results.show_run(manifest, loaded)
 
 
@@ -161,8 +160,8 @@ def evaluate(
     loaded = _prepare(config, common, settings)
     if common.dry_run:
         return _print_plan(loaded, "evaluation")
-    with _flow("flows.evaluation", "evaluate") as flow:
-        summary = flow(loaded, run=run, baseline=baseline)
+    flow = _flow("flows.evaluation", "evaluate")
+    summary = flow(loaded, run=run, baseline=baseline)
     results.show_scores(summary, loaded, run=run)
     return results.end_with_verdict(summary) if exit_code else None
 
@@ -409,16 +408,15 @@ def _prepare(path: Path | None, common: Common, settings: dict[str, Any] | None)
     return load_config(path, settings)
 
 
-@contextmanager
-def _flow(module: str, name: str) -> Iterator[Callable[..., Any]]:
-    """Import a flow while the server that it needs starts; where none is named, that server ends with the block."""
+def _flow(module: str, name: str) -> Callable[..., Any]:
+    """Import a flow while the server that it needs starts."""
     from flows.temporary_server import server_for_flows
 
-    with server_for_flows() as server:
-        flow = getattr(import_module(module), name)
-        if server is not None:
-            server.wait()
-        yield flow
+    server = server_for_flows()
+    flow: Callable[..., Any] = getattr(import_module(module), name)
+    if server is not None:
+        server.wait()
+    return flow
 
 
 def _announce(config: Config, promotion: Promotion) -> None:

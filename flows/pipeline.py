@@ -16,6 +16,7 @@ from flows.parameters import ConfigSource, Count, Phases, Settings, Text, chosen
 from flows.promotion import promote_if_decided
 from tasks.core.config import Config
 from tasks.core.evaluation.summary import EvaluationSummary
+from tasks.core.interruption import goes_on_by
 from tasks.core.models.promotion import Promotion
 from tasks.core.records import RunManifest
 from tasks.core.storage import Store
@@ -88,6 +89,8 @@ def finetune_infer_evaluate(
     with tags(TAG):  # automations know the phases by it
         if chosen.enable_finetuning:
             trained = finetune(loaded)
+            if loaded.fine_tuner.run_name is None:  # the same command would train another model
+                goes_on_by("the same command with --skip-finetuning")
         if chosen.enable_inference and not chosen.stop_after_finetuning:
             candidate = infer(loaded, model=None if trained is None else str(trained.model_dir))
             baseline = infer_with_base_model(loaded, candidate) if chosen.compare_with_base else None

@@ -1,4 +1,4 @@
-"""The process of a temporary Prefect server, see `flows.temporary_server`; run by path, so it imports nothing of ours."""
+"""The process of a temporary Prefect server, see `flows.temporary_server`; run by path, it imports nothing of ours."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ _STOP_SECONDS = 5.0
 
 def serve(command_id: int, listener: socket.socket) -> None:
     """Serve on a socket until the command with this process id has ended, or a signal says so."""
-    threading.Thread(target=_end_with_command, args=(command_id,), name="end-with-command", daemon=True).start()
+    threading.Thread(
+        target=_end_with_command, args=(command_id,), name="end-with-command", daemon=True
+    ).start()
     import uvicorn
 
     config = uvicorn.Config(

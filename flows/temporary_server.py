@@ -7,14 +7,14 @@ with its command. It starts while the flow is imported, and child processes find
 
 from __future__ import annotations
 
+import atexit
 import os
 import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
@@ -57,7 +57,9 @@ class TemporaryServer:
 
     def _not_started(self) -> TuneproofError:
         code = self._process.poll()
-        happened = f"it took more than {START_SECONDS:.0f} s" if code is None else f"it ended with code {code}"
+        happened = (
+            f"it took more than {START_SECONDS:.0f} s" if code is None else f"it ended with code {code}"
+        )
         self._log.seek(0)
         told = self._log.read().decode(errors="replace").splitlines()[-_LOG_TAIL_LINES:]
         return TuneproofError(
@@ -77,25 +79,20 @@ class TemporaryServer:
         self._log.close()
 
 
-@contextmanager
-def server_for_flows() -> Iterator[TemporaryServer | None]:
-    """Start a server that ends with the block; None where the settings name another or forbid to start one."""
+def server_for_flows() -> TemporaryServer | None:
+    """Start a server that ends with this process; None where the settings name another or forbid to start one."""
     if not _is_wanted():
-        yield None
-        return
+        return None
+    from prefect.context import refresh_global_settings_context
+
     from tasks.lasting_server import TEMPORARY_ADDRESS
 
     server = TemporaryServer()
-    addresses = ("PREFECT_API_URL", TEMPORARY_ADDRESS)
-    try:
-        os.environ.update(dict.fromkeys(addresses, server.api_url))
-        _read_settings_again()
-        yield server
-    finally:
-        server.stop()
-        for name in addresses:
-            os.environ.pop(name, None)
-        _read_settings_again()
+    # Before the services that send logs and events to it: what is registered last comes first at the end.
+    atexit.register(server.stop)
+    os.environ.update(dict.fromkeys(("PREFECT_API_URL", TEMPORARY_ADDRESS), server.api_url))
+    refresh_global_settings_context()
+    return server
 
 
 def _is_wanted() -> bool:
@@ -104,12 +101,6 @@ def _is_wanted() -> bool:
 
     settings = get_current_settings()
     return not settings.api.url and settings.server.ephemeral.enabled
-
-
-def _read_settings_again() -> None:
-    from prefect.context import refresh_global_settings_context
-
-    refresh_global_settings_context()
 
 
 def _environment() -> dict[str, str]:

@@ -10,9 +10,10 @@ from prefect.cache_policies import NO_CACHE
 
 from tasks.artifacts import show_file, show_sample_predictions
 from tasks.assets import record_predictions
-from tasks.core.generation.ledger import LedgerIndex
+from tasks.core.generation.ledger import LedgerIndex, index_ledgers
 from tasks.core.generation.progress import GenerationProgress
 from tasks.core.generation.published import read_predictions
+from tasks.core.interruption import keeps, way_on
 from tasks.core.records import RunManifest
 from tasks.finetuner import left_text
 from tasks.inferencer import Inferencer, PreparedRows
@@ -35,6 +36,7 @@ def generate_in_shards(inferencer: Inferencer, prepared: PreparedRows) -> Ledger
 
 @contextmanager
 def _shown(inferencer: Inferencer, prepared: PreparedRows) -> Iterator[None]:
+    keeps(lambda: _kept(prepared))
     with shown_progress("generation", prepared.run_name) as show:
 
         def report(progress: GenerationProgress) -> None:
@@ -42,6 +44,15 @@ def _shown(inferencer: Inferencer, prepared: PreparedRows) -> Iterator[None]:
 
         inferencer.on_progress = report
         yield
+
+
+def _kept(prepared: PreparedRows) -> str:
+    """What an interrupted generation keeps, by the ledgers."""
+    total = len(prepared.rows)
+    finished = index_ledgers(prepared.run.ledger_paths(), prepared.rows.ids).finished
+    if finished == total:
+        return f"all {total:,} answers are kept; {way_on()} goes on after them"
+    return f"{finished:,} of {total:,} answers are kept; {way_on()} goes on from row {finished + 1:,}"
 
 
 def progress_text(progress: GenerationProgress) -> str:

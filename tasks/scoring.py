@@ -10,6 +10,7 @@ from prefect.cache_policies import NO_CACHE
 
 from tasks.artifacts import show_scores
 from tasks.core.evaluation.summary import EvaluationSummary
+from tasks.core.interruption import keeps, way_on
 from tasks.evaluator import Evaluator
 from tasks.progress import shown_progress
 from tasks.secret_blocks import judge_key_of
@@ -27,9 +28,11 @@ def check_evaluation(evaluator: Evaluator) -> None:
 def score_predictions(evaluator: Evaluator) -> EvaluationSummary:
     """Score the run, compare it with its baseline, write scores and summary; show both."""
     evaluator.judge_api_key = evaluator.judge_api_key or judge_key_of(evaluator.settings)
+    run_name = evaluator.find_runs().candidate_path.stem
+    keeps(lambda: f"the answers of {run_name} are kept, and what a judge has said; {way_on()} goes on")
     with ExitStack() as stack:
         if evaluator.settings.judged_metrics:
-            shown = shown_progress("judging", evaluator.find_runs().candidate_path.stem)
+            shown = shown_progress("judging", run_name)
             evaluator.on_progress = stack.enter_context(shown)
         summary = evaluator.score()
     candidate, verdict = summary.candidate, summary.verdict

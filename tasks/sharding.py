@@ -175,6 +175,8 @@ def _process_pool(places: Sequence[Seat]) -> Iterator[TaskRunner[Any]]:
             yield runner
         except BaseException:  # leaving the pool would wait for shards that nobody needs any more
             stop.set()
+            for process in multiprocessing.active_children():  # one that is still starting hears nothing
+                process.terminate()
             raise
 
 

@@ -13,6 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tasks.core import interruption
 from tasks.core.config import FineTunerConfig
 from tasks.core.errors import RunKeyMismatchError, RunLockedError
 from tasks.core.generation.run_dir import RunDir
@@ -64,6 +65,7 @@ def train(
         registry.model_dir(models_dir, run_name or config.full_run_name(""))
     job, identity = _prepare(config, on_progress)
     model_dir = _choose_dir(config, models_dir, run_name, identity, started_at or datetime.now())
+    interruption.keeps(lambda: _kept(model_dir))
     with RunDir(model_dir).locked():
         trained = _finished(model_dir, identity, resume=config.resume)
         if trained is None:
@@ -73,6 +75,17 @@ def train(
 
         push(model_dir, hf_user_id=config.hf_user_id)
     return trained
+
+
+def _kept(model_dir: Path) -> str:
+    """What an interrupted training keeps."""
+    if registry.why_incomplete(model_dir) is None:
+        return f"the model {model_dir} is complete; {interruption.way_on()} goes on after it"
+    checkpoint_dir = checkpoints.newest_whole(model_dir / checkpoints.CHECKPOINTS)
+    if checkpoint_dir is None:
+        return "the training has no checkpoint yet (fine_tuner.save_steps), the same command begins it again"
+    step = checkpoints.step_of(checkpoint_dir)
+    return f"{step:,} updates are kept; {interruption.way_on()} goes on from update {step + 1:,}"
 
 
 def _prepare(
