@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import App, Parameter
 
 from flows import results
-from flows.console import complain, prepare_console, say, unreachable_prefect
+from flows.console import complain, prepare_console, say, unreachable_prefect, unusable_place
 from flows.options import split_settings
 from tasks.core.errors import ConfigError, TuneproofError
 from tasks.core.interruption import is_interrupted
@@ -93,10 +93,9 @@ def demo(*, common: Common = NO_COMMON, phases: Phases = ALL_PHASES, settings: S
     }
     chosen = {**data, **(settings or {}), **phases.as_settings()}
     config = _prepare(QUICKSTART_DIR / "config.toml", common, chosen)
-    if common.dry_run:
-        return _print_plan(config)
-    flow = _flow("flows.pipeline", "finetune_infer_evaluate")
-    result = flow(config)
+    if not _may_begin(config, common):
+        return None
+    result = _flow("flows.pipeline", "finetune_infer_evaluate")(config)
     results.show_pipeline(result, config)
     return results.show_where_to_look()
 
@@ -112,10 +111,9 @@ def pipeline(
 ) -> None:
     """Fine-tune, infer, evaluate, and promote the model if it is better."""
     loaded = _prepare(config, common, {**(settings or {}), **phases.as_settings()})
-    if common.dry_run:
-        return _print_plan(loaded)
-    flow = _flow("flows.pipeline", "finetune_infer_evaluate")
-    result = flow(loaded)
+    if not _may_begin(loaded, common):
+        return None
+    result = _flow("flows.pipeline", "finetune_infer_evaluate")(loaded)
     return results.show_pipeline(result, loaded)
 
 
@@ -123,10 +121,9 @@ def pipeline(
 def finetune(config: ConfigPath = None, /, *, common: Common = NO_COMMON, settings: Settings = None) -> None:
     """Fine-tune the base model on the training data."""
     loaded = _prepare(config, common, settings)
-    if common.dry_run:
-        return _print_plan(loaded, "fine-tuning")
-    flow = _flow("flows.finetuning", "finetune")
-    trained = flow(loaded)
+    if not _may_begin(loaded, common, "fine-tuning"):
+        return None
+    trained = _flow("flows.finetuning", "finetune")(loaded)
     return results.show_model(trained)
 
 
@@ -134,10 +131,9 @@ def finetune(config: ConfigPath = None, /, *, common: Common = NO_COMMON, settin
 def infer(config: ConfigPath = None, /, *, common: Common = NO_COMMON, settings: Settings = None) -> None:
     """Let a model answer the test questions; a run that was interrupted goes on where it stopped."""
     loaded = _prepare(config, common, settings)
-    if common.dry_run:
-        return _print_plan(loaded, "inference")
-    flow = _flow("flows.inference", "infer")
-    manifest = flow(loaded)
+    if not _may_begin(loaded, common, "inference"):
+        return None
+    manifest = _flow("flows.inference", "infer")(loaded)
     return results.show_run(manifest, loaded)
 
 
@@ -158,10 +154,9 @@ def evaluate(
 ) -> None:
     """Score the answers of a run, compare them, reach a verdict and write the report."""
     loaded = _prepare(config, common, settings)
-    if common.dry_run:
-        return _print_plan(loaded, "evaluation")
-    flow = _flow("flows.evaluation", "evaluate")
-    summary = flow(loaded, run=run, baseline=baseline)
+    if not _may_begin(loaded, common, "evaluation", run=run, baseline=baseline):
+        return None
+    summary = _flow("flows.evaluation", "evaluate")(loaded, run=run, baseline=baseline)
     results.show_scores(summary, loaded, run=run)
     return results.end_with_verdict(summary) if exit_code else None
 
@@ -372,6 +367,11 @@ def run(tokens: Sequence[str]) -> int:
         if is_interrupted():
             raise
         return complain(error)
+    except OSError as error:
+        explained = unusable_place(error)
+        if explained is None or is_interrupted():
+            raise
+        return complain(explained)
     except RuntimeError as error:
         explained = unreachable_prefect(error)
         if explained is None or is_interrupted():
@@ -427,11 +427,25 @@ def _announce(config: Config, promotion: Promotion) -> None:
         announce(config, promotion)
 
 
-def _print_plan(config: Config, *phases: str) -> None:
-    """Print what these phases (none named: those of [pipeline]) would do, and what stands in their way."""
-    from tasks.planning import make_plan, pipeline_phases
+def _may_begin(
+    config: Config, common: Common, *phases: str, run: str | None = None, baseline: str | None = None
+) -> bool:
+    """Refuse what is not there, before Prefect is imported; with --dry-run print the plan instead and give False.
 
-    results.show_plan(make_plan(config, phases or pipeline_phases(config)))
+    Without phases they are those of [pipeline].
+    """
+    from tasks.core.config.phases import pipeline_phases
+
+    phases = phases or pipeline_phases(config)
+    if common.dry_run:
+        from tasks.planning import make_plan
+
+        results.show_plan(make_plan(config, phases, run=run, baseline=baseline))
+        return False
+    from tasks.presence import check_named
+
+    check_named(config, phases, run=run, baseline=baseline)
+    return True
 
 
 if __name__ == "__main__":

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
+import re
 import sys
 import warnings
 from collections.abc import Iterable, Sequence
 from typing import TextIO
 
-from tasks.core.errors import TuneproofError
+from tasks.core.errors import StorageError, TuneproofError
 
 _UNWATCHED_WIDTH = 160
 # Columns that are not folded on a narrow terminal.
@@ -23,6 +25,21 @@ _QUIET_LIBRARIES = {
     "TRANSFORMERS_VERBOSITY": "error",
     "TOKENIZERS_PARALLELISM": "false",
 }
+_MAY_NOT_WRITE = (
+    "take a folder in which you may write (pipeline.models_dir, pipeline.runs_dir), or change its rights"
+)
+_PLACES_TO_MEND = {
+    errno.EACCES: _MAY_NOT_WRITE,
+    errno.EPERM: _MAY_NOT_WRITE,
+    errno.EROFS: _MAY_NOT_WRITE,
+    errno.ENOSPC: "free some space, then run the same command again",
+    errno.EDQUOT: "free some space, then run the same command again",
+    errno.ENAMETOOLONG: "give a shorter name: the file system takes no more than 255 characters",
+    errno.ENOTDIR: "a part of this path is a file and no folder: correct the path",
+    errno.EISDIR: "this is a folder and no file: correct the path",
+}
+_ENDLESS_WORD = re.compile(r"\S{400,}")
+_SHOWN_OF_WORD = 120
 _ENGINE_FOLDER = f"{os.sep}prefect{os.sep}"
 
 
@@ -86,6 +103,14 @@ def unreachable_prefect(error: RuntimeError) -> TuneproofError | None:
     return None
 
 
+def unusable_place(error: OSError) -> TuneproofError | None:
+    """Explain what a person can mend about a file that the system refuses; None for any other error."""
+    next_step = _PLACES_TO_MEND.get(error.errno or 0)
+    if next_step is None:
+        return None
+    return StorageError(f"{error.filename or 'a file'}: {error.strerror}", next_step)
+
+
 def say(text: str = "") -> None:
     """Print a result line to stdout."""
     print(text, flush=True)
@@ -93,7 +118,8 @@ def say(text: str = "") -> None:
 
 def complain(error: TuneproofError) -> int:
     """Print what happened and what to do next to stderr; return the exit code."""
-    print(f"error: {error}", file=sys.stderr, flush=True)
+    told = _ENDLESS_WORD.sub(lambda word: f"{word[0][:_SHOWN_OF_WORD]}…", str(error))
+    print(f"error: {told}", file=sys.stderr, flush=True)
     return error.exit_code
 
 

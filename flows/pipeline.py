@@ -22,8 +22,7 @@ from tasks.core.records import RunManifest
 from tasks.core.storage import Store
 from tasks.evaluator import Evaluator
 from tasks.events import emit_model_trained, emit_predictions_ready
-from tasks.inferencer import Inferencer
-from tasks.processing import check_dataset
+from tasks.processing import check_inference
 from tasks.run_logs import send_core_logs_to_prefect
 from tasks.scoring import check_evaluation
 
@@ -82,7 +81,7 @@ def finetune_infer_evaluate(
     chosen = loaded.pipeline
     # What inference and evaluation would refuse is refused before hours of training, not after.
     if chosen.enable_finetuning and chosen.enable_inference and not chosen.stop_after_finetuning:
-        check_dataset(Inferencer(loaded))
+        check_inference(loaded, is_next=True)
     if chosen.enable_evaluation and not (chosen.stop_after_finetuning or chosen.stop_after_inference):
         check_evaluation(Evaluator(loaded))
     trained = candidate = baseline = champion = evaluation = promotion = None

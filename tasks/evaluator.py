@@ -23,14 +23,21 @@ from tasks.core.evaluation.remote_runs import (
     send_results,
     store_of,
 )
-from tasks.core.evaluation.run_lookup import find_opponents, locate_run, newest_run, training_manifest
+from tasks.core.evaluation.run_lookup import (
+    NAMELESS_OPPONENTS,
+    find_opponents,
+    locate_run,
+    newest_run,
+    training_manifest,
+)
 from tasks.core.evaluation.run_scoring import predictions_sha256
 from tasks.core.evaluation.scoring_models import ScoringModels
 from tasks.core.evaluation.summary import EvaluationSummary, Opponent, RunSummary
+from tasks.core.generation.run_dir import RunDir
 from tasks.core.models.model_store import bring_promoted
 from tasks.core.models.promotion import champions
 from tasks.core.records import ModelManifest
-from tasks.core.storage import Store
+from tasks.core.storage import Store, is_url
 
 logger = logging.getLogger(__name__)
 
@@ -157,12 +164,29 @@ class Evaluator:
         """Return the models that metrics may ask for; each is made when it is asked for."""
         return ScoringModels(self.settings, api_key=self.judge_api_key, on_progress=self.on_progress)
 
+    def check_metrics(self) -> None:
+        """Raise a TuneproofError for a metric that does not exist, or a gate that cannot be; loads nothing."""
+        primary_of(reported(resolve(self.settings.metrics)), self.config.gate)
+
+    def check_runs(self, *, candidate: bool = True) -> None:
+        """Raise EvaluationError when the run or a named baseline is not there; nothing is brought from a URL.
+
+        Without `candidate` only the baseline is looked for.
+        """
+        if self.runs.is_remote:
+            return
+        if candidate:
+            _check_readable(self._candidate_path(self.runs.local))
+        baseline = str(self._baseline or self.settings.baseline)
+        if baseline not in NAMELESS_OPPONENTS and not is_url(baseline):
+            _check_readable(locate_run(baseline, self.runs.local))
+
     def check(self) -> None:
         """Raise a TuneproofError for a metric or gate that cannot be, or that lacks key, package or model.
 
         Calls no model and needs no run, so it can be done before hours of training.
         """
-        primary_of(reported(resolve(self.settings.metrics)), self.config.gate)
+        self.check_metrics()
         self.models().check()
 
     def score(self) -> EvaluationSummary:
@@ -205,6 +229,11 @@ class Evaluator:
         files = self.report()
         logger.info("%s Report: %s", summary.answer, files.report_path)
         return summary
+
+
+def _check_readable(path: Path) -> None:
+    if path.is_dir():
+        RunDir(path).read_manifest()
 
 
 def _same_answers(path: Path | None, earlier: RunSummary | None) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from tasks.core.config import InferencerConfig
-from tasks.core.records import GenerationSettings, ModelIdentity
+from tasks.core.records import GenerationSettings
 
 if TYPE_CHECKING:
     from tasks.core.data.columns import ColumnMapping
@@ -63,11 +63,12 @@ def model_run_names(settings: InferencerConfig) -> tuple[str, ...]:
     return () if name is None else tuple(dict.fromkeys((settings.full_run_name(name), name)))
 
 
-def run_name(settings: InferencerConfig, given: str | None, model: ModelIdentity) -> str:
+def run_name(settings: InferencerConfig, given: str | None, model_id: str) -> str:
     """Return the run's directory name: given, configured, or `<model>-<dataset>`, with prefix and suffix."""
-    from tasks.core.models.registry import check_run_name, data_slug, slug
+    from tasks.core.models.registry import check_run_name, data_slug, made_up_name, slug
 
     name = given or settings.run_name
     if name is None:
-        name = f"{slug(model.model_id)}-{data_slug(settings.required_testing_data_id)}"
+        name = f"{slug(model_id)}-{data_slug(settings.required_testing_data_id)}"
+        return made_up_name(name, settings.run_name_prefix, settings.run_name_suffix)
     return check_run_name(f"{settings.run_name_prefix}{name}{settings.run_name_suffix}")

@@ -228,7 +228,7 @@ class Inferencer:
 
     def run_name(self, identity: RunIdentity) -> str:
         """Return the run's directory name: given, configured, or `<model>-<dataset>`, with prefix and suffix."""
-        return inference_settings.run_name(self.settings, self._run_name, identity.model)
+        return inference_settings.run_name(self.settings, self._run_name, identity.model.model_id)
 
     def prompt_builder(self) -> PromptBuilder:
         """Return the builder of token prompts for the loaded model.

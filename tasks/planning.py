@@ -8,13 +8,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from tasks.before_training import SOME_TIME, check_lengths, check_names, check_run_is_free, trained_name
 from tasks.core.config import Config
+from tasks.core.config.phases import EVALUATION, FINE_TUNING, INFERENCE
 from tasks.core.data.columns import ColumnMapping, examples
 from tasks.core.data.preflight import check_disk_space, find_overlap
 from tasks.core.data.sources import DataId, described_data, load_rows
 from tasks.core.errors import TuneproofError
-from tasks.core.evaluation.gate import primary_of
-from tasks.core.evaluation.metrics import reported, resolve
+from tasks.core.evaluation.metrics import resolve
 from tasks.core.evaluation.scoring_models import ScoringModels
 from tasks.core.generation.ledger import index_ledgers
 from tasks.core.generation.rows import RunRows, index_rows
@@ -22,7 +23,6 @@ from tasks.core.generation.run_dir import RunDir
 from tasks.core.generation.run_sync import RunSync
 from tasks.core.models.loading import ModelSpec, identify
 from tasks.core.models.locating import locate
-from tasks.core.models.registry import model_dir, slug
 from tasks.core.records import Example, ModelIdentity, RunIdentity
 from tasks.core.storage import Store
 from tasks.core.training.job import check_schedule
@@ -32,7 +32,6 @@ from tasks.inferencer import Inferencer
 if TYPE_CHECKING:
     from datasets import Dataset
 
-FINE_TUNING, INFERENCE, EVALUATION = "fine-tuning", "inference", "evaluation"
 # Rough sizes for the disk check only: bytes of one published row, ledger line and spreadsheet row together.
 _BYTES_PER_ANSWER = 20_000
 # An adapter of usual rank stays below this share of its base's weights; optimizer states are two more copies.
@@ -71,31 +70,26 @@ class Plan:
     @property
     def problems(self) -> tuple[str, ...]:
         """Everything that has to be put right first."""
-        return tuple(problem for phase in self.phases for problem in phase.problems)
+        found = (problem for phase in self.phases for problem in phase.problems)
+        return tuple(dict.fromkeys(found))  # two phases may need the same thing
 
 
-def make_plan(config: Config, phases: Sequence[str]) -> Plan:
-    """Check settings, models, data and disk of these phases; [pipeline] is not looked at."""
+def make_plan(
+    config: Config, phases: Sequence[str], *, run: str | None = None, baseline: str | None = None
+) -> Plan:
+    """Check settings, models, data and disk of these phases; [pipeline] is not looked at.
+
+    `run` and `baseline` are those of an evaluation and override the settings.
+    """
     planned = []
     if FINE_TUNING in phases:
         planned.append(_plan_fine_tuning(config))
     if INFERENCE in phases:
         planned.append(_plan_inference(config, after_training=FINE_TUNING in phases))
     if EVALUATION in phases:
-        planned.append(_plan_evaluation(config, after_inference=INFERENCE in phases))
+        evaluator = Evaluator(config, run=run, baseline=baseline)
+        planned.append(_plan_evaluation(evaluator, after_inference=INFERENCE in phases))
     return Plan(tuple(planned))
-
-
-def pipeline_phases(config: Config) -> tuple[str, ...]:
-    """The phases that [pipeline] lets run, in order."""
-    pipeline = config.pipeline
-    stopped = pipeline.stop_after_finetuning
-    wanted = {
-        FINE_TUNING: pipeline.enable_finetuning,
-        INFERENCE: pipeline.enable_inference and not stopped,
-        EVALUATION: pipeline.enable_evaluation and not stopped and not pipeline.stop_after_inference,
-    }
-    return tuple(name for name, runs in wanted.items() if runs)
 
 
 # --- fine-tuning
@@ -140,10 +134,8 @@ def _plan_fine_tuning(config: Config) -> PlannedPhase:
             )
             _told_rows(phase, "validation rows", settings.validation_data_id, _mapped(config, validation))
     with phase.finding():
-        unnamed = f"{slug(settings.base_model_id)}-<time>"
-        name = settings.full_run_name(unnamed)
-        directory = models_dir / name if settings.run_name is None else model_dir(models_dir, name)
-        phase.tell("model directory", directory)
+        name = trained_name(config)
+        phase.tell("model directory", models_dir / name.replace(SOME_TIME, "<time>"))
     method = "all weights" if settings.full_finetuning else f"LoRA adapter of rank {settings.rank}"
     phase.tell("method", method)
     return phase
@@ -169,6 +161,11 @@ def _plan_inference(config: Config, *, after_training: bool) -> PlannedPhase:
     identity: ModelIdentity | None = None
     if after_training:
         phase.tell("model", "the one that fine-tuning gives")
+        with phase.finding():
+            check_names(config)
+            check_run_is_free(config)
+        with phase.finding():
+            check_lengths(config)
     else:
         with phase.finding():
             discovery = inferencer.discover()
@@ -232,22 +229,25 @@ def _tell_overlap(phase: PlannedPhase, config: Config, rows: RunRows) -> None:
 # --- evaluation
 
 
-def _plan_evaluation(config: Config, *, after_inference: bool) -> PlannedPhase:
-    phase, settings = PlannedPhase(EVALUATION), config.evaluator
+def _plan_evaluation(evaluator: Evaluator, *, after_inference: bool) -> PlannedPhase:
+    phase, settings = PlannedPhase(EVALUATION), evaluator.settings
     with phase.finding():
         families = resolve(settings.metrics)
         phase.tell("metrics", ", ".join(family.name for family in families))
         for label, model in ScoringModels(settings).described().items():
             phase.tell(label, model)
-        primary_of(reported(families), config.gate)
+        evaluator.check_metrics()
     if not settings.judge_api_key.startswith("secret:"):
         with phase.finding():
             ScoringModels(settings).check()
     if after_inference:
         phase.tell("answers", "those of the inference phase")
+        with phase.finding():
+            evaluator.check_runs(candidate=False)
         return phase
     with phase.finding():
-        runs = Evaluator(config).find_runs()
+        evaluator.check_runs()
+        runs = evaluator.find_runs()
         phase.tell("answers", runs.candidate_path)
         phase.tell(
             "compared with", runs.baseline_path or f"nothing: {runs.no_baseline_reason or 'not asked for'}"

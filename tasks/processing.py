@@ -7,6 +7,8 @@ from typing import Any
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
+from tasks import before_training
+from tasks.core.config import Config
 from tasks.inferencer import Inferencer, PreparedRows
 from tasks.retrying import RETRIES, RETRY_DELAYS_SECONDS, retry_if_passing
 
@@ -20,9 +22,9 @@ _READING: dict[str, Any] = {
 
 
 @task(**_READING)
-def check_dataset(inferencer: Inferencer) -> None:
-    """Open the test data and map the first row's columns. Raises DataError, ConfigError when none is named."""
-    next(inferencer.examples(inferencer.load_dataset()), None)
+def check_inference(config: Config, *, is_next: bool) -> None:
+    """Raise what inference would refuse after the training, see `tasks.before_training`."""
+    before_training.check_inference(config, is_next=is_next)
 
 
 @task(**_READING)

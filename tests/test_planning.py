@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 
 from tasks.core.config import load_config
-from tasks.planning import FINE_TUNING, INFERENCE, make_plan
+from tasks.core.config.phases import FINE_TUNING, INFERENCE
+from tasks.planning import make_plan
 from tests.model_runs import make_run
 
 

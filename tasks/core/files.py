@@ -83,3 +83,19 @@ def flush_to_disk(path: Path) -> None:
         pass
     finally:
         os.close(descriptor)
+
+
+def exists(path: Path) -> bool:
+    """Tell whether a file or folder is there; a name longer than the file system allows is not."""
+    try:
+        return path.exists()
+    except OSError:
+        return False
+
+
+def is_folder(path: Path) -> bool:
+    """Tell whether a folder is there; a name longer than the file system allows is not."""
+    try:
+        return path.is_dir()
+    except OSError:
+        return False

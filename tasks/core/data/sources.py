@@ -19,6 +19,7 @@ from tasks.core.data.formats.arrow_files import gaps_and_whole_numbers, whole_nu
 from tasks.core.data.local_files import open_files
 from tasks.core.data.text_formats import SUFFIXES, kind_of
 from tasks.core.errors import DataError, first_line
+from tasks.core.files import exists, is_folder
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
@@ -36,6 +37,8 @@ _SPLIT_WORDS = {
     "dev": "validation",
 }
 _UNKNOWN_TYPE = "does not have a datasets dtype equivalent"
+# `name` or `owner/name`, of at most 96 characters each: what the Hub allows.
+_HUB_ID = re.compile(r"(?:\w[\w.-]{0,95}/)?\w[\w.-]{0,95}")
 _METADATA_FILES = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}
 _HUB_HELP = (
     "Check the name on huggingface.co/datasets, log in with `hf auth login` or set HF_TOKEN if it is private or gated, "
@@ -66,6 +69,7 @@ def load_rows(
     ids = (data_id,) if isinstance(data_id, str) else tuple(data_id)
     if not ids:
         raise DataError("The list of data is empty.", "Name at least one file, folder or Hub id.")
+    check_source(ids)
     with _quiet_progress():
         rows = _open(ids, name, revision, num_proc)
     if revision is not None and all(_is_here(one) for one in ids):
@@ -91,7 +95,7 @@ def _open(ids: Sequence[str], split: str | None, revision: str | None, num_proc:
         found = _local_files(one, split)
         if found is not None:
             files += found
-        elif Path(one).expanduser().is_dir():
+        elif is_folder(Path(one).expanduser()):
             others.append(_load_saved(Path(one).expanduser(), split))
         else:
             others.append(_load_from_hub(one, split, revision, num_proc))
@@ -135,6 +139,22 @@ def _with_whole_numbers(rows: Dataset) -> Dataset:
 
     whole = InMemoryTable(pa.table({name: whole_numbers(rows.data.column(name)) for name in names}))
     return concatenate_datasets([rows.remove_columns(names), Dataset(whole)], axis=1)
+
+
+def check_source(data_id: DataId) -> None:
+    """Raise DataError when data is neither there nor the name of a Hub dataset; opens nothing."""
+    for one in (data_id,) if isinstance(data_id, str) else data_id:
+        path = Path(one).expanduser()
+        if _is_pattern(one):
+            _matching(path)
+        elif exists(path):
+            continue
+        elif _looks_like_path(one):
+            raise _missing_file(path)
+        elif _HUB_ID.fullmatch(one.partition(":")[0]) is None:
+            raise DataError(
+                f"{one!r} is neither a file or folder here nor the name of a Hub dataset.", _HUB_HELP
+            )
 
 
 # --- splits
@@ -196,7 +216,7 @@ def _looks_like_path(data_id: str) -> bool:
 
 def _missing_file(path: Path) -> DataError:
     folder = path.parent
-    if not folder.is_dir():
+    if not is_folder(folder):
         return DataError(
             f"There is no file {path}; the folder {folder} does not exist either.", "Check the path."
         )
@@ -210,11 +230,11 @@ def _missing_file(path: Path) -> DataError:
 
 
 def _is_here(data_id: str) -> bool:
-    return _is_pattern(data_id) or Path(data_id).expanduser().exists()
+    return _is_pattern(data_id) or exists(Path(data_id).expanduser())
 
 
 def _is_pattern(data_id: str) -> bool:
-    return any(mark in data_id for mark in "*?[") and not Path(data_id).expanduser().exists()
+    return any(mark in data_id for mark in "*?[") and not exists(Path(data_id).expanduser())
 
 
 def _local_files(data_id: str, split: str | None) -> list[Path] | None:
@@ -222,9 +242,9 @@ def _local_files(data_id: str, split: str | None) -> list[Path] | None:
     path = Path(data_id).expanduser()
     if _is_pattern(data_id):
         return _of_split(_matching(path), split, f"The pattern {data_id}", path.anchor or ".")
-    if path.is_dir():
+    if is_folder(path):
         return None if _is_saved(path) else _files_in(path, split)
-    if path.exists():
+    if exists(path):
         if kind_of(path) is None:
             raise DataError(f"{path} is no data file that can be read.", f"Use one of {', '.join(SUFFIXES)}.")
         return [path]

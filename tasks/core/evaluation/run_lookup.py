@@ -9,11 +9,15 @@ from pathlib import Path
 from tasks.core.errors import EvaluationError, TuneproofError
 from tasks.core.evaluation.remote_runs import bring_training
 from tasks.core.evaluation.summary import Opponent
+from tasks.core.files import exists, is_folder
 from tasks.core.generation.baseline import made_to_compare
 from tasks.core.generation.run_dir import RunDir
 from tasks.core.models.digests import weights_sha256
 from tasks.core.models.registry import promoted_run, read_manifest
 from tasks.core.records import ModelManifest, RunManifest
+
+NAMELESS_OPPONENTS = ("base", "champion", "none")
+"""Baselines that are no name of a run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,11 +67,11 @@ def locate_run(run: str | Path, runs_dir: Path) -> Path:
     Raises EvaluationError with the nearest names when there is none.
     """
     named = runs_dir / run
-    inside = named.resolve().is_relative_to(runs_dir.resolve())
-    if inside and named.is_dir():
+    inside = is_folder(named) and named.resolve().is_relative_to(runs_dir.resolve())
+    if inside:
         return named
     path = Path(run)
-    if path.exists():
+    if exists(path):
         return path
     names = [found.path.name for found in finished_runs(runs_dir)]
     near = difflib.get_close_matches(str(run), names, n=3)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from tasks.core.errors import ModelLoadError, ModelNotFoundError
+from tasks.core.files import exists, is_folder
 from tasks.core.models import hub_search, registry
 from tasks.core.models.bases import missing_base
 from tasks.core.models.checking import weight_paths
@@ -66,6 +67,21 @@ def discover_model(
     may be that of the answers alone, another one is taken with a warning. Raises ModelNotFoundError, which lists
     what was searched and the nearest names.
     """
+    found = find_model(model=model, run_names=run_names, hf_user_id=hf_user_id, models_dir=models_dir)
+    chosen = found.chosen
+    if model is None and run_names and chosen.source in ("newest local", "newest on the Hub"):
+        logger.warning(
+            "no model is called %s; %s answers instead (inferencer.model chooses one)",
+            *(" or ".join(run_names), chosen.model_id),
+        )
+    logger.info("model %s: %s", chosen.model_id, chosen.reason)
+    return found
+
+
+def find_model(
+    *, model: str | None, run_names: Sequence[str] = (), hf_user_id: str | None, models_dir: Path
+) -> Discovery:
+    """Do what `discover_model` does, in silence."""
     search = _Search(models_dir)
     if model is not None:
         chosen = _explicit(search, model)
@@ -77,12 +93,6 @@ def discover_model(
         )
     if chosen is None:
         raise _not_found(search, model if model is not None else next(iter(run_names), None))
-    if model is None and run_names and chosen.source in ("newest local", "newest on the Hub"):
-        logger.warning(
-            "no model is called %s; %s answers instead (inferencer.model chooses one)",
-            *(" or ".join(run_names), chosen.model_id),
-        )
-    logger.info("model %s: %s", chosen.model_id, chosen.reason)
     return Discovery(chosen, tuple(search.rejected))
 
 
@@ -93,7 +103,7 @@ def _explicit(search: _Search, model: str) -> Candidate | None:
         find_packaged_file(model)  # its error tells what to install
         return Candidate(model, None, "explicit", "named in the settings, comes in a package")
     path = Path(model).expanduser()
-    if path.exists():
+    if exists(path):
         reason = _why_unusable(path)
         if reason is None:
             return Candidate(model, None, "explicit", "named in the settings, a path")
@@ -156,7 +166,7 @@ def _named_run(search: _Search, run_name: str, hf_user_id: str | None) -> Candid
 
 def _local_run(search: _Search, run_name: str, reason: str) -> Candidate | None:
     directory = search.models_dir / run_name
-    if "/" in run_name or "\\" in run_name or not directory.is_dir():
+    if "/" in run_name or "\\" in run_name or not is_folder(directory):
         search.reject(str(directory), "no such directory")
         return None
     incomplete = registry.why_incomplete(directory)

@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Literal
 
 from tasks.core.errors import ModelLoadError, ModelNotFoundError, first_line
+from tasks.core.files import exists
 from tasks.core.models import packaged
 
 logger = logging.getLogger(__name__)
 
 _HUB_ID = re.compile(r"(?:[A-Za-z0-9][\w.-]*/)?[A-Za-z0-9][\w.-]*")
 _HUB_GGUF = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)/(?P<file>[^/\\]+\.gguf)")
+_HUB_ID_LIMIT = 300  # far above what the Hub allows
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 _SETTINGS_PATTERNS = ("*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken")
@@ -49,7 +51,7 @@ def locate(
         version = packaged.find_packaged_file(model_id).version
         return ModelFiles(model_id, packaged.package_model_dir(model_id), "package", revision=version)
     path = Path(model_id).expanduser()
-    if path.exists():
+    if exists(path):
         if revision is not None:
             logger.warning("revision %s is ignored: %s is a local path", revision, model_id)
         return _local(model_id, path.resolve())
@@ -57,7 +59,7 @@ def locate(
     if gguf is not None:
         directory = _snapshot(gguf["repo"], revision, [*_SETTINGS_PATTERNS, gguf["file"]])
         return ModelFiles(model_id, directory, "hub", gguf["file"], _commit(directory))
-    if _HUB_ID.fullmatch(model_id) is None:
+    if not is_hub_name(model_id):
         raise ModelNotFoundError(f"there is no file or directory {model_id}", "correct the path")
     weights = _WEIGHT_PATTERNS if with_weights else ()
     directory = _snapshot(
@@ -136,6 +138,8 @@ def _why_unreached() -> str:
 
 def is_hub_name(model_id: str) -> bool:
     """Tell whether a name has the form of a Hub model (`user/name`, `name`) or of a GGUF file in one."""
+    if len(model_id) > _HUB_ID_LIMIT:
+        return False
     return _HUB_ID.fullmatch(model_id) is not None or _HUB_GGUF.fullmatch(model_id) is not None
 
 
@@ -158,12 +162,25 @@ def is_there(model_id: str) -> bool:
         except ModelNotFoundError:
             return False
         return True
-    if Path(model_id).expanduser().exists():
+    if exists(Path(model_id).expanduser()):
         return True
     if not is_hub_name(model_id):
         return False
     # Asking the Hub costs a round trip for each model listed; loading will tell.
     return not is_offline() or is_cached(model_id)
+
+
+def check_model(model_id: str) -> None:
+    """Raise ModelNotFoundError when a model can be neither here nor on the Hub; downloads nothing."""
+    if model_id.startswith(packaged.PREFIX):
+        packaged.find_packaged_file(model_id)
+    elif not is_there(model_id):
+        offline = " nor in the local Hub cache, and HF_HUB_OFFLINE is set" if is_hub_name(model_id) else ""
+        raise ModelNotFoundError(
+            f"there is no file or directory {model_id}{offline}",
+            "correct the path"
+            + (" or, for a Hub model, connect once so that it can be downloaded" if offline else ""),
+        )
 
 
 def is_cached(model_id: str) -> bool:

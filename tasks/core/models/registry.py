@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Sequence
@@ -23,6 +24,7 @@ __all__ = [
     "ModelEntry",
     "check_run_name",
     "list_models",
+    "made_up_name",
     "model_dir",
     "package_model_dir",
     "promoted_run",
@@ -39,6 +41,9 @@ _RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _RUN_NAME_LIMIT = 100
 # Two slugs, a time or key and a short prefix fit into one run name.
 _SLUG_LIMIT = 36
+_DIGEST_LENGTH = 5
+# As long as the time in the name of a training, 20261127-143000.
+_TAIL_LENGTH = 15
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +85,26 @@ def slug(name: str) -> str:
     last = re.split(r"[/\\]", name.rstrip("/\\"))[-1]
     stem = re.sub(r"\.(gguf|jsonl|json|csv|tsv|parquet)$", "", last, flags=re.IGNORECASE)
     cleaned = re.sub(r"[^a-z0-9._-]+|\.{2,}", "-", stem.lower()).strip("._-")
-    return cleaned[:_SLUG_LIMIT].strip("._-") or "unnamed"
+    return shortened(cleaned, _SLUG_LIMIT) or "unnamed"
+
+
+def shortened(name: str, limit: int) -> str:
+    """Give a name of at most `limit` (30 or more) characters that stays as unique as `name` is.
+
+    The middle goes: a name ends with what tells it from others, such as its time, and a digest stands for the rest.
+    """
+    if len(name) <= limit:
+        return name
+    digest = hashlib.sha256(name.encode()).hexdigest()[:_DIGEST_LENGTH]
+    tail = name[-_TAIL_LENGTH:].strip("._-")
+    head = name[: limit - len(digest) - len(tail) - 2].strip("._-")
+    return f"{head}-{digest}-{tail}"
+
+
+def made_up_name(name: str, prefix: str, suffix: str) -> str:
+    """Put prefix and suffix around a name that nobody gave, which is shortened to fit; ConfigError if it cannot."""
+    room = max(_SLUG_LIMIT, _RUN_NAME_LIMIT - len(prefix) - len(suffix))
+    return check_run_name(f"{prefix}{shortened(name, room)}{suffix}")
 
 
 def data_slug(data_id: str | Sequence[str]) -> str:

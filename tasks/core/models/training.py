@@ -132,15 +132,21 @@ def _choose_dir(
             logger.info("%s was interrupted and has the same settings and data: finishing it", interrupted)
             return interrupted
     time = started_at.astimezone().strftime("%Y%m%d-%H%M%S")
-    name = run_name or config.full_run_name(f"{registry.slug(config.base_model_id)}-{time}")
-    return registry.model_dir(models_dir, name)
+    return registry.model_dir(models_dir, run_name or name_of_training(config, time))
+
+
+def name_of_training(config: FineTunerConfig, time: str) -> str:
+    """The configured name of a training, or one made of base model and time, with prefix and suffix."""
+    if config.run_name is not None:
+        return config.full_run_name("")
+    made = f"{registry.slug(config.base_model_id)}-{time}"
+    return registry.made_up_name(made, config.run_name_prefix, config.run_name_suffix)
 
 
 def _interrupted_run(config: FineTunerConfig, models_dir: Path, identity: TrainingIdentity) -> Path | None:
     """The newest unnamed run that began with this identity, has a checkpoint and is neither done nor running."""
-    pattern = config.full_run_name(
-        f"{registry.slug(config.base_model_id)}-" + "[0-9]" * 8 + "-" + "[0-9]" * 6
-    )
+    made = f"{registry.slug(config.base_model_id)}-" + "[0-9]" * 8 + "-" + "[0-9]" * 6
+    pattern = config.full_run_name(made)
     for model_dir in sorted(models_dir.glob(pattern), reverse=True):
         if registry.why_incomplete(model_dir) is None or read_identity(model_dir) != identity:
             continue

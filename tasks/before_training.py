@@ -1,0 +1,101 @@
+"""What inference would refuse after a training, found before it: hours of work must not end at a name or a length."""
+
+from __future__ import annotations
+
+from tasks.core.config import Config, InferencerConfig
+from tasks.core.errors import RunKeyMismatchError
+from tasks.core.storage import Store
+from tasks.inference_settings import column_mapping
+from tasks.inference_settings import run_name as run_name_of
+
+SOME_TIME = "00000000-000000"
+"""Stands in a name for the time at which a training will begin."""
+_SOME_KEY = "0" * 8
+
+
+def trained_name(config: Config, time: str = SOME_TIME) -> str:
+    """Give the name that the model to be trained will have. Raises ConfigError for a bad one."""
+    from tasks.core.models.registry import model_dir
+    from tasks.core.models.training import name_of_training
+
+    return model_dir(Store(config.pipeline.models_dir).local, name_of_training(config.fine_tuner, time)).name
+
+
+def check_names(config: Config) -> None:
+    """Raise ConfigError for a name that the run of the model to be trained, or of its opponents, cannot have."""
+    from tasks.core.models.registry import slug
+
+    settings = config.inferencer
+    run_name_of(settings, None, trained_name(config))
+    opponent = (
+        f"{slug(config.fine_tuner.base_model_id)}-{slug(settings.required_testing_data_id)}-{_SOME_KEY}"
+    )
+    if config.pipeline.compare_with_base or config.pipeline.compare_with_champion:
+        run_name_of(settings, opponent, config.fine_tuner.base_model_id)
+
+
+def check_inference(config: Config, *, is_next: bool) -> None:
+    """Raise what inference would raise over names, test rows, columns, lengths and device; loads no weights.
+
+    `is_next` says that inference follows at once, so that a run directory of other answers is in its way too.
+    """
+    check_names(config)
+    if is_next:
+        check_run_is_free(config)
+    check_rows(config.inferencer)
+    check_lengths(config)
+
+
+def check_run_is_free(config: Config) -> None:
+    """Raise RunKeyMismatchError when the run belongs to other weights; a finished training is taken for this one."""
+    from tasks.core.generation.run_dir import RunDir
+    from tasks.core.models.registry import why_incomplete
+
+    models, runs = Store(config.pipeline.models_dir), Store(config.pipeline.runs_dir)
+    name = config.fine_tuner.run_name
+    is_trained = (
+        name is not None and why_incomplete(models.local / config.fine_tuner.full_run_name("")) is None
+    )
+    if is_trained or models.is_remote or runs.is_remote:
+        return
+    run = RunDir(runs.local / run_name_of(config.inferencer, None, trained_name(config)))
+    if run.identity_path.exists():
+        raise RunKeyMismatchError(
+            f"{run.path} holds answers of another model, and the model to be trained would answer there too",
+            "set another run name (fine_tuner.run_name, inferencer.run_name), leave both unset, or move that "
+            "directory away; --skip-finetuning goes on with the model that is there",
+        )
+
+
+def check_rows(settings: InferencerConfig) -> None:
+    """Raise DataError when the test rows or their columns are not there."""
+    from tasks.core.data.columns import examples
+    from tasks.core.data.sources import load_rows
+
+    rows = load_rows(
+        settings.required_testing_data_id,
+        split=settings.testing_data_split,
+        revision=settings.testing_data_revision,
+        max_rows=settings.max_rows,
+    )
+    next(examples(rows, column_mapping(settings)), None)
+
+
+def check_lengths(config: Config) -> None:
+    """Raise ConfigError or ModelLoadError for lengths or a device that the trained model, like its base, cannot have."""
+    from tasks.core.models.context_length import context_length_of, possible_length
+    from tasks.core.models.placement import choose_device
+    from tasks.core.models.specs import ModelSpec
+
+    trained, settings = config.fine_tuner, config.inferencer
+    choose_device(settings.device)
+    base = ModelSpec(
+        trained.base_model_id,
+        revision=trained.base_model_revision,
+        trust_remote_code=trained.trust_remote_code,
+    )
+    possible_length(
+        context_length_of(base),
+        max_sequence_length=settings.max_sequence_length,
+        max_new_tokens=settings.max_new_tokens,
+    )
