@@ -14,6 +14,8 @@ from typing import TextIO
 from tasks.core.errors import StorageError, TuneproofError
 
 _UNWATCHED_WIDTH = 160
+TOLD_BY_COMMAND = {"told_by_command": True}
+"""`extra` of a message for a run's log that the command prints itself when the run is done."""
 # Columns that are not folded on a narrow terminal.
 _KEPT_WHOLE = frozenset({"metric", "before", "after", "score", "rows", "last loss", "finished"})
 _OWN_LOGGERS = ("tasks", "flows")
@@ -68,6 +70,8 @@ def is_worth_showing(record: logging.LogRecord) -> bool:
 
     An exception that ends a run reaches the command line anyway and is reported there once.
     """
+    if getattr(record, next(iter(TOLD_BY_COMMAND)), False):
+        return False
     if record.name.startswith(_RUN_LOGGERS):
         from_engine = _ENGINE_FOLDER in record.pathname
         return not from_engine or "Retry" in record.getMessage()

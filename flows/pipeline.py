@@ -8,16 +8,20 @@ from typing import TYPE_CHECKING
 
 from prefect import flow, tags
 
+from flows.console import TOLD_BY_COMMAND
 from flows.evaluation import evaluate
 from flows.finetuning import finetune
 from flows.inference import infer, infer_with_base_model, infer_with_champion
 from flows.naming import TAG, name_of_run, rename_run
 from flows.parameters import ConfigSource, Count, Phases, Settings, Text, chosen_phases, load_settings
 from flows.promotion import promote_if_decided
+from tasks.artifacts import show_file, show_lineage, show_scores
 from tasks.core.config import Config
+from tasks.core.evaluation.evaluate import evaluation_files
 from tasks.core.evaluation.summary import EvaluationSummary
 from tasks.core.interruption import goes_on_by
 from tasks.core.models.promotion import Promotion
+from tasks.core.models.registry import MANIFEST_NAME
 from tasks.core.records import RunManifest
 from tasks.core.storage import Store
 from tasks.evaluator import Evaluator
@@ -98,6 +102,7 @@ def finetune_infer_evaluate(
             evaluation = evaluate(loaded, run=_folder(loaded, candidate))
             promotion = promote_if_decided(loaded, evaluation)
     _log_what_was_left_out(trained, candidate, evaluation)
+    _show_results(loaded, trained, candidate, evaluation)
     _name_after_result(trained, candidate, evaluation)
     if evaluation is None:
         _let_others_go_on(loaded, trained, candidate)
@@ -106,6 +111,32 @@ def finetune_infer_evaluate(
 
 def _folder(config: Config, run: RunManifest | None) -> str | None:
     return None if run is None else Store(config.pipeline.runs_dir).address_of(run.run_name)
+
+
+def _show_results(
+    config: Config,
+    trained: TrainedModel | None,
+    candidate: RunManifest | None,
+    evaluation: EvaluationSummary | None,
+) -> None:
+    """Show on this run's own page what the phases gave: it has none of the artifacts of its subflows."""
+    models, runs = Store(config.pipeline.models_dir), Store(config.pipeline.runs_dir)
+    if trained is not None:
+        show_file("model", trained.manifest.run_name, trained.model_dir / MANIFEST_NAME, models)
+    if candidate is not None:
+        predictions_path = runs.local / candidate.run_name / candidate.predictions_path
+        show_file("predictions", candidate.run_name, predictions_path, runs)
+    if evaluation is None:
+        return
+    evaluator = Evaluator(config, run=_folder(config, candidate))
+    files = evaluation_files(evaluator.find_runs().candidate_path)
+    show_scores(evaluation.candidate.run_name, evaluation)
+    show_file("report", evaluation.candidate.run_name, files.report_path, evaluator.runs)
+    show_file("spreadsheet", evaluation.candidate.run_name, files.spreadsheet_path, evaluator.runs)
+    show_lineage(evaluation, files.directory)
+    verdict = evaluation.verdict
+    told = f"verdict: {verdict.decision.upper()}. {verdict.reasons[0]}" if verdict else evaluation.answer
+    logger.info(told, extra=TOLD_BY_COMMAND)
 
 
 def _let_others_go_on(config: Config, trained: TrainedModel | None, candidate: RunManifest | None) -> None:

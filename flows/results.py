@@ -49,6 +49,7 @@ def show_scores(summary: EvaluationSummary, config: Config, *, run: str | None =
     """
     from tasks.core.evaluation.evaluate import evaluation_files
     from tasks.core.evaluation.remote_runs import name_within, store_of
+    from tasks.core.evaluation.run_lookup import locate_run
     from tasks.core.evaluation.wording import percent, shown_metric
 
     candidate, baseline, champion = summary.candidate, summary.baseline, summary.champion
@@ -64,9 +65,9 @@ def show_scores(summary: EvaluationSummary, config: Config, *, run: str | None =
     show_verdict(summary)
     intervals = f"{percent(summary.settings.confidence)} intervals"
     show_table(f"{candidate.run_name}: {candidate.rows} rows, {intervals}", columns, rows)
-    runs = store_of(run, config.pipeline.runs_dir)
-    named = runs.local / (candidate.run_name if run is None else name_within(run))
-    files = evaluation_files(Path(run) if run is not None and Path(run).exists() else named)
+    runs_dir = store_of(run, config.pipeline.runs_dir).local
+    named = candidate.run_name if run is None else name_within(run)
+    files = evaluation_files(locate_run(named, runs_dir))
     _show_finding(summary, files.report_path)
 
 

@@ -6,11 +6,18 @@ the phase itself, which tries again when the network fails.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from pathlib import Path
 
 from tasks.core.config import Config
 from tasks.core.config.phases import EVALUATION, FINE_TUNING, INFERENCE
+from tasks.core.errors import StorageError
 from tasks.core.storage import is_url
+
+_OTHER_PLACE = (
+    "set pipeline.models_dir or pipeline.runs_dir to a folder in which you may write, or change its rights"
+)
 
 
 def check_named(
@@ -25,6 +32,21 @@ def check_named(
         _check_evaluation(config, run, baseline, after_inference=INFERENCE in phases)
 
 
+def check_place(place: str) -> None:
+    """Raise StorageError when a folder of this machine cannot be written, or made."""
+    if is_url(place):
+        return
+    path = Path(place).absolute()
+    try:
+        while not path.exists():
+            path = path.parent
+        path.iterdir()
+    except OSError as error:
+        raise StorageError(f"{place} cannot be used: {error.strerror}", _OTHER_PLACE) from error
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise StorageError(f"{place} cannot be written: {path} is read-only for you", _OTHER_PLACE)
+
+
 def _check_training(config: Config) -> None:
     from tasks.core.data.sources import check_source
     from tasks.core.models.locating import check_model
@@ -32,6 +54,7 @@ def _check_training(config: Config) -> None:
     from tasks.core.storage import Store
 
     settings = config.fine_tuner
+    check_place(config.pipeline.models_dir)
     if settings.run_name is not None:
         model_dir(Store(config.pipeline.models_dir).local, settings.full_run_name(""))
     check_model(settings.base_model_id)
@@ -44,6 +67,7 @@ def _check_inference(config: Config, *, after_training: bool) -> None:
     from tasks.before_training import check_names
     from tasks.core.data.sources import check_source
 
+    check_place(config.pipeline.runs_dir)
     check_source(config.inferencer.required_testing_data_id)
     if after_training:
         check_names(config)

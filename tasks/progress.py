@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import copy_context
 from typing import Protocol
 
 from tasks.artifacts import ProgressArtifact
@@ -25,13 +27,21 @@ class Show(Protocol):
 
 @contextmanager
 def shown_progress(what: str, run_name: str) -> Iterator[Show]:
-    """Give a function that shows progress in the UI and on the terminal; call it within a task."""
+    """Give a function that shows progress in the UI and on the terminal; call it within a task.
+
+    The function may be called from any thread: what it shows belongs to the run in which it was given.
+    """
     artifact = ProgressArtifact(f"{what}-{run_name}", f"{what} of {run_name}")
     with _terminal_bar(what) if sys.stderr.isatty() else _log_lines(what) as on_terminal:
+        context, lock = copy_context(), threading.Lock()
 
-        def show(done: float, total: float, text: str) -> None:
+        def show_in_run(done: float, total: float, text: str) -> None:
             artifact.show(done, total, text)
             on_terminal(done, total, text)
+
+        def show(done: float, total: float, text: str) -> None:
+            with lock:  # a context is entered by one thread at a time
+                context.run(show_in_run, done, total, text)
 
         yield show
 

@@ -3,10 +3,8 @@
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -350,41 +348,55 @@ def test_a_phase_that_fails_ends_the_command_with_its_exit_code(folder: Path, ap
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.server
-def test_ctrl_c_keeps_the_finished_rows_and_the_same_command_resumes(
-    folder: Path, tiny_model_dir: Path
-) -> None:
-    rows = [{"question": f"How many legs have {n} dogs?", "answer": str(4 * n)} for n in range(160)]
-    (folder / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    tokens = ["infer", "--inferencer.model", str(tiny_model_dir), "--inferencer.max-new-tokens", "64"]
-    tokens += ["--inferencer.batch-size", "4"]
-    command = [sys.executable, "-m", "flows.cli", *tokens]
-    process = subprocess.Popen(
-        command,
-        cwd=folder,
-        env=environment(folder),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    ended = time.monotonic() + 200
-    while not any(len(_lines(path)) >= 4 for path in folder.glob("runs/*/ledger.jsonl")):
-        assert process.poll() is None, process.communicate()[1]
-        assert time.monotonic() < ended
-        time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130, errors[-3000:]
-    assert "finished rows are kept; the same command resumes" in errors
-    assert "Traceback" not in errors
-    kept = _lines(next(folder.glob("runs/*/ledger.jsonl")))
-    assert 4 <= len(kept) < 160
+# What names nothing
 
-    again = tuneproof(folder, *tokens)
-    assert again.returncode == 0, again.stderr
-    assert f"{len(kept)} of 160 rows are answered already" in again.stderr
-    assert "(160 rows)" in again.stdout
-    assert _lines(next(folder.glob("runs/*/ledger.jsonl")))[: len(kept)] == kept
+
+@pytest.mark.parametrize(
+    ("tokens", "words"),
+    [
+        (["evaluate", "--run", "nope"], "there is no run 'nope'"),
+        (["evaluate", "--dry-run", "--run", "nope"], "there is no run 'nope'"),
+        (["evaluate", "--dry-run", "--baseline", "nope"], "no finished run"),
+        (["evaluate", "--gate.primary-metric", "nope"], "'nope'"),
+        (["infer", "--inferencer.model", "nope"], "no usable model 'nope'"),
+        (["infer", "--inferencer.model", "x" * 4000], "no usable model"),
+        (["infer", "--inferencer.testing-data-id", "nope.jsonl"], "no file nope.jsonl"),
+        (["infer", "--inferencer.testing-data-id", "x" * 4000], "neither a file or folder here"),
+        (["infer", "--pipeline.runs-dir", "config.toml/runs"], "config.toml"),
+        (["finetune", "--fine-tuner.training-data-id", "nope.jsonl"], "no file nope.jsonl"),
+        (["finetune", "--fine-tuner.base-model-id", "x" * 4000], "no file or directory"),
+        (["pipeline", "--inferencer.testing-data-id", "nope.jsonl"], "no file nope.jsonl"),
+        (["pipeline", "--inferencer.run-name-prefix", "p" * 95], "is not allowed"),
+        (["compare", "nope", "x" * 4000], "there is no run 'nope'"),
+        (["promote", "x" * 4000], "next:"),
+        (["report", "x" * 4000], "there is no run"),
+    ],
+)
+def test_what_names_nothing_is_refused_before_prefect_is_imported(
+    folder: Path, tokens: list[str], words: str
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "flows.cli", *tokens],
+        cwd=folder, env=environment(folder), capture_output=True, text=True,
+    )  # fmt: skip
+    lines = done.stderr.splitlines()
+    told = "\n".join(line for line in lines if not line.startswith("import time:"))
+    loaded = {line.rsplit("|", 1)[-1].strip().split(".")[0] for line in lines}
+    assert done.returncode in (1, 2)
+    assert words in told and "Traceback" not in told and len(told) < 3000
+    assert not loaded & ({"prefect"} if "--dry-run" in tokens else HEAVY)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+@pytest.mark.parametrize("command", ["infer", "finetune", "pipeline"])
+def test_a_folder_that_cannot_be_written_is_told_before_the_work(
+    folder: Path, tiny_model_dir: Path, command: str
+) -> None:
+    (folder / "locked").mkdir(mode=0o500)
+    places = ["--pipeline.runs-dir", "locked/runs", "--pipeline.models-dir", "locked/models"]
+    done = tuneproof(folder, command, *places, "--inferencer.model", str(tiny_model_dir))
+    assert done.returncode == 1
+    assert "cannot be written" in done.stderr and "Traceback" not in done.stderr
 
 
 def _lines(path: Path) -> list[str]:

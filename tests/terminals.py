@@ -1,0 +1,87 @@
+"""A command in a terminal of its own, as a person has it: Ctrl-C reaches its whole process group."""
+
+from __future__ import annotations
+
+import os
+import pty
+import select
+import signal
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import psutil
+
+CTRL_C = b"\x03"
+_MARK = "COMMAND_IN_TERMINAL"
+
+
+class Terminal:
+    """Runs a command in a pseudo-terminal; knows every process that came of it, whatever its session."""
+
+    def __init__(self, command: Sequence[str], folder: Path, environment: dict[str, str]) -> None:
+        self.output = ""
+        self.exit_code: int | None = None
+        self._mark = uuid.uuid4().hex
+        self._environment = {**environment, _MARK: self._mark}
+        self.process_id, self._descriptor = pty.fork()
+        if self.process_id == 0:
+            os.chdir(folder)
+            os.execve(command[0], list(command), self._environment)
+
+    def press_ctrl_c(self) -> None:
+        os.write(self._descriptor, CTRL_C)
+
+    def kill(self, number: signal.Signals) -> None:
+        os.kill(self.process_id, number)
+
+    def processes(self) -> list[str]:
+        """Command lines of all living processes that came of the command."""
+        found = []
+        for process in psutil.process_iter():
+            try:
+                living = process.status() != psutil.STATUS_ZOMBIE
+                if living and process.environ().get(_MARK) == self._mark:
+                    found.append(" ".join(process.cmdline()))
+            except psutil.Error:
+                continue
+        return found
+
+    def wait_until(self, happened: Callable[[], bool], seconds: float) -> float:
+        """Read what is printed until something has happened; give the seconds that took."""
+        began = time.monotonic()
+        while not happened():
+            assert time.monotonic() - began < seconds, f"it did not happen:\n{self.output}"
+            self._read()
+        return time.monotonic() - began
+
+    def wait(self, seconds: float) -> float:
+        """Wait for the command's end and read the rest of what it printed; give the seconds until the end."""
+        took = self.wait_until(self._has_ended, seconds)
+        before = -1
+        while len(self.output) > before:
+            before = len(self.output)
+            self._read()
+        return took
+
+    def _has_ended(self) -> bool:
+        if self.exit_code is None:
+            found, status = os.waitpid(self.process_id, os.WNOHANG)
+            if found:
+                self.exit_code = os.waitstatus_to_exitcode(status)
+        return self.exit_code is not None
+
+    def _read(self) -> None:
+        if select.select([self._descriptor], [], [], 0.05)[0]:
+            try:
+                self.output += os.read(self._descriptor, 65536).decode(errors="replace").replace("\r", "")
+            except OSError:  # the command has closed its end
+                time.sleep(0.05)
+
+    def close(self) -> None:
+        """End whatever is left."""
+        os.close(self._descriptor)
+        if not self._has_ended():
+            os.kill(self.process_id, signal.SIGKILL)
+            os.waitpid(self.process_id, 0)

@@ -1,0 +1,163 @@
+"""How commands end that are asked to: soon, with one line and an exit code, leaving no process."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.terminals import Terminal
+from tests.test_cli import environment, folder  # noqa: F401
+
+Start = Callable[..., Terminal]
+
+# Work that hears nothing: the exception is swallowed, the next wait is in C, a child is there.
+DEAF = """
+import subprocess, sys, time
+import flows.ending as ending
+from tasks.core import interruption
+ending.GRACE_SECONDS = {grace}
+def work():
+    subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], start_new_session=True)
+    interruption.keeps(lambda: "3 of 9 answers are kept")
+    print("working", flush=True)
+    while True:
+        try:
+            {wait}
+        except KeyboardInterrupt:
+            pass
+sys.exit(ending.run_to_end(work))
+"""
+SLEEPS = "time.sleep(60)"
+# Computes without giving Python a moment to handle a signal in the main thread.
+COMPUTES = "import hashlib; hashlib.pbkdf2_hmac('sha256', b'x' * 10**6, b'y', 10**8)"
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """Start Python with these arguments in a terminal."""
+    begun: list[Terminal] = []
+
+    def begin(*arguments: str, cwd: Path = tmp_path, **more: str) -> Terminal:
+        begun.append(Terminal([sys.executable, *arguments], cwd, environment(tmp_path, **more)))
+        return begun[-1]
+
+    yield begin
+    for terminal in begun:
+        terminal.close()
+
+
+def deaf(start: Start, wait: str, grace: float) -> Terminal:
+    terminal = start("-c", DEAF.format(wait=wait, grace=grace))
+    terminal.wait_until(lambda: "working" in terminal.output, 30)
+    return terminal
+
+
+@pytest.mark.parametrize("wait", [SLEEPS, COMPUTES])
+def test_work_that_swallows_ctrl_c_or_computes_on_is_ended_when_its_time_is_up(
+    start: Start, wait: str
+) -> None:
+    terminal = deaf(start, wait, grace=1)
+    terminal.press_ctrl_c()
+    assert terminal.wait(10) < 5
+    assert terminal.exit_code == 130
+    assert terminal.processes() == []
+    assert terminal.output.rstrip().endswith("\ninterrupted: 3 of 9 answers are kept")
+    assert "Traceback" not in terminal.output
+
+
+def test_a_second_ctrl_c_ends_it_at_once(start: Start) -> None:
+    terminal = deaf(start, SLEEPS, grace=60)
+    terminal.press_ctrl_c()
+    terminal.wait_until(lambda: "^C" in terminal.output, 5)
+    with pytest.raises(AssertionError, match="did not happen"):
+        terminal.wait(1)  # one is not enough: its time is not up
+    terminal.press_ctrl_c()
+    assert terminal.wait(10) < 5
+    assert (terminal.exit_code, terminal.processes()) == (130, [])
+
+
+def test_sigterm_ends_it_likewise_with_its_own_code(start: Start) -> None:
+    terminal = deaf(start, SLEEPS, grace=0.5)
+    terminal.kill(signal.SIGTERM)
+    terminal.wait(10)
+    assert (terminal.exit_code, terminal.processes()) == (143, [])
+    assert "ended by SIGTERM: 3 of 9 answers are kept" in terminal.output
+
+
+def test_an_error_that_the_interrupted_work_raises_is_not_told(start: Start) -> None:
+    code = """
+import sys, time
+from flows.ending import run_to_end
+def work():
+    print("working", flush=True)
+    try:
+        time.sleep(60)
+    finally:
+        raise OSError("the server is gone")
+sys.exit(run_to_end(work))
+"""
+    terminal = start("-c", code)
+    terminal.wait_until(lambda: "working" in terminal.output, 30)
+    terminal.press_ctrl_c()
+    assert terminal.wait(10) < 5
+    assert terminal.exit_code == 130
+    assert "server is gone" not in terminal.output
+
+
+def test_a_command_that_is_not_interrupted_gives_its_code_and_its_errors(start: Start) -> None:
+    terminal = start("-c", "import sys; from flows.ending import run_to_end; sys.exit(run_to_end(lambda: 5))")
+    terminal.wait(30)
+    assert terminal.exit_code == 5
+    failing = start("-c", "from flows.ending import run_to_end; run_to_end(lambda: 1 / 0)")
+    failing.wait(30)
+    assert failing.exit_code == 1 and "ZeroDivisionError" in failing.output
+
+
+INFER = ("-m", "flows", "infer", "--inferencer.max-new-tokens", "64", "--inferencer.batch-size", "4")
+
+
+def long_inference(start: Start, folder: Path, model: Path, *more: str) -> Terminal:  # noqa: F811
+    """Begin to answer 400 questions; give the terminal when some are answered."""
+    rows = "".join(
+        f'{{"question": "How many legs have {n} dogs?", "answer": "{4 * n}"}}\n' for n in range(400)
+    )
+    (folder / "test.jsonl").write_text(rows)
+    terminal = start(*INFER, "--inferencer.model", str(model), *more, cwd=folder)
+    terminal.wait_until(lambda: _answered(folder) >= 4, 200)
+    return terminal
+
+
+def _answered(folder: Path) -> int:  # noqa: F811
+    return sum(len(path.read_text().splitlines()) for path in folder.glob("runs/*/ledger.jsonl"))
+
+
+@pytest.mark.server
+def test_ctrl_c_in_a_terminal_keeps_the_answers_and_leaves_no_process(
+    start: Start,
+    folder: Path,  # noqa: F811
+    tiny_model_dir: Path,
+) -> None:
+    terminal = long_inference(start, folder, tiny_model_dir, "--inferencer.isolation", "process")
+    assert len(terminal.processes()) >= 3  # the command, its server, the process that answers
+    terminal.press_ctrl_c()
+    assert terminal.wait(30) < 10
+    assert terminal.exit_code == 130
+    assert terminal.processes() == []
+    assert "Traceback" not in terminal.output
+    kept = _answered(folder)
+    last = terminal.output.rstrip().splitlines()[-1]
+    assert (
+        last == f"interrupted: {kept} of 400 answers are kept; the same command goes on from row {kept + 1}"
+    )
+
+
+@pytest.mark.server
+def test_a_killed_command_takes_its_server_with_it(start: Start, folder: Path, tiny_model_dir: Path) -> None:  # noqa: F811
+    terminal = long_inference(start, folder, tiny_model_dir)
+    terminal.kill(signal.SIGKILL)
+    terminal.wait(10)
+    assert terminal.wait_until(lambda: terminal.processes() == [], 30) < 15
