@@ -129,11 +129,12 @@ def show_pipeline(result: PipelineResult, config: Config) -> None:
 
 
 def show_where_to_look() -> None:
-    """Tell how to see the runs in the Prefect UI."""
-    prefect = Path(sys.executable).with_name("prefect")
-    if prefect.is_relative_to(Path.cwd()):
-        prefect = prefect.relative_to(Path.cwd())
-    say(f"Prefect UI: run `{prefect} server start` and open http://127.0.0.1:4200; these runs are in it.")
+    """Tell how to see the runs in the Prefect UI, and how the command is called with one's own data."""
+    scripts = Path(sys.executable).parent
+    if scripts.is_relative_to(Path.cwd()):
+        scripts = scripts.relative_to(Path.cwd())
+    say(f"Prefect UI: run `{scripts}/prefect server start` and open http://127.0.0.1:4200; these runs are in it.")
+    say(f"your own data: {scripts}/tuneproof pipeline my.toml (`. {scripts}/activate` makes it `tuneproof`)")
 
 
 def show_plan(plan: Plan) -> None:
