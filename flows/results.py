@@ -133,7 +133,9 @@ def show_where_to_look() -> None:
     scripts = Path(sys.executable).parent
     if scripts.is_relative_to(Path.cwd()):
         scripts = scripts.relative_to(Path.cwd())
-    say(f"Prefect UI: run `{scripts}/prefect server start` and open http://127.0.0.1:4200; these runs are in it.")
+    say(
+        f"Prefect UI: run `{scripts}/prefect server start` and open http://127.0.0.1:4200; these runs are in it."
+    )
     say(f"your own data: {scripts}/tuneproof pipeline my.toml (`. {scripts}/activate` makes it `tuneproof`)")
 
 

@@ -127,7 +127,7 @@ def long_inference(start: Start, folder: Path, model: Path, *more: str) -> Termi
     )
     (folder / "test.jsonl").write_text(rows)
     terminal = start(*INFER, "--inferencer.model", str(model), *more, cwd=folder)
-    terminal.wait_until(lambda: _answered(folder) >= 4, 200)
+    terminal.wait_until(lambda: _answered(folder) >= 4, 400)
     return terminal
 
 

@@ -93,3 +93,26 @@ def test_without_a_terminal_the_log_tells_the_same(
     with caplog.at_level(logging.INFO), shown_progress("generation", "run") as show:
         show(LARGE.rows_done, LARGE.rows_total, progress_text(LARGE))
     assert f"generation: 94 %, {progress_text(LARGE)}" in caplog.text
+
+
+def test_what_threads_show_belongs_to_the_run_that_gave_the_progress() -> None:
+    from concurrent.futures import ThreadPoolExecutor
+    from contextvars import ContextVar
+
+    from tasks import progress
+
+    run: ContextVar[str | None] = ContextVar("run", default=None)
+    seen: list[str | None] = []
+
+    class Artifact:
+        def __init__(self, key: str, description: str) -> None: ...
+
+        def show(self, done: float, total: float, text: str) -> None:
+            seen.append(run.get())
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(progress, "ProgressArtifact", Artifact)
+        run.set("judging")
+        with progress.shown_progress("judging", "run") as show, ThreadPoolExecutor(8) as pool:
+            list(pool.map(lambda done: show(done, 100, ""), range(100)))
+    assert seen == ["judging"] * 100

@@ -216,3 +216,29 @@ def test_a_damaged_pointer_is_an_error_not_a_guess(tmp_path: Path, text: str) ->
     (tmp_path / "promoted.json").write_text(text)
     with pytest.raises(ModelLoadError, match=r"promoted\.json names no run"):
         registry.promoted_run(tmp_path)
+
+
+# --- names that are shortened
+
+
+def test_long_names_that_differ_anywhere_stay_different_when_they_are_shortened() -> None:
+    base = "smollm2-135m-instruct-of-our-own-with-a-long-name"
+    names = [f"{base}-20261127-0405{second:02d}" for second in range(60)]
+    names += [f"a-{base}-20261127-040506", f"{base[:20]}x{base[20:]}-20261127-040506"]
+    slugs = {registry.slug(name) for name in names}
+    assert len(slugs) == len(names)
+    assert all(len(slug) <= 36 and registry.check_run_name(slug) for slug in slugs)
+    assert registry.slug(names[7]).endswith("-20261127-040507")
+
+
+def test_short_names_are_not_changed() -> None:
+    assert registry.slug("models/SmolLM2-135M-Instruct.Q4_1.gguf") == "smollm2-135m-instruct.q4_1"
+    assert registry.made_up_name("model-data", "p-", "-s") == "p-model-data-s"
+
+
+def test_a_made_up_name_makes_room_for_prefix_and_suffix() -> None:
+    made = registry.made_up_name("m" * 36 + "-" + "d" * 36 + "-0123abcd", "p" * 40, "-s")
+    assert len(made) <= 100
+    assert made.startswith("p" * 40 + "m") and made.endswith("-0123abcd-s")
+    with pytest.raises(ConfigError, match="is not allowed"):
+        registry.made_up_name("model-data", "p" * 95, "")
