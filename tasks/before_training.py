@@ -82,7 +82,7 @@ def check_rows(settings: InferencerConfig) -> None:
 
 
 def check_lengths(config: Config) -> None:
-    """Raise ConfigError or ModelLoadError for lengths or a device that the model to be trained cannot have."""
+    """Raise ConfigError or ModelLoadError for lengths or a device that the trained model cannot have, like its base."""
     from tasks.core.models.context_length import context_length_of, possible_length
     from tasks.core.models.placement import choose_device
     from tasks.core.models.specs import ModelSpec
