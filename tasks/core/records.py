@@ -296,7 +296,14 @@ class ModelManifest(Record):
     losses: tuple[LossPoint, ...]
     final_loss: float | None
     final_validation_loss: float | None = None
+    best_step: int | None = Field(
+        None, description="update whose weights these are; none: those of the last one"
+    )
+    best_validation_loss: float | None = None
     steps: int
+    planned_steps: int | None = Field(
+        None, description="more than `steps`: early stopping ended the training"
+    )
     trained_tokens: int
     seconds: float
     started_at: str

@@ -10,7 +10,7 @@ LEGACY_SECTIONS: Mapping[str, str] = {
     "mlflow": 'set MLFLOW_TRACKING_URI and MLFLOW_EXPERIMENT_NAME, and [fine_tuner] report_to = "mlflow"',
 }
 LEGACY_KEYS: Mapping[tuple[str, str], str] = {
-    ("fine_tuner", "use_flash_attention"): "the fastest attention that the installation has is chosen",
+    ("fine_tuner", "use_flash_attention"): "PyTorch's own fused attention is used",
     ("fine_tuner", "wandb_project_name"): "set WANDB_PROJECT in the environment",
     ("fine_tuner", "is_multimodel"): _TEXT_MODELS_ONLY,
     ("fine_tuner", "finetune_vision_layers"): _TEXT_MODELS_ONLY,

@@ -260,7 +260,9 @@ class FineTunerConfig(RunNaming, ModelLoading, ColumnNames):
     )
     training_data_split: NonEmpty | None = Field("train", description="Split to train on.")
     training_data_revision: NonEmpty | None = Field(None, description="Branch, tag or commit of Hub data.")
-    validation_data_id: DataId | None = Field(None, description="Data to measure the loss on, if any.")
+    validation_data_id: DataId | None = Field(
+        None, description="Data to measure the loss on, if any; the best checkpoint by it becomes the model."
+    )
     validation_data_split: NonEmpty | None = Field("validation", description="Split to validate on.")
     validation_data_revision: NonEmpty | None = Field(None, description="Branch, tag or commit of Hub data.")
     dataset_num_proc: Count | None = Field(
@@ -282,6 +284,14 @@ class FineTunerConfig(RunNaming, ModelLoading, ColumnNames):
     )
     bias: Literal["none", "all", "lora_only"] = Field("none", description="Which biases are trained.")
     use_rslora: bool = Field(False, description="Rank-stabilised LoRA: scale by lora_alpha / sqrt(rank).")
+    use_dora: bool = Field(
+        False, description="DoRA: the size of each weight column learns apart from its direction; slower."
+    )
+    init_lora_weights: Literal["default", "pissa"] = Field(
+        "default",
+        description='First weights of the adapter: "default" adds nothing at first; "pissa" = the largest singular '
+        "values of the base's weights, which learns faster; the saved adapter fits the unchanged base.",
+    )
     loftq_config: dict[Literal["loftq_bits", "loftq_iter"], Count] | None = Field(
         None, description="LoftQ initialisation, e.g. { loftq_bits = 4, loftq_iter = 1 }; none = off."
     )
@@ -291,10 +301,26 @@ class FineTunerConfig(RunNaming, ModelLoading, ColumnNames):
     device_validation_batch_size: Count = Field(4, description="Rows a validation step, per device.")
     grad_accumulation: Count = Field(4, description="Steps whose gradients are added before an update.")
     learning_rate: Annotated[float, Field(gt=0, le=1)] = Field(2e-4, description="Peak learning rate.")
-    warmup_steps: Annotated[int, Field(ge=0)] = Field(5, description="Updates until the peak learning rate.")
+    warmup_steps: Annotated[int, Field(ge=0)] = Field(
+        5, description="Updates until the peak learning rate, at most half of all updates."
+    )
+    warmup_ratio: Annotated[float, Field(ge=0, le=1)] | None = Field(
+        None, description="The same as a share of all updates; none = warmup_steps."
+    )
     lr_scheduler_type: SchedulerName = Field("linear", description="Course of the learning rate.")
     optimizer: OptimizerName = Field("adamw_torch", description="Optimizer, by its transformers name.")
     weight_decay: Annotated[float, Field(ge=0, le=1)] = Field(0.01, description="Weight decay.")
+    max_grad_norm: Annotated[float, Field(ge=0)] = Field(
+        1.0, description="Longer gradients are shortened to this norm; 0 = never."
+    )
+    neftune_noise_alpha: Annotated[float, Field(gt=0)] | None = Field(
+        None,
+        description="NEFTune: noise of this size on the embeddings while training; none = off, usual is 5.",
+    )
+    early_stopping_patience: Count | None = Field(
+        None,
+        description="End after so many validations in a row without a lower validation loss; none = never.",
+    )
     seed: Seed = Field(42, description="Random seed of data order, adapter and dropout.")
     packing: bool = Field(False, description="Pack several short rows into one sequence.")
     use_gradient_checkpointing: bool | Literal["unsloth"] = Field(
@@ -311,7 +337,9 @@ class FineTunerConfig(RunNaming, ModelLoading, ColumnNames):
     log_steps: Count = Field(10, description="Updates between two logged losses.")
     log_first_step: bool = Field(True, description="Log the first update too.")
     save_steps: Count = Field(20, description="Updates between two checkpoints.")
-    save_total_limit: Count = Field(3, description="Checkpoints kept; older ones are removed.")
+    save_total_limit: Count = Field(
+        3, description="Newest checkpoints kept; the one with the best validation loss is kept besides."
+    )
     resume: bool = Field(True, description="Go on from the newest checkpoint of an unfinished run.")
     push_to_hub: bool = Field(False, description="Push the finished model to the Hub, as private.")
     hf_user_id: NonEmpty | None = Field(None, description="Hub user or organisation to push to.")
@@ -334,6 +362,17 @@ class FineTunerConfig(RunNaming, ModelLoading, ColumnNames):
             raise ValueError(
                 "loftq_config starts an adapter from unquantised weights: "
                 "set load_in_4bit, load_in_8bit and full_finetuning to false, or remove loftq_config"
+            )
+        if self.init_lora_weights == "pissa" and (
+            quantised or self.loftq_config is not None or self.use_dora
+        ):
+            raise ValueError(
+                'init_lora_weights = "pissa" starts from unquantised weights and plain LoRA: '
+                "set load_in_4bit, load_in_8bit and use_dora to false and remove loftq_config"
+            )
+        if self.early_stopping_patience is not None and self.validation_data_id is None:
+            raise ValueError(
+                "early_stopping_patience watches the validation loss: set validation_data_id, or remove it"
             )
         if (self.question_part is None) != (self.answer_part is None):
             raise ValueError("question_part and answer_part go together: give both or neither")

@@ -98,6 +98,7 @@ def _prepare(
     from tasks.core.training.job import Job
     from tasks.core.training.precision import choose_precision
     from tasks.core.training.rows import read_training_data
+    from tasks.core.training.schedule import schedule_of
 
     device = choose_device(config.device)
     spec = ModelSpec(
@@ -115,7 +116,9 @@ def _prepare(
     config = config.model_copy(update={"max_sequence_length": possible})
     data = read_training_data(config, load_tokenizer(spec))
     identity = TrainingIdentity.of(config, base, data, precision.compute)
-    job = Job(config, replace(spec, dtype=precision.weights), base, data, precision, device, on_progress)
+    schedule = schedule_of(config, data.train.rows)
+    spec = replace(spec, dtype=precision.weights)
+    job = Job(config, spec, base, data, schedule, precision, device, on_progress)
     return job, identity
 
 
@@ -185,11 +188,10 @@ def _train_into(model_dir: Path, job: Job) -> TrainedModel:
     from tasks.core.training.weights import publish_files
 
     started_at = _now()
-    logger.info(
-        "training %s on %d rows (%d tokens, %d of them learnt) on %s in %s",
-        *(model_dir.name, len(job.data.train.rows), job.data.train.rows.token_count),
-        *(job.data.train.rows.target_count, job.device, job.precision.compute),
-    )
+    logger.info("training %s on %s in %s", model_dir.name, job.device, job.precision.compute)
+    logger.info("%s", job.schedule)
+    if job.schedule.warning is not None:
+        logger.warning("%s", job.schedule.warning)
     fitted = fit(job, model_dir / checkpoints.CHECKPOINTS)
     manifest = _manifest(model_dir.name, job, fitted, started_at)
     publish_files(
@@ -198,6 +200,7 @@ def _train_into(model_dir: Path, job: Job) -> TrainedModel:
         model_dir,
         base_model_id=manifest.base_model_id,
         card=model_card(manifest),
+        initial_adapter_dir=fitted.initial_adapter_dir,
     )
     registry.write_manifest(model_dir, manifest)
     logger.info(
@@ -234,6 +237,9 @@ def _manifest(run_name: str, job: Job, fitted: Fitted, started_at: str) -> Model
         losses=fitted.losses,
         final_loss=_last(point.loss for point in fitted.losses),
         final_validation_loss=_last(point.validation_loss for point in fitted.losses),
+        best_step=None if fitted.best is None else fitted.best.step,
+        best_validation_loss=None if fitted.best is None else fitted.best.loss,
+        planned_steps=fitted.planned_steps,
         steps=fitted.steps,
         trained_tokens=fitted.trained_tokens,
         seconds=round(fitted.seconds, 2),

@@ -57,6 +57,11 @@ def changes_base(config: FineTunerConfig, base: ModelIdentity) -> bool:
     return base.adapter_id is not None or config.loftq_config is not None
 
 
+def moves_base(config: FineTunerConfig) -> bool:
+    """Whether the adapter starts with a part of the base's weights, which is taken out of them in memory."""
+    return config.init_lora_weights == "pissa"
+
+
 def _with_adapter(model: PreTrainedModel, config: FineTunerConfig, base: ModelIdentity) -> PeftModel:
     import torch
     from peft import get_peft_model, prepare_model_for_kbit_training
@@ -91,9 +96,11 @@ def _with_adapter(model: PreTrainedModel, config: FineTunerConfig, base: ModelId
 def _lora_config(config: FineTunerConfig) -> LoraConfig:
     from peft import LoftQConfig, LoraConfig
 
-    loftq: dict[str, Any] = {}
+    start: dict[str, Any] = {}
     if config.loftq_config is not None:
-        loftq = {"init_lora_weights": "loftq", "loftq_config": LoftQConfig(**config.loftq_config)}
+        start = {"init_lora_weights": "loftq", "loftq_config": LoftQConfig(**config.loftq_config)}
+    elif config.init_lora_weights != "default":
+        start = {"init_lora_weights": config.init_lora_weights}
     targets = config.target_modules if isinstance(config.target_modules, str) else list(config.target_modules)
     return LoraConfig(
         r=config.rank,
@@ -103,8 +110,9 @@ def _lora_config(config: FineTunerConfig) -> LoraConfig:
         modules_to_save=list(config.modules_to_save) or None,
         bias=config.bias,
         use_rslora=config.use_rslora,
+        use_dora=config.use_dora,
         task_type="CAUSAL_LM",
-        **loftq,
+        **start,
     )
 
 

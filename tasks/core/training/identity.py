@@ -39,10 +39,13 @@ _WITHOUT_EFFECT = {
 # They shape the weights of one kind of training only.
 _ADAPTER_ONLY = {
     *("rank", "lora_alpha", "lora_dropout", "target_modules", "bias", "use_rslora", "loftq_config"),
-    "modules_to_save",
+    *("use_dora", "init_lora_weights", "modules_to_save"),
 }
 # Settings that came later: at their defaults a training is the one that it was without them.
-_ADDED_LATER = {"modules_to_save"}
+_ADDED_LATER = {
+    *("use_dora", "init_lora_weights", "warmup_ratio", "max_grad_norm", "neftune_noise_alpha"),
+    *("early_stopping_patience", "modules_to_save"),
+}
 
 
 class TrainingIdentity(Record):
@@ -72,6 +75,10 @@ class TrainingIdentity(Record):
             "validation rows": None if data.validation is None else data.validation.sha256,
             "rows in an optimizer step": config.device_train_batch_size * config.grad_accumulation,
         }
+        if data.validation is not None and config.save_steps != defaults["save_steps"]:
+            settings["updates between validations"] = (
+                config.save_steps
+            )  # they say which checkpoint is the best
         return cls(settings=settings)
 
     def differences(self, other: TrainingIdentity) -> list[str]:

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from tasks.core.config import FineTunerConfig
@@ -16,6 +17,8 @@ from tasks.core.training.adapting import changes_base
 from tasks.core.training.precision import Precision
 from tasks.core.training.progress import TrainingProgress
 from tasks.core.training.rows import TrainingData
+from tasks.core.training.schedule import Schedule
+from tasks.core.training.validation import Validated
 from tasks.core.training.weights import merged
 
 if TYPE_CHECKING:
@@ -44,6 +47,7 @@ class Job:
     spec: ModelSpec
     base: ModelIdentity
     data: TrainingData
+    schedule: Schedule
     precision: Precision
     device: str
     on_progress: Callable[[TrainingProgress], None] | None
@@ -78,10 +82,13 @@ class Fitted:
     model: PreTrainedModel | PeftModel
     tokenizer: PreTrainedTokenizerBase
     losses: tuple[LossPoint, ...]
+    best: Validated | None
     steps: int
+    planned_steps: int
     trained_tokens: int
     seconds: float
     plan: BatchPlan
+    initial_adapter_dir: Path | None = None
     memory_events: tuple[dict[str, Any], ...] = ()
 
     def publishable(self, job: Job) -> PreTrainedModel | PeftModel:

@@ -17,12 +17,13 @@ from tasks.core.generation.memory import is_out_of_memory
 from tasks.core.models.loading import load_model_and_tokenizer
 from tasks.core.records import LossPoint
 from tasks.core.training import checkpoints
-from tasks.core.training.adapting import choose_attention, make_trainable
+from tasks.core.training.adapting import choose_attention, make_trainable, moves_base
 from tasks.core.training.job import BatchPlan, Fitted, Job
 from tasks.core.training.packing import check_packing, pack
 from tasks.core.training.progress import TrainingMeter
 from tasks.core.training.rows import RowSet
-from tasks.core.training.weights import trained_weights_are_finite
+from tasks.core.training.validation import Validated, best_validation, is_exhausted, untrained_loss
+from tasks.core.training.weights import checksums, save_weights, trained_weights_are_finite
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+INITIAL_ADAPTER = "initial-adapter"
 # StepEnd says when to validate; Trainer only has to know that there are validation rows.
 _NEVER_BY_STEPS = 10**9
 
@@ -49,14 +51,20 @@ def fit_once(job: Job, checkpoints_dir: Path, plan: BatchPlan) -> Fitted:
         if job.config.packing:
             check_packing(model)
         arguments = partial(_arguments, job, plan, checkpoints_dir)
+        initial_adapter_dir = _keep_initial_adapter(model, job, checkpoints_dir)
+        untrained = checksums(model)
         trainer = _build_trainer(job, arguments, model, train, pad_token_id)
-        _run(trainer, checkpoints.newest_whole(checkpoints_dir))
-    _check_weights(model)
+        _run(trainer, checkpoints.resume_point(checkpoints_dir), job.config.early_stopping_patience)
+        best = _take_best(trainer, checkpoints_dir)
+    _check_weights(trainer.model, untrained, trainer.state.global_step)
     return Fitted(
         model=trainer.model,
         tokenizer=loaded.tokenizer,
         losses=loss_points(trainer.state.log_history),
+        best=best,
         steps=trainer.state.global_step,
+        planned_steps=trainer.state.max_steps,
+        initial_adapter_dir=initial_adapter_dir,
         trained_tokens=int(trainer.state.num_input_tokens_seen),
         seconds=trainer.seconds,
         plan=plan,
@@ -72,7 +80,7 @@ def _build_trainer(
 
     config, validation = job.config, job.data.validation
     meter = TrainingMeter(job.on_progress)
-    step_end = StepEnd(meter)
+    step_end = StepEnd(meter, config.early_stopping_patience)
     try:
         trainer = AnswerTrainer(
             model,
@@ -118,9 +126,11 @@ def _arguments(job: Job, plan: BatchPlan, checkpoints_dir: Path) -> TrainingArgu
         gradient_accumulation_steps=plan.accumulation,
         num_train_epochs=config.epochs,
         learning_rate=config.learning_rate,
-        warmup_steps=config.warmup_steps,
+        warmup_steps=job.schedule.warmup_updates,
         optim=config.optimizer,
         weight_decay=config.weight_decay,
+        max_grad_norm=config.max_grad_norm,
+        neftune_noise_alpha=config.neftune_noise_alpha,
         lr_scheduler_type=config.lr_scheduler_type,
         seed=config.seed,
         bf16=precision.compute == "bfloat16",
@@ -139,8 +149,8 @@ def _arguments(job: Job, plan: BatchPlan, checkpoints_dir: Path) -> TrainingArgu
     )
 
 
-def _run(trainer: AnswerTrainer, checkpoint_dir: Path | None) -> None:
-    """Train from the start or from a checkpoint; one taken at the last step only gives its weights."""
+def _run(trainer: AnswerTrainer, checkpoint_dir: Path | None, patience: int | None) -> None:
+    """Train from the start or from a checkpoint; one taken at the end only gives its weights."""
     from transformers import TrainerState
 
     if checkpoint_dir is None:
@@ -149,22 +159,67 @@ def _run(trainer: AnswerTrainer, checkpoint_dir: Path | None) -> None:
     trainer.seconds_before = checkpoints.seconds_of(checkpoint_dir)
     state = TrainerState.load_from_json(str(checkpoint_dir / "trainer_state.json"))
     logger.info("going on from %s (step %d of %d)", checkpoint_dir, state.global_step, state.max_steps)
-    if state.global_step < state.max_steps:
+    if state.global_step < state.max_steps and not is_exhausted(state.log_history, patience):
         trainer.train(resume_from_checkpoint=str(checkpoint_dir))
     else:
         trainer._load_from_checkpoint(str(checkpoint_dir))
         trainer.state = state
 
 
+def _take_best(trainer: AnswerTrainer, checkpoints_dir: Path) -> Validated | None:
+    """Put the weights with the lowest validation loss into the trainer's model; None without validation."""
+    log = trainer.state.log_history
+    best = best_validation(log)
+    if best is None:
+        return None
+    if best.step != trainer.state.global_step:
+        best_dir = checkpoints.at_step(checkpoints_dir, best.step)
+        if not checkpoints.is_intact(best_dir):
+            raise TrainingError(
+                f"{best_dir} has the lowest validation loss ({best.loss:.4f}), but it is damaged or gone",
+                "run the same command again: it goes on from a checkpoint before it and gives the same model",
+            )
+        trainer._load_from_checkpoint(str(best_dir))
+        logger.info(
+            "the model is that after update %d of %d, with the lowest validation loss (%.4f)",
+            *(best.step, trainer.state.global_step, best.loss),
+        )
+    untrained = untrained_loss(log)
+    if untrained is not None and best.loss >= untrained:
+        logger.warning(
+            "no validation loss is below that of the untrained model: %.4f at best, %.4f untrained; lower "
+            "learning_rate, or see whether training and validation rows are of one kind",
+            *(best.loss, untrained),
+        )
+    return best
+
+
+def _keep_initial_adapter(model: Any, job: Job, checkpoints_dir: Path) -> Path | None:
+    """Where the adapter's first weights lie, if the published adapter must be told apart from them."""
+    if job.publishes_full_model or not moves_base(job.config):
+        return None
+    initial_dir = checkpoints_dir / INITIAL_ADAPTER
+    with checkpoints.storing(initial_dir):
+        save_weights(model, initial_dir)
+    return initial_dir
+
+
 def _check_disk(model: Any, job: Job, checkpoints_dir: Path) -> None:
     """Room for the checkpoints (weights and two optimizer states in float32) and the result, told in advance."""
     learnt = sum(part.numel() for part in model.parameters() if part.requires_grad)
     kept = job.config.save_total_limit + 1  # one more is there while the oldest is not yet removed
+    kept += job.data.validation is not None  # the best one
     result = 4 * (model.num_parameters() if job.publishes_full_model else learnt)
     check_disk_space(checkpoints_dir, 12 * learnt * kept + result)
 
 
-def _check_weights(model: Any) -> None:
+def _check_weights(model: Any, untrained: dict[str, int], updates: int) -> None:
+    if checksums(model) == untrained:
+        raise TrainingError(
+            f"no weight has changed in {updates} updates: nothing was learnt",
+            'raise fine_tuner.learning_rate, or add rows; with dtype = "float16" take "bfloat16" or "float32"; '
+            "then choose another run_name or set resume = false",
+        )
     if not trained_weights_are_finite(model):
         raise TrainingError(
             "some trained weights are no numbers (NaN) after the last step",

@@ -5,6 +5,7 @@ Importing this module loads torch and transformers; import it inside functions.
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Sequence
@@ -22,11 +23,15 @@ from tasks.core.training.answer_loss import AnswerHead, summed_loss
 from tasks.core.training.batches import Collator, LengthGroupedOrder, Sequences
 from tasks.core.training.progress import TrainingMeter
 from tasks.core.training.rows import TokenizedRows
+from tasks.core.training.schedule import from_above_zero
+from tasks.core.training.validation import best_validation, is_exhausted
 from tasks.core.training.weights import save_weights
 
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +103,13 @@ class AnswerTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped h
         rows_in_step = self.args.train_batch_size * self.args.gradient_accumulation_steps
         return LengthGroupedOrder(self._train.lengths, rows_in_step, self.args.seed)
 
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """The course of the learning rate as in transformers, but with a warm-up whose first rate is above 0."""
+        if self.lr_scheduler is None:
+            scheduler = super().create_scheduler(num_training_steps, optimizer)
+            from_above_zero(scheduler, self.args.get_warmup_steps(num_training_steps))
+        return self.lr_scheduler
+
     def compute_loss(
         self,
         model: torch.nn.Module,
@@ -143,6 +155,11 @@ class AnswerTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped h
                 loss += float(self.compute_loss(model, inputs, num_items_in_batch=1))
                 targets += count
         model.train(was_training)
+        if not math.isfinite(loss):
+            raise TrainingError(
+                f"the validation loss is {loss / targets} after {self.state.global_step} updates",
+                'lower fine_tuner.learning_rate; if dtype is "float16", take "bfloat16" or "float32"',
+            )
         metrics = {f"{metric_key_prefix}_loss": loss / targets}
         self._meter.note_validation(metrics[f"{metric_key_prefix}_loss"])
         self.log(dict(metrics))
@@ -154,26 +171,29 @@ class AnswerTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped h
         save_weights(self.model, Path(output_dir or self.args.output_dir))
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
-        """Write a checkpoint, seal it, and only then remove the oldest."""
+        """Write a checkpoint, seal it, and only then remove the oldest, but never the best."""
         checkpoints_dir = Path(self.args.output_dir)
         checkpoint_dir = checkpoints_dir / f"checkpoint-{self.state.global_step}"
         with checkpoints.storing(checkpoint_dir):
             checkpoints.unseal(checkpoint_dir)
             super()._save_checkpoint(model, trial)
             checkpoints.seal(checkpoint_dir, self.seconds)
-        checkpoints.rotate(checkpoints_dir, self._keep_checkpoints)
+        best = best_validation(self.state.log_history)
+        checkpoints.rotate(checkpoints_dir, self._keep_checkpoints, None if best is None else best.step)
 
 
 class StepEnd(TrainerCallback):  # type: ignore[misc]
     """After each optimizer step: refuse a loss that is no number, report, and say when validation is due.
 
     Validation runs at the last step of an epoch and where a checkpoint is written, always before that
-    checkpoint, so that resuming from it repeats or omits nothing.
+    checkpoint, so that resuming from it repeats or omits nothing. A best validation loss so far is always followed
+    by a checkpoint. After `patience` validations without one, training ends.
     """
 
-    def __init__(self, meter: TrainingMeter) -> None:
+    def __init__(self, meter: TrainingMeter, patience: int | None) -> None:
         self.trainer: AnswerTrainer | None = None
         self._meter = meter
+        self._patience = patience
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -211,6 +231,23 @@ class StepEnd(TrainerCallback):  # type: ignore[misc]
         )
         if state.global_step >= state.max_steps:
             control.should_log = True  # the last loss belongs into the curve, whatever log_steps says
+        return control
+
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> TrainerControl:
+        """See the class."""
+        best = best_validation(state.log_history)
+        if best is None:  # the untrained model was measured
+            return control
+        if best.step == state.global_step:
+            control.should_save = True
+        elif is_exhausted(state.log_history, self._patience):
+            logger.info(
+                "no lower validation loss in %d validations since update %d: training ends after update %d",
+                *(self._patience, best.step, state.global_step),
+            )
+            control.should_save = control.should_training_stop = True
         return control
 
 

@@ -21,11 +21,18 @@ logger = logging.getLogger(__name__)
 _PARTIAL = ".publishing"
 
 
-def save_weights(model: PreTrainedModel | PeftModel, directory: Path) -> None:
+def save_weights(
+    model: PreTrainedModel | PeftModel, directory: Path, initial_adapter_dir: Path | None = None
+) -> None:
     """Write the adapter of a PeftModel, or all weights of a full model, with their configuration."""
     if hasattr(model, "peft_config"):
+        initial = None if initial_adapter_dir is None else str(initial_adapter_dir)
         # "auto" would look the base up on the Hub to see whether its vocabulary was changed; it never is here.
-        model.save_pretrained(str(directory), save_embedding_layers=_learns_embeddings(model))
+        model.save_pretrained(
+            str(directory),
+            save_embedding_layers=_learns_embeddings(model),
+            path_initial_model_for_weight_conversion=initial,
+        )
     else:
         was_cached, model.config.use_cache = model.config.use_cache, True  # off while training only
         try:
@@ -41,16 +48,18 @@ def publish_files(
     *,
     base_model_id: str,
     card: str,
+    initial_adapter_dir: Path | None = None,
 ) -> None:
     """Put model, tokenizer with chat template, and model card into `model_dir`.
 
     All is written beside and flushed to disk, then moved into place file by file; without a manifest, which the
-    caller writes last, none of it counts as a model.
+    caller writes last, none of it counts as a model. `initial_adapter_dir` holds the first weights of an adapter
+    that took them out of its base: what is written is the difference, which fits the base as others have it.
     """
     partial_dir = model_dir / _PARTIAL
     shutil.rmtree(partial_dir, ignore_errors=True)
     partial_dir.mkdir(parents=True)
-    save_weights(model, partial_dir)
+    save_weights(model, partial_dir, initial_adapter_dir)
     tokenizer.save_pretrained(str(partial_dir))
     (partial_dir / "README.md").write_text(card, encoding="utf-8")
     if hasattr(model, "peft_config"):
@@ -88,6 +97,17 @@ def trained_weights_are_finite(model: PreTrainedModel | PeftModel) -> bool:
     import torch
 
     return all(bool(torch.isfinite(part).all()) for part in model.parameters() if part.requires_grad)
+
+
+def checksums(model: PreTrainedModel | PeftModel) -> dict[str, int]:
+    """A sum over the bits of each weight that learns, which changes with any of them."""
+    import torch
+
+    return {
+        name: int(part.detach().view(torch.int32).sum(dtype=torch.int64))
+        for name, part in model.named_parameters()
+        if part.requires_grad
+    }
 
 
 def _name_base(config_path: Path, base_model_id: str) -> None:
