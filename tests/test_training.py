@@ -628,7 +628,7 @@ def test_a_checkpoint_that_was_not_finished_is_ignored(
     caplog.set_level("INFO")
     resumed = run(settings, tmp_path, "killed")
     assert "checkpoint-6 is incomplete" in caplog.text
-    assert "checkpoint-3 (step 3 of 10)" in caplog.text
+    assert "checkpoint-5 (step 5 of 10)" in caplog.text
     assert_same_weights(weights(undisturbed), weights(resumed))
 
 

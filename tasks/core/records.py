@@ -301,9 +301,8 @@ class ModelManifest(Record):
     )
     best_validation_loss: float | None = None
     steps: int
-    planned_steps: int | None = Field(
-        None, description="more than `steps`: early stopping ended the training"
-    )
+    planned_steps: int | None = None
+    stopped_early: bool = Field(False, description="early stopping ended the training after `steps` updates")
     trained_tokens: int
     seconds: float
     started_at: str

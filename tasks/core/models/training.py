@@ -240,6 +240,7 @@ def _manifest(run_name: str, job: Job, fitted: Fitted, started_at: str) -> Model
         best_step=None if fitted.best is None else fitted.best.step,
         best_validation_loss=None if fitted.best is None else fitted.best.loss,
         planned_steps=fitted.planned_steps,
+        stopped_early=fitted.steps < fitted.planned_steps,
         steps=fitted.steps,
         trained_tokens=fitted.trained_tokens,
         seconds=round(fitted.seconds, 2),

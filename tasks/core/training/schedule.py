@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -96,13 +97,17 @@ def from_above_zero(scheduler: LambdaLR, warmup: int) -> None:
     """Make update k of the `warmup` updates have k / warmup of the peak rate; transformers gives it k - 1."""
     if not warmup:
         return
-    later = scheduler.lr_lambdas
+    scheduler.lr_lambdas = [_warmed(share, warmup) for share in scheduler.lr_lambdas]
+    rates = [peak * share(0) for peak, share in zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)]
+    for group, rate in zip(scheduler.optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
+    scheduler._last_lr = rates
 
-    def rate_from(update: int, share: float) -> float:
-        return (update + 1) / warmup if update < warmup else share
 
-    # Plain functions: what a scheduler saves and loads with a checkpoint is its count of updates alone.
-    scheduler.lr_lambdas = [lambda update, then=then: rate_from(update, then(update)) for then in later]
-    for group, peak in zip(scheduler.optimizer.param_groups, scheduler.base_lrs, strict=True):
-        group["lr"] = peak * rate_from(0, 0.0)
-    scheduler._last_lr = [group["lr"] for group in scheduler.optimizer.param_groups]
+def _warmed(share: Callable[[int], float], warmup: int) -> Callable[[int], float]:
+    """A plain function, so that a checkpoint of the scheduler holds its count of updates alone."""
+
+    def warmed(update: int) -> float:
+        return (update + 1) / warmup if update < warmup else share(update)
+
+    return warmed
