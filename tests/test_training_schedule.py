@@ -133,7 +133,9 @@ def rows_of(count: int, *, learnt: int = 3) -> TokenizedRows:
     return TokenizedRows([(range(10), [-100] * (10 - learnt) + list(range(learnt))) for _ in range(count)])
 
 
-@pytest.mark.parametrize(("rows", "epochs", "updates"), [(100, 3.0, 39), (100, 0.5, 7), (1, 1.0, 1), (17, 2.0, 6)])
+@pytest.mark.parametrize(
+    ("rows", "epochs", "updates"), [(100, 3.0, 39), (100, 0.5, 7), (1, 1.0, 1), (17, 2.0, 6)]
+)
 def test_updates_are_counted_as_the_trainer_counts_them(
     rows: int, epochs: float, updates: int, tiny_model_dir: Path, tmp_path: Path
 ) -> None:
@@ -199,7 +201,13 @@ def test_the_norm_of_gradients_is_limited_as_set(
     tiny_model_dir: Path, tmp_path: Path, norm: float, shortened: bool
 ) -> None:
     """With plain gradient descent the first update moves the weights by rate times gradient."""
-    changes = {"max_grad_norm": norm, "optimizer": "sgd", "weight_decay": 0.0, "epochs": 1, "lora_dropout": 0.0}
+    changes = {
+        "max_grad_norm": norm,
+        "optimizer": "sgd",
+        "weight_decay": 0.0,
+        "epochs": 1,
+        "lora_dropout": 0.0,
+    }
     trained = run(tiny_model_dir, tmp_path, 4, **changes)
     from safetensors.torch import load_file
 
@@ -209,7 +217,9 @@ def test_the_norm_of_gradients_is_limited_as_set(
 
 
 def test_neftune_makes_noise_in_training_only(tiny_model_dir: Path, tmp_path: Path) -> None:
-    plain = run(tiny_model_dir, tmp_path / "plain", 8, epochs=1) if (tmp_path / "plain").mkdir() is None else None
+    plain = (
+        run(tiny_model_dir, tmp_path / "plain", 8, epochs=1) if (tmp_path / "plain").mkdir() is None else None
+    )
     (tmp_path / "noisy").mkdir()
     noisy = run(tiny_model_dir, tmp_path / "noisy", 8, epochs=1, neftune_noise_alpha=5.0)
     assert plain is not None and plain.manifest.losses[0].loss != noisy.manifest.losses[0].loss

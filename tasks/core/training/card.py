@@ -27,9 +27,10 @@ def model_card(manifest: ModelManifest) -> str:
     kind = "A LoRA adapter on" if manifest.kind == "adapter" else "A full model fine-tuned from"
     facts = [
         ("Training data", f"`{manifest.training_data_id}`, {manifest.training_row_count} rows"),
-        ("Optimizer steps", str(manifest.steps)),
+        ("Optimizer steps", _steps(manifest)),
         ("Last training loss", _number(manifest.final_loss)),
         ("Last validation loss", _number(manifest.final_validation_loss)),
+        ("Best validation loss", _best(manifest)),
     ]
     table = [f"| {name} | {value} |" for name, value in facts if value]
     lines = [
@@ -100,6 +101,19 @@ def scored_card(text: str, promotion: Promotion, evidence: Evidence) -> str:
 def _interval(score: PromotedScore) -> str:
     interval = score.interval
     return _number(score.value) + (f" [{interval.low:.4f}, {interval.high:.4f}]" if interval else "")
+
+
+def _steps(manifest: ModelManifest) -> str:
+    return (
+        f"{manifest.steps} of {manifest.planned_steps}, stopped early"
+        if manifest.stopped_early
+        else str(manifest.steps)
+    )
+
+
+def _best(manifest: ModelManifest) -> str:
+    loss = _number(manifest.best_validation_loss)
+    return loss and f"{loss}, after update {manifest.best_step}: these weights"
 
 
 def _number(value: float | None) -> str:
