@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 from typing import Any, get_args
 
@@ -188,38 +187,6 @@ def test_a_training_that_changed_no_weight_is_an_error_and_no_model(
 
 
 def test_a_rate_too_small_for_any_weight_is_an_error(tiny_model_dir: Path, tmp_path: Path) -> None:
-    settings = {"full_finetuning": True, "learning_rate": 1e-12, "weight_decay": 0.0, "epochs": 1}
+    settings = {"full_finetuning": True, "learning_rate": 1e-25, "weight_decay": 0.0, "epochs": 1}
     with pytest.raises(TrainingError, match="learning_rate"):
         run(tiny_model_dir, tmp_path, 4, **settings)
-
-
-# ---------------------------------------------------------------- further settings
-
-
-@pytest.mark.parametrize(("norm", "shortened"), [(1e-6, True), (0.0, False), (1e6, False)])
-def test_the_norm_of_gradients_is_limited_as_set(
-    tiny_model_dir: Path, tmp_path: Path, norm: float, shortened: bool
-) -> None:
-    """With plain gradient descent the first update moves the weights by rate times gradient."""
-    changes = {
-        "max_grad_norm": norm,
-        "optimizer": "sgd",
-        "weight_decay": 0.0,
-        "epochs": 1,
-        "lora_dropout": 0.0,
-    }
-    trained = run(tiny_model_dir, tmp_path, 4, **changes)
-    from safetensors.torch import load_file
-
-    moved = load_file(trained.model_dir / "adapter_model.safetensors")
-    length = math.sqrt(sum(float(part.pow(2).sum()) for name, part in moved.items() if "lora_B" in name))
-    assert (length <= PEAK * 1e-6 * 1.01) is shortened
-
-
-def test_neftune_makes_noise_in_training_only(tiny_model_dir: Path, tmp_path: Path) -> None:
-    plain = (
-        run(tiny_model_dir, tmp_path / "plain", 8, epochs=1) if (tmp_path / "plain").mkdir() is None else None
-    )
-    (tmp_path / "noisy").mkdir()
-    noisy = run(tiny_model_dir, tmp_path / "noisy", 8, epochs=1, neftune_noise_alpha=5.0)
-    assert plain is not None and plain.manifest.losses[0].loss != noisy.manifest.losses[0].loss

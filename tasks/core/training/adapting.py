@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _SHORT_TOKENS = 256
+_EMBEDDINGS = frozenset({"embed_tokens", "lm_head", "wte", "embed_in", "embed_out"})
 
 
 def make_trainable(
@@ -70,6 +71,13 @@ def _with_adapter(model: PreTrainedModel, config: FineTunerConfig, base: ModelId
         raise ConfigError(
             f"fine_tuner.loftq_config needs a GPU (peft quantises there); the model is on {model.device}",
             'remove loftq_config, or set device = "cuda"',
+        )
+    shared = sorted(_EMBEDDINGS.intersection(name.rsplit(".", 1)[-1] for name in config.target_modules))
+    if moves_base(config) and not isinstance(config.target_modules, str) and shared:
+        raise ConfigError(
+            'init_lora_weights = "pissa" takes a part out of the weights it learns on, which others may use too: '
+            f"{', '.join(shared)}",
+            'leave them out of target_modules, or set init_lora_weights = "default"',
         )
     if base.quantization != "none":
         # Norms and the head in float32; Trainer turns gradient checkpointing on.
