@@ -29,9 +29,12 @@ _LISTED_METRICS = 3
 
 def show_model(trained: TrainedModel) -> None:
     """Tell where the model is and how its training went."""
+    from tasks.finetuner import best_text
+
     manifest = trained.manifest
     loss = "" if manifest.final_loss is None else f", last loss {manifest.final_loss:.3f}"
-    say(f"model: {trained.model_dir} ({manifest.steps} updates in {_duration(manifest.seconds)}{loss})")
+    told = f"{loss}{best_text(manifest)}"
+    say(f"model: {trained.model_dir} ({manifest.steps} updates in {_duration(manifest.seconds)}{told})")
 
 
 def show_run(manifest: RunManifest, config: Config) -> None:

@@ -6,7 +6,7 @@ import itertools
 import logging
 import re
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from uuid import UUID
 
@@ -32,8 +32,9 @@ from tasks.core.evaluation.summary import (
 from tasks.core.evaluation.wording import label, percent, shown_change, shown_metric
 from tasks.core.models.promotion import Promotion
 from tasks.core.plots import data_uri, loss_plot
-from tasks.core.records import LossPoint, Prediction
+from tasks.core.records import ModelManifest, Prediction
 from tasks.core.storage import Store, is_url
+from tasks.finetuner import best_text
 
 logger = logging.getLogger(__name__)
 
@@ -90,14 +91,15 @@ def show_sample_predictions(run_name: str, predictions: Iterable[Prediction]) ->
     _tolerant(lambda: create_table_artifact(table=rows, key=key, description=description))
 
 
-def show_losses(run_name: str, losses: Sequence[LossPoint]) -> None:
-    """Show the course of the training loss as a picture and as a table."""
+def show_losses(manifest: ModelManifest) -> None:
+    """Show the course of the losses as a picture and as a table, and which update's weights became the model."""
+    losses, run_name = manifest.losses, manifest.run_name
     if not losses:
         return
     rows = [point.model_dump() for point in losses]
-    key, description = artifact_key(f"loss-{run_name}"), f"Training losses of {run_name}"
+    key, description = artifact_key(f"loss-{run_name}"), f"Training losses of {run_name}{best_text(manifest)}"
     _tolerant(lambda: create_table_artifact(table=rows, key=key, description=description))
-    plot, plot_key = data_uri(loss_plot(losses)), artifact_key(f"loss-plot-{run_name}")
+    plot, plot_key = data_uri(loss_plot(losses, manifest.best_step)), artifact_key(f"loss-plot-{run_name}")
     _tolerant(lambda: create_image_artifact(image_url=plot, key=plot_key, description=description))
 
 

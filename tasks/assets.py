@@ -27,6 +27,8 @@ def record_model(model_dir: Path, manifest: ModelManifest) -> None:
             "steps": manifest.steps,
             "final_loss": manifest.final_loss,
             "final_validation_loss": manifest.final_validation_loss,
+            "best_step": manifest.best_step,
+            "best_validation_loss": manifest.best_validation_loss,
             "seconds": round(manifest.seconds, 1),
         },
     )

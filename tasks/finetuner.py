@@ -16,6 +16,7 @@ from tasks.core.storage import Store
 
 if TYPE_CHECKING:
     from tasks.core.models.training import TrainedModel, TrainingProgress
+    from tasks.core.records import ModelManifest
 
 logger = logging.getLogger(__name__)
 
@@ -115,6 +116,14 @@ def losses_text(progress: TrainingProgress) -> str:
     if progress.validation_loss is not None:
         parts.append(f"validation {progress.validation_loss:.3f}")
     return ", ".join(parts)
+
+
+def best_text(manifest: ModelManifest) -> str:
+    """Give `, best validation loss 0.401 at update 80: the model; …`; nothing where nothing was validated."""
+    if manifest.best_validation_loss is None:
+        return ""
+    best = f", best validation loss {manifest.best_validation_loss:.3f} at update {manifest.best_step}: the model"
+    return best + (f"; stopped early, planned {manifest.planned_steps}" if manifest.stopped_early else "")
 
 
 def left_text(eta_seconds: float | None) -> str:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from tasks.before_training import SOME_TIME, check_lengths, check_names, check_run_is_free, trained_name
-from tasks.core.config import Config
+from tasks.core.config import Config, FineTunerConfig
 from tasks.core.config.phases import EVALUATION, FINE_TUNING, INFERENCE
 from tasks.core.data.columns import ColumnMapping, examples
 from tasks.core.data.preflight import check_disk_space, find_overlap
@@ -21,11 +20,14 @@ from tasks.core.generation.ledger import index_ledgers
 from tasks.core.generation.rows import RunRows, index_rows
 from tasks.core.generation.run_dir import RunDir
 from tasks.core.generation.run_sync import RunSync
-from tasks.core.models.loading import ModelSpec, identify
+from tasks.core.models.context_length import context_length_of, possible_length
+from tasks.core.models.loading import ModelSpec, identify, load_tokenizer
 from tasks.core.models.locating import locate
 from tasks.core.records import Example, ModelIdentity, RunIdentity
 from tasks.core.storage import Store
 from tasks.core.training.job import check_schedule
+from tasks.core.training.rows import read_training_data
+from tasks.core.training.schedule import schedule_of
 from tasks.evaluator import Evaluator
 from tasks.inferencer import Inferencer
 
@@ -120,10 +122,9 @@ def _plan_fine_tuning(config: Config) -> PlannedPhase:
             revision=settings.training_data_revision,
             max_rows=settings.max_rows,
         )
-        usable = _told_rows(phase, "training rows", settings.required_training_data_id, _mapped(config, rows))
-        per_update = settings.device_train_batch_size * settings.grad_accumulation
-        updates = math.ceil(usable / per_update * settings.epochs)
-        phase.tell("updates", f"{updates} ({per_update} rows each, {settings.epochs:g} epochs)")
+        _told_rows(phase, "training rows", settings.required_training_data_id, _mapped(config, rows))
+        if not phase.problems:
+            _tell_schedule(phase, settings, spec)
     if settings.validation_data_id is not None:
         with phase.finding():
             validation = load_rows(
@@ -139,6 +140,18 @@ def _plan_fine_tuning(config: Config) -> PlannedPhase:
     method = "all weights" if settings.full_finetuning else f"LoRA adapter of rank {settings.rank}"
     phase.tell("method", method)
     return phase
+
+
+def _tell_schedule(phase: PlannedPhase, settings: FineTunerConfig, spec: ModelSpec) -> None:
+    """What is learnt and in how many updates; the rows are tokenised for it as in training."""
+    possible = possible_length(context_length_of(spec), max_sequence_length=settings.max_sequence_length)
+    settings = settings.model_copy(update={"max_sequence_length": possible, "validation_data_id": None})
+    data = read_training_data(settings, load_tokenizer(spec))
+    schedule = schedule_of(settings, data.train.rows)
+    phase.tell("learnt tokens", f"{schedule.learnt_tokens:,} of {data.train.rows.token_count:,}")
+    phase.tell("updates", schedule.described)
+    if schedule.warning is not None:
+        phase.tell("warning", schedule.warning)
 
 
 def _mapped(config: Config, rows: Dataset) -> Iterator[Example]:
@@ -263,14 +276,13 @@ def _described(identity: ModelIdentity) -> str:
     return f"{identity.model_id} ({identity.dtype}{quantised})"
 
 
-def _told_rows(phase: PlannedPhase, label: str, data_id: DataId, rows: Iterator[Example]) -> int:
-    """Tell how many rows there are; give how many can be used."""
+def _told_rows(phase: PlannedPhase, label: str, data_id: DataId, rows: Iterator[Example]) -> None:
+    """Tell how many rows there are, and how many of them cannot be used."""
     total = unusable = 0
     for example in rows:
         total += 1
         unusable += example.problem is not None or example.reference is None
     phase.tell(label, f"{total} of {described_data(data_id)}{_unusable(unusable, 'are skipped')}")
-    return total - unusable
 
 
 def _unusable(count: int, what_becomes_of_them: str) -> str:

@@ -35,6 +35,6 @@ def train_model(config: Config, started_at: datetime | None = None) -> TrainedMo
             show(progress.step, progress.total_steps, ", ".join(filter(None, parts)))
 
         trained = FineTune(config, on_progress=report, started_at=started_at).run()
-    show_losses(trained.manifest.run_name, trained.manifest.losses)
+    show_losses(trained.manifest)
     record_model(trained.model_dir, trained.manifest)
     return trained

@@ -92,6 +92,14 @@ def test_names_in_a_picture_are_text_and_fit_their_box() -> None:
     assert not list(root.iter(f"{_SVG}script"))
 
 
+def test_the_loss_curve_marks_the_step_whose_weights_became_the_model() -> None:
+    losses = [LossPoint(step=i, epoch=i, loss=2.0, validation_loss=abs(i - 3) + 1.0) for i in range(1, 9)]
+    root = ElementTree.fromstring(loss_plot(losses, best_step=3))
+    rings = [node for node in root.iter(f"{_SVG}circle") if node.attrib.get("fill") == "none"]
+    assert len(rings) == 1
+    assert "the model: step 3, 1.000" in [node.text for node in root.iter(f"{_SVG}text")]
+
+
 @pytest.mark.parametrize("count", [0, 1, 5000])
 def test_a_loss_curve_stays_within_its_frame_and_small(count: int) -> None:
     losses = [LossPoint(step=i, epoch=i, loss=5.0 / i, validation_loss=None) for i in range(1, count + 1)]

@@ -156,8 +156,8 @@ def test_rows_learnt_tokens_and_updates_are_told_before_training(
 ) -> None:
     caplog.set_level("INFO")
     run(tiny_model_dir, tmp_path, 12, device_train_batch_size=2, grad_accumulation=2, epochs=2)
-    told = next(record for record in caplog.records if "learnt tokens" in record.getMessage())
-    assert "12 rows" in told.getMessage() and "6 updates of 4 rows" in told.getMessage()
+    told = next(record for record in caplog.records if "updates: " in record.getMessage())
+    assert "12 rows, " in told.getMessage() and "updates: 6 (4 rows each, 2 epochs" in told.getMessage()
     (warning,) = [r.getMessage() for r in caplog.records if "updates only" in r.getMessage()]
     assert "raise epochs (now 2)" in warning and "device_train_batch_size" in warning
 

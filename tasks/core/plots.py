@@ -31,8 +31,11 @@ def data_uri(svg: str) -> str:
     return f"data:image/svg+xml;base64,{base64.b64encode(svg.encode()).decode('ascii')}"
 
 
-def loss_plot(losses: Sequence[LossPoint]) -> str:
-    """The course of training and validation loss over the steps, from zero up. SVG of 720 by 260 pixels."""
+def loss_plot(losses: Sequence[LossPoint], best_step: int | None = None) -> str:
+    """The course of training and validation loss over the steps, from zero up. SVG of 720 by 260 pixels.
+
+    `best_step` is the step whose weights became the model; a ring marks it.
+    """
     curves = {
         "training": [(point.step, point.loss) for point in losses if point.loss is not None],
         "validation": [
@@ -59,9 +62,16 @@ def loss_plot(losses: Sequence[LossPoint]) -> str:
             continue
         course = " ".join("{},{}".format(*at(*point)) for point in _thinned(curve))
         parts.append(f'<polyline points="{course}" fill="none" stroke="{colour}" stroke-width="2"/>')
-        x = _LEFT + 150 * number
+        x = _LEFT + 180 * number
         parts.append(f'<circle cx="{x + 4}" cy="14" r="4" fill="{colour}"/>')
         parts.append(_text(x + 14, 18, f"{name} loss, last {curve[-1][1]:.3f}", colour=_INK))
+    for step, loss in curves["validation"]:
+        if step == best_step:
+            centre = at(step, loss)
+            parts.append(
+                f'<circle cx="{centre[0]}" cy="{centre[1]}" r="6" fill="none" stroke="{_AMBER}" stroke-width="2"/>'
+                + _text(_LEFT + 374, 18, f"the model: step {step}, {loss:.3f}", colour=_INK)
+            )
     return _picture(_WIDTH, _HEIGHT, parts)
 
 

@@ -363,12 +363,11 @@ class FineTunerConfig(RunNaming, ModelLoading, ColumnNames):
                 "loftq_config starts an adapter from unquantised weights: "
                 "set load_in_4bit, load_in_8bit and full_finetuning to false, or remove loftq_config"
             )
-        if self.init_lora_weights == "pissa" and (
-            quantised or self.loftq_config is not None or self.use_dora
-        ):
+        unlike_lora = self.loftq_config is not None or self.use_dora or self.bias != "none"
+        if self.init_lora_weights == "pissa" and (quantised or unlike_lora):
             raise ValueError(
                 'init_lora_weights = "pissa" starts from unquantised weights and plain LoRA: '
-                "set load_in_4bit, load_in_8bit and use_dora to false and remove loftq_config"
+                'set load_in_4bit, load_in_8bit and use_dora to false, bias to "none", and remove loftq_config'
             )
         if self.early_stopping_patience is not None and self.validation_data_id is None:
             raise ValueError(

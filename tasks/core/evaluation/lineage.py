@@ -59,7 +59,7 @@ def lineage_markdown(summary: EvaluationSummary, directory: Path) -> str:
         )
     ]
     if summary.training is not None and summary.training.losses:
-        plot = data_uri(loss_plot(summary.training.losses))
+        plot = data_uri(loss_plot(summary.training.losses, summary.training.best_step))
         lines += ["", "## Training", "", f"![loss by step]({plot})"]
     return "\n".join(lines)
 

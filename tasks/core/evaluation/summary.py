@@ -172,6 +172,10 @@ class TrainingSummary(Record):
     trained_tokens: int
     final_loss: float | None
     final_validation_loss: float | None
+    best_step: int | None = None
+    best_validation_loss: float | None = None
+    planned_steps: int | None = None
+    stopped_early: bool = False
     losses: tuple[LossPoint, ...]
 
 

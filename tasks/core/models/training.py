@@ -189,7 +189,11 @@ def _train_into(model_dir: Path, job: Job) -> TrainedModel:
 
     started_at = _now()
     logger.info("training %s on %s in %s", model_dir.name, job.device, job.precision.compute)
-    logger.info("%s", job.schedule)
+    logger.info(
+        "%s rows, %s tokens, %s of them learnt; updates: %s",
+        *(f"{job.schedule.rows:,}", f"{job.data.train.rows.token_count:,}"),
+        *(f"{job.schedule.learnt_tokens:,}", job.schedule.described),
+    )
     if job.schedule.warning is not None:
         logger.warning("%s", job.schedule.warning)
     fitted = fit(job, model_dir / checkpoints.CHECKPOINTS)

@@ -39,14 +39,12 @@ class Schedule:
     updates: int
     warmup_updates: int
 
-    def __str__(self) -> str:
-        packed = "" if self.sequences == self.rows else f" in {self.sequences:,} sequences"
-        what = "rows" if self.sequences == self.rows else "sequences"
-        warmup = f", warm-up {self.warmup_updates}" if self.warmup_updates else ""
-        return (
-            f"{self.rows:,} rows{packed}, {self.learnt_tokens:,} learnt tokens, {self.epochs:g} epochs: "
-            f"{self.updates:,} updates of {self.in_update} {what}{warmup}"
-        )
+    @property
+    def described(self) -> str:
+        """`39 (8 rows each, 3 epochs; warm-up in the first 5)`."""
+        packed = "rows" if self.sequences == self.rows else f"of {self.sequences:,} packed sequences"
+        warmup = f"; warm-up in the first {self.warmup_updates}" if self.warmup_updates else ""
+        return f"{self.updates:,} ({self.in_update} {packed} each, {self.epochs:g} epochs{warmup})"
 
     @property
     def warning(self) -> str | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,11 +29,14 @@ def save_weights(
     if hasattr(model, "peft_config"):
         initial = None if initial_adapter_dir is None else str(initial_adapter_dir)
         # "auto" would look the base up on the Hub to see whether its vocabulary was changed; it never is here.
-        model.save_pretrained(
-            str(directory),
-            save_embedding_layers=_learns_embeddings(model),
-            path_initial_model_for_weight_conversion=initial,
-        )
+        with warnings.catch_warnings():
+            if initial is not None:  # peft advises to do what is being done here
+                warnings.filterwarnings("ignore", message="PiSSA changes the base weights")
+            model.save_pretrained(
+                str(directory),
+                save_embedding_layers=_learns_embeddings(model),
+                path_initial_model_for_weight_conversion=initial,
+            )
     else:
         was_cached, model.config.use_cache = model.config.use_cache, True  # off while training only
         try:
