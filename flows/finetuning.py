@@ -47,7 +47,7 @@ def finetune(
         run_name: Name of the run and of the model's folder; empty = made of base model and time.
         method: lora = small added weights; qlora = the same on a base in 4 bits (GPU); full = all weights.
         epochs: Passes over the training data; 0 = as configured.
-        learning_rate: Peak learning rate; 0 = as configured (2e-4 unless the file says otherwise).
+        learning_rate: Peak learning rate; 0 = as configured (3e-4 unless the file says otherwise).
         max_rows: Use only the first rows of the dataset; 0 = as configured.
         settings: Any other setting as section.key=value, e.g. fine_tuner.rank=32; beats the file.
     """

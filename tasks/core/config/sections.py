@@ -272,8 +272,8 @@ class FineTunerConfig(RunNaming, ModelLoading, ColumnNames):
 
     full_finetuning: bool = Field(False, description="Train all weights instead of a LoRA adapter.")
     rank: Count = Field(16, description="LoRA rank: size of the adapter.")
-    lora_alpha: Count = Field(16, description="LoRA scale; the adapter is multiplied by lora_alpha / rank.")
-    lora_dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.1, description="Dropout in the adapter.")
+    lora_alpha: Count = Field(32, description="LoRA scale; the adapter is multiplied by lora_alpha / rank.")
+    lora_dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.05, description="Dropout in the adapter.")
     target_modules: Literal["all-linear"] | tuple[NonEmpty, ...] = Field(
         "all-linear", description='Layers that get an adapter: "all-linear" or a list of names.'
     )
@@ -299,8 +299,8 @@ class FineTunerConfig(RunNaming, ModelLoading, ColumnNames):
     epochs: Annotated[float, Field(gt=0)] = Field(3.0, description="Passes over the training data.")
     device_train_batch_size: Count = Field(4, description="Rows a training step, per device.")
     device_validation_batch_size: Count = Field(4, description="Rows a validation step, per device.")
-    grad_accumulation: Count = Field(4, description="Steps whose gradients are added before an update.")
-    learning_rate: Annotated[float, Field(gt=0, le=1)] = Field(2e-4, description="Peak learning rate.")
+    grad_accumulation: Count = Field(2, description="Steps whose gradients are added before an update.")
+    learning_rate: Annotated[float, Field(gt=0, le=1)] = Field(3e-4, description="Peak learning rate.")
     warmup_steps: Annotated[int, Field(ge=0)] = Field(
         5, description="Updates until the peak learning rate, at most half of all updates."
     )
