@@ -108,7 +108,7 @@ def checksums(model: PreTrainedModel | PeftModel) -> dict[str, int]:
     import torch
 
     return {
-        name: int(part.detach().view(torch.int32).sum(dtype=torch.int64))
+        name: int(part.detach().float().view(torch.int32).sum(dtype=torch.int64))
         for name, part in model.named_parameters()
         if part.requires_grad
     }
