@@ -38,7 +38,7 @@ def config(models_dir: Path, **changes: Any) -> Config:
         "system_prompt_override_text": INSTRUCTION,
         "max_rows": 64,
         "epochs": 1,
-        "learning_rate": 1e-3,
+        "learning_rate": 5e-4,
         "warmup_steps": 2,
         "device_train_batch_size": 8,
         "device_validation_batch_size": 16,
