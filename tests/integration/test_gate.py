@@ -74,6 +74,7 @@ def settings(data: dict[str, Path], name: str, base: Path) -> Config:
         "fine_tuner.run_name": name,
         "fine_tuner.epochs": 6,
         "fine_tuner.learning_rate": 0.01,
+        "fine_tuner.lora_alpha": 16,
         "fine_tuner.lora_dropout": 0,
         "fine_tuner.device_train_batch_size": 20,
         "fine_tuner.grad_accumulation": 1,
