@@ -33,6 +33,23 @@ def test_validation_rows_are_those_that_training_takes(tmp_path: Path, tiny_mode
     assert dict(plan.phases[0].facts)["validation rows"] == f"4 of {tmp_path / 'data'}"
 
 
+def test_what_is_learnt_and_in_how_many_updates_is_told_before_training(
+    tmp_path: Path, tiny_model_dir: Path
+) -> None:
+    settings = {
+        "fine_tuner.base_model_id": str(tiny_model_dir),
+        "fine_tuner.training_data_id": str(_rows(tmp_path / "train.jsonl", 12)),
+        "fine_tuner.device_train_batch_size": 4,
+        "fine_tuner.grad_accumulation": 1,
+        "pipeline.models_dir": str(tmp_path / "models"),
+    }
+    facts = dict(make_plan(load_config(None, settings, {}), (FINE_TUNING,)).phases[0].facts)
+    learnt, total = (int(count) for count in facts["learnt tokens"].split(" of "))
+    assert 24 <= learnt < total
+    assert facts["updates"] == "9 (4 rows each, 3 epochs; warm-up in the first 4)"
+    assert "9 updates only" in facts["warning"] and "raise epochs (now 3)" in facts["warning"]
+
+
 def test_a_run_whose_model_is_not_there_tells_what_was_not_taken(
     tmp_path: Path, tiny_model_dir: Path
 ) -> None:

@@ -17,6 +17,7 @@ from tasks.core.models import registry
 from tasks.core.models.training import TrainedModel, train
 from tasks.core.training.rows import TokenizedRows
 from tasks.core.training.schedule import from_above_zero, schedule_of, warmup_updates
+from tasks.core.training.trainer import AnswerTrainer
 
 PEAK = 0.01
 
@@ -123,6 +124,25 @@ def test_the_rates_of_a_training_are_those_of_its_schedule(tiny_model_dir: Path,
     changes = {"device_train_batch_size": 2, "grad_accumulation": 1, "epochs": 1, "warmup_steps": 3}
     seen = rates(run(tiny_model_dir, tmp_path, 20, lr_scheduler_type="cosine", **changes))
     assert seen == pytest.approx(course("cosine", 3, 10)[0])
+
+
+def test_a_training_cut_in_its_warm_up_goes_on_with_the_rates_of_an_undisturbed_one(
+    tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes = {"device_train_batch_size": 2, "grad_accumulation": 1, "epochs": 1, "save_steps": 2}
+    step = AnswerTrainer.training_step
+
+    def failing(self: Any, *arguments: Any) -> torch.Tensor:
+        if self.state.global_step == 3:
+            raise KeyboardInterrupt
+        return step(self, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(AnswerTrainer, "training_step", failing)
+        with pytest.raises(KeyboardInterrupt):
+            run(tiny_model_dir, tmp_path, 20, warmup_ratio=0.5, **changes)
+    seen = rates(run(tiny_model_dir, tmp_path, 20, warmup_ratio=0.5, **changes))
+    assert seen == pytest.approx(course("linear", 5, 10)[0])
 
 
 # ---------------------------------------------------------------- what is told beforehand
