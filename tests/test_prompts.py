@@ -428,27 +428,50 @@ def test_a_slow_tokenizer_gives_the_same_labels() -> None:
     assert row.input_ids[: len(builder.build(QUESTION).token_ids)] == builder.build(QUESTION).token_ids
 
 
-@pytest.mark.parametrize("name", ["chatml", "bos_chatml", "strict", "instruct", "endless", "plain"])
+@pytest.mark.parametrize("name", ["chatml", "bos_chatml", "strict", "instruct", "plain"])
 def test_every_assistant_turn_of_a_conversation_is_learnt(tiny_tokenizer: Any, name: str) -> None:
     tokenizer = _tokenizer(tiny_tokenizer, TEMPLATES[name])
     example = _chat("u1", "first answer", "u2", "second answer", "u3", reference="third answer")
-    row = _builder(tokenizer).training_row(example)
+    (row,) = _builder(tokenizer).training_rows([example])
     learnt = _learnt(tokenizer, row)
     assert [learnt.count(f"{word} answer") for word in ("first", "second", "third")] == [1, 1, 1]
     assert "u2" not in learnt and "user" not in learnt
-    assert learnt.count("<|im_end|>") == (1 if name == "endless" else 3)
+    assert learnt.count("<|im_end|>") == row.answers == 3
 
 
-def test_a_template_that_rewrites_earlier_answers_teaches_those_it_keeps(
-    tiny_tokenizer: Any, caplog: pytest.LogCaptureFixture
-) -> None:
-    tokenizer = _tokenizer(tiny_tokenizer, FORGETFUL)
+def test_where_turns_do_not_end_each_answer_has_a_row_that_ends_it(tiny_tokenizer: Any) -> None:
+    builder = _builder(_tokenizer(tiny_tokenizer, ENDLESS))
+    example = _chat("u1", "first", "u2", "second", "u3", reference="third")
+    learnt = [_learnt(tiny_tokenizer, row) for row in builder.training_rows([example])]
+    assert learnt == ["third<|im_end|>", "second<|im_end|>", "first<|im_end|>"]
+
+
+def test_a_template_that_rewrites_earlier_answers_teaches_them_in_rows_of_their_own(tiny_tokenizer: Any) -> None:
+    builder = _builder(_tokenizer(tiny_tokenizer, FORGETFUL))
     example = _chat("u1", "<think>hm</think>first", "u2", "second", "u3", reference="<think>so</think>third")
-    with caplog.at_level(logging.WARNING):
-        row = _builder(tokenizer).training_row(example)
-    assert _learnt(tokenizer, row).endswith("<think>so</think>third<|im_end|>")
-    assert "hm" not in _text(tokenizer, row.input_ids)
-    assert "rewrites earlier turns" in caplog.text
+    last, earlier = builder.training_rows([example])
+    # The second answer stands in the last row as it was asked for; the first has lost its thoughts there.
+    assert _learnt(tiny_tokenizer, last) == "second<|im_end|><think>so</think>third<|im_end|>"
+    assert "hm" not in _text(tiny_tokenizer, last.input_ids)
+    assert _learnt(tiny_tokenizer, earlier) == "<think>hm</think>first<|im_end|>"
+    assert (last.is_earlier, earlier.is_earlier, earlier.id) == (False, True, "id/1")
+    prompt = builder.build(Example("id", "u1")).token_ids
+    assert earlier.input_ids[: len(prompt)] == prompt
+
+
+def test_a_turn_that_is_not_to_be_learnt_carries_no_loss(tiny_tokenizer: Any) -> None:
+    turns = (
+        Message("user", "u1"),
+        Message("assistant", "first", is_learnt=False),
+        Message("user", "u2"),
+        Message("assistant", "second"),
+        Message("user", "u3"),
+    )
+    example = Example("id", "u3", reference="third", messages=turns)
+    (row,) = _builder(tiny_tokenizer).training_rows([example])
+    assert _learnt(tiny_tokenizer, row) == "second<|im_end|>third<|im_end|>"
+    (row,) = _builder(tiny_tokenizer, train_on_responses_only=False).training_rows([example])
+    assert "first" not in _learnt(tiny_tokenizer, row) and "u1" in _learnt(tiny_tokenizer, row)
 
 
 def test_all_tokens_are_labelled_when_training_is_not_on_responses_only(tiny_tokenizer: Any) -> None:

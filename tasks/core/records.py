@@ -122,6 +122,10 @@ class ModelIdentity(Record):
     vocab_size: int
     unties_embeddings: bool = False
     """Whether the adapter changes one end of a base whose embedding and head are one matrix."""
+    template_end: str | None = Field(
+        None,
+        description="token that ends answers by the chat template alone, not by the model's configuration",
+    )
 
     def content(self) -> dict[str, Any]:
         """The parts that can change an answer: digests, not the names or places they came from."""
@@ -133,6 +137,7 @@ class ModelIdentity(Record):
             "quantization": self.quantization,
             "dtype": self.dtype,
             "chat template": self.chat_template_sha256,
+            **({} if self.template_end is None else {"end of an answer": self.template_end}),
         }
 
 
@@ -156,6 +161,7 @@ class RunIdentity(Record):
     generation: GenerationSettings
     max_sequence_length: int
     long_prompts: str
+    chat_template_kwargs: dict[str, Any] = Field({}, description="variables of the chat template, as set")
 
     def content(self) -> dict[str, Any]:
         """Flat name -> value of all that enters the run key; names are those a person reads."""
@@ -166,6 +172,7 @@ class RunIdentity(Record):
             "max_sequence_length": self.max_sequence_length,
             "long_prompts": self.long_prompts,
             **generation,
+            **({"chat_template_kwargs": self.chat_template_kwargs} if self.chat_template_kwargs else {}),
         }
 
     @property
@@ -291,6 +298,15 @@ class ModelManifest(Record):
     training_row_count: int
     skipped_row_count: int = 0
     truncated_row_count: int = 0
+    earlier_answer_row_count: int = Field(
+        0,
+        description="more rows, for answers in conversations that are not learnt in the row of the last answer",
+    )
+    unlearnt_answer_count: int = Field(0, description="answers in conversations that did not fit")
+    thinking_row_count: int = Field(0, description="rows whose thoughts are learnt")
+    thoughts: Literal["open", "closed"] | None = Field(
+        None, description="whether the prompt lets the model think; none = its template knows no thoughts"
+    )
     validation_data_id: str | None = None
     settings: dict[str, Any]
     losses: tuple[LossPoint, ...]

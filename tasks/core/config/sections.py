@@ -204,6 +204,28 @@ class ModelLoading(Section):
         return self
 
 
+class ChatTemplateSettings(Section):
+    """How conversations are written."""
+
+    chat_template: NonEmpty | None = Field(
+        None,
+        description="Chat template in the place of the model's own: its Jinja text, or the path of a file with it; "
+        "a trained model keeps it.",
+    )
+    chat_template_kwargs: dict[NonEmpty, Any] | None = Field(
+        None,
+        description="Variables for the chat template, e.g. { enable_thinking = false }; a trained model keeps them.",
+    )
+
+    @field_validator("chat_template_kwargs")
+    @classmethod
+    def _variables_of_a_template(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
+        wrong = [name for name in value or {} if not name.isidentifier()]
+        if wrong:
+            raise ValueError(f"names variables of a template, and {wrong[0]!r} cannot be one")
+        return value or None
+
+
 class ColumnNames(Section):
     """Which dataset columns hold what."""
 
@@ -247,7 +269,7 @@ class ColumnNames(Section):
     )
 
 
-class FineTunerConfig(RunNaming, ModelLoading, ColumnNames):
+class FineTunerConfig(RunNaming, ModelLoading, ChatTemplateSettings, ColumnNames):
     """Section [fine_tuner]: the base model, the training data and how to train."""
 
     base_model_id: NonEmpty = Field(
@@ -394,7 +416,7 @@ OwnEngine = Annotated[
 """An engine of the user's own: the class `Class` of the importable `module`."""
 
 
-class InferencerConfig(RunNaming, ModelLoading, ColumnNames):
+class InferencerConfig(RunNaming, ModelLoading, ChatTemplateSettings, ColumnNames):
     """Section [inferencer]: the model that answers, the test data and how to generate."""
 
     model: NonEmpty | None = Field(

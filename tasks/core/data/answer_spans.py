@@ -1,89 +1,171 @@
-"""Which part of a rendered conversation a model learns: the assistant's turns with their end tokens."""
+"""Which part of a conversation a model learns: each of the assistant's turns, behind the prompt that asks for it."""
 
 from __future__ import annotations
 
 import logging
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tasks.core.data.chat_template import ChatTemplate, Rendered
+from tasks.core.data.thinking import Thinking, written_with
 from tasks.core.errors import TemplateError
+from tasks.core.prompts.thoughts import split
 from tasks.core.records import Message
 
 _log = logging.getLogger(__name__)
 
-Span = tuple[int, int]
-
 
 @dataclass(frozen=True, slots=True)
 class AnsweredText:
-    """A conversation that ends with an answer. `spans` are the character ranges of the assistant's turns.
+    """One answer: the prompt that inference would use, and what the model writes behind it.
 
-    `ends_turn` is false where the template writes nothing that ends the last answer.
+    `answer` ends with the token that ends the turn; `ends_turn` is false where the template writes none, so that
+    an end token is still to be put there. `turn` is the answer's place among the turns.
     """
 
-    rendered: Rendered
-    spans: tuple[Span, ...]
+    prompt: Rendered
+    answer: str
     ends_turn: bool
+    turn: int
+    has_thoughts: bool = False
 
 
 class AnswerFinder:
     """Finds the assistant's turns through the chat template itself: what it adds to the prompt is the answer.
 
+    Thoughts are part of what is learnt; without them the prompt is one that asks for none (see `thinking`).
     `question_part` and `answer_part` name the markers instead: all from an `answer_part` to the next
     `question_part` is then learnt.
     """
 
     def __init__(self, template: ChatTemplate, question_part: str | None, answer_part: str | None) -> None:
         self._template = template
+        self._thinking = Thinking(template)
         self._question_part = question_part
         self._answer_part = answer_part
         self._ending = re.compile(rf"(?:{template.control_tokens.pattern})\s*\Z")
         self._said: set[str] = set()
 
-    def render(self, turns: Sequence[Message]) -> AnsweredText:
-        """Render `turns`, of which the last is the assistant's. Raises TemplateError."""
-        full = self._template.render(turns, add_generation_prompt=False)
+    @property
+    def thinking(self) -> Thinking:
+        """What the template does with thoughts."""
+        return self._thinking
+
+    def render_all(
+        self, turns: Sequence[Message], *, only: Sequence[Message] | None = None
+    ) -> list[AnsweredText]:
+        """The answers to learn, the last one first; with `only`, no others than these. Raises TemplateError."""
+        wanted = [index for index, turn in enumerate(turns) if _is_answer(turns, index)]
+        if only is not None:
+            wanted = [index for index in wanted if any(turns[index] is turn for turn in only)]
         if self._answer_part is not None:
-            return self._with_end(full, self._marked_spans(full.text), turns[-1])
-        text, last_span = self._last_answer(full.text, turns)
-        spans = [*self._earlier_answers(text, turns), last_span]
-        return self._with_end(Rendered(text, full.is_marked), spans, turns[-1])
+            return self._marked_answers(turns, wanted)
+        return [self.render(turns[: index + 1]) for index in reversed(wanted)]
 
-    def _last_answer(self, text: str, turns: Sequence[Message]) -> tuple[str, Span]:
-        """The text, and the range that the template added to the prompt which inference would use."""
-        prompt = self._template.render(turns[:-1], add_generation_prompt=True).text
-        if not text.startswith(prompt):
-            content = turns[-1].content.strip()
-            position = text.rfind(content)
-            if position < 0:
-                raise TemplateError(
-                    "The chat template leaves out or rewrites the answer, so it cannot be learnt.",
-                    "Set question_part and answer_part, or use a model with another chat template.",
-                )
+    def render(self, turns: Sequence[Message]) -> AnsweredText:
+        """The last of `turns`, which is the assistant's. Raises TemplateError."""
+        if self._answer_part is not None:
+            return self._marked_answers(turns, [len(turns) - 1])[0]
+        as_given, turns = turns[-1], [*turns[:-1], self._with_own_thoughts(turns[-1])]
+        if turns[-1].reasoning is not None:
+            thought = self._thought_through(turns, as_given)
+            if thought is not None:
+                return thought
+            turns[-1] = replace(turns[-1], reasoning=None)
             self._say_once(
-                "The chat template writes a finished answer otherwise than it asks for one; "
-                "training puts the answer behind the prompt that inference uses."
+                "The chat template has no place for thoughts, or the prompt asks for none: "
+                "the rows' reasoning is left out."
             )
-            text = prompt + text[position:]
-        return text, (len(prompt), len(text))
+        template = self._thinking.closed
+        prompt = template.render(turns[:-1], add_generation_prompt=True)
+        full = template.render(turns, add_generation_prompt=False)
+        body, end = self._ended(full.text, turns[-1])
+        if body.startswith(prompt.text):
+            answer = body[len(prompt.text) :]
+        else:
+            answer = _from_answer(body, turns[-1].content)
+            if not self._thinking.may_think:
+                self._say_once(
+                    "The chat template writes a finished answer otherwise than it asks for one; "
+                    "training puts the answer behind the prompt that inference uses."
+                )
+        return AnsweredText(prompt, answer + end, bool(end), len(turns) - 1)
 
-    def _earlier_answers(self, text: str, turns: Sequence[Message]) -> list[Span]:
-        spans = []
-        for index, turn in enumerate(turns[:-1]):
-            if turn.role != "assistant" or not any(before.role == "user" for before in turns[:index]):
-                continue
-            prompt = self._template.render(turns[:index], add_generation_prompt=True).text
-            through = self._template.render(turns[: index + 1], add_generation_prompt=False).text
-            if text.startswith(through) and through.startswith(prompt):
-                end = self._ending.search(through)
-                spans.append((len(prompt), _end_without_space(through, end)))
-            else:
-                self._say_once("The chat template rewrites earlier turns; only the last answers are learnt.")
-        return spans
+    # --- thoughts
 
-    def _marked_spans(self, text: str) -> list[Span]:
+    def _with_own_thoughts(self, answer: Message) -> Message:
+        """Thoughts that stand in the answer's text (`<think>…</think>4`) as its reasoning."""
+        if answer.reasoning is not None:
+            return answer if answer.reasoning.strip() else replace(answer, reasoning=None)
+        parts = split(answer.content, self._thinking.markers)
+        if parts.reasoning is None or parts.is_cut:
+            return answer
+        return replace(answer, content=parts.answer, reasoning=parts.reasoning)
+
+    def _thought_through(self, turns: Sequence[Message], as_given: Message) -> AnsweredText | None:
+        """The answer behind its thoughts, as the template writes them or as its markers ask for; None: neither."""
+        template, answer = self._template, turns[-1]
+        if self._thinking.is_closed:
+            return None
+        prompt = template.render(turns[:-1], add_generation_prompt=True)
+        pair = self._thinking.simple_pair
+        versions = [answer if template.thought_key is not None else as_given]
+        if pair is not None:
+            text = written_with(pair, answer.reasoning or "", answer.content)
+            versions.append(Message("assistant", text))
+        for version in versions:
+            full = template.render([*turns[:-1], version], add_generation_prompt=False)
+            body, end = self._ended(full.text, answer)
+            learnt = body[len(prompt.text) :]
+            if body.startswith(prompt.text) and (answer.reasoning or "").strip() in learnt:
+                return AnsweredText(prompt, learnt + end, bool(end), len(turns) - 1, has_thoughts=True)
+        if pair is None:
+            return None
+        full = template.render([*turns[:-1], replace(answer, reasoning=None)], add_generation_prompt=False)
+        body, end = self._ended(full.text, answer)
+        text = written_with(pair, answer.reasoning or "", _from_answer(body, answer.content))
+        if self._thinking.is_open:
+            text = text.removeprefix(f"{pair.opening}\n")
+        return AnsweredText(prompt, text + end, bool(end), len(turns) - 1, has_thoughts=True)
+
+    # --- where an answer ends
+
+    def _ended(self, text: str, answer: Message) -> tuple[str, str]:
+        """A finished conversation without what follows its last answer, and the end token with what precedes it."""
+        tail = self._template.answer_tail
+        if tail and text.endswith(tail):
+            body, end = text[: -len(tail)], self._template.turn_end
+            return body, "" if end is None else tail[: tail.index(end) + len(end)]
+        found = self._ending.search(text)
+        if found is not None and self._template.turn_end is not None:
+            return text[: found.start()], found.group().rstrip()
+        return (text.rstrip() if answer.content == answer.content.rstrip() else text), ""
+
+    # --- markers that a person named
+
+    def _marked_answers(self, turns: Sequence[Message], wanted: Sequence[int]) -> list[AnsweredText]:
+        template = self._thinking.closed
+        full = template.render(turns, add_generation_prompt=False)
+        prompt = template.render(turns[:-1], add_generation_prompt=True).text
+        body, end = self._ended(full.text, turns[-1])
+        text = body + end
+        spans = self._marked_spans(text)
+        start, stop = spans[-1]
+        if text.startswith(prompt) and len(prompt) > start:
+            spans[-1] = (len(prompt), stop)
+        places = [index for index, turn in enumerate(turns) if turn.role == "assistant"]
+        if len(places) != len(spans):  # the marker is not that of each turn; nothing tells which is which
+            places = [len(turns) - 1] * len(spans)
+        found = []
+        for place, (start, stop) in zip(places, spans, strict=True):
+            is_last = (start, stop) == spans[-1]
+            if place in wanted:
+                before = Rendered(text[:start], full.is_marked)
+                found.append(AnsweredText(before, text[start:stop], bool(end) or not is_last, place))
+        return found[::-1]
+
+    def _marked_spans(self, text: str) -> list[tuple[int, int]]:
         assert self._answer_part is not None
         spans, position = [], 0
         while (found := text.find(self._answer_part, position)) >= 0:
@@ -91,8 +173,9 @@ class AnswerFinder:
             next_question = text.find(self._question_part, start) if self._question_part else -1
             position = len(text) if next_question < 0 else next_question
             turn = text[start:position]
-            end = start + _end_without_space(turn, self._ending.search(turn))
-            spans.append((start, len(text) if position == len(text) else end))
+            ending = self._ending.search(turn)
+            end = start + (len(turn) if ending is None else ending.start() + len(ending.group().rstrip()))
+            spans.append((start, end))
         if not spans or spans[-1][1] != len(text):
             raise TemplateError(
                 f"The answer_part {self._answer_part!r} is not before the last answer in {text[-200:]!r}.",
@@ -100,25 +183,26 @@ class AnswerFinder:
             )
         return spans
 
-    def _with_end(self, rendered: Rendered, spans: Sequence[Span], answer: Message) -> AnsweredText:
-        """Let the text end with the last answer's end token; line breaks that follow it are never generated."""
-        start, end = spans[-1]
-        found = self._ending.search(rendered.text, start, end)
-        if found is None and answer.content == answer.content.rstrip():
-            end = start + len(rendered.text[start:end].rstrip())
-        elif found is not None:
-            end = _end_without_space(rendered.text, found)
-        text = Rendered(rendered.text[:end], rendered.is_marked)
-        return AnsweredText(text, (*spans[:-1], (start, end)), found is not None)
-
     def _say_once(self, text: str) -> None:
         if text not in self._said:
             self._said.add(text)
             _log.warning(text)
 
 
-def _end_without_space(text: str, ending: re.Match[str] | None) -> int:
-    """Where the end token ends, without the white space behind it; the text's end if there is no such token."""
-    if ending is None:
-        return len(text)
-    return ending.start() + len(ending.group().rstrip())
+def _is_answer(turns: Sequence[Message], index: int) -> bool:
+    """Whether a turn is an answer to learn: the assistant's, with a question before it."""
+    turn = turns[index]
+    asked = any(before.role == "user" for before in turns[:index])
+    return turn.role == "assistant" and turn.is_learnt and asked
+
+
+def _from_answer(body: str, content: str) -> str:
+    """The end of `body` from the answer on. Raises TemplateError where the template has left it out."""
+    wanted = content.strip()
+    position = len(body.rstrip()) - len(wanted)
+    if not wanted or position < 0 or not body.startswith(wanted, position):
+        raise TemplateError(
+            "The chat template leaves out or rewrites the answer, so it cannot be learnt.",
+            "Set question_part and answer_part, or use a model with another chat template.",
+        )
+    return body[position:]

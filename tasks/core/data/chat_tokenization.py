@@ -1,10 +1,8 @@
-"""From rendered text to token ids: encoded once, with exactly one BOS, and with positions of text in tokens."""
+"""From rendered text to token ids: encoded once, with exactly one BOS, and a prompt always in the same way."""
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Sequence
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from tasks.core.data.chat_template import Rendered, adds_bos
@@ -27,8 +25,7 @@ class ChatTokenizer:
 
     def encode(self, rendered: Rendered) -> list[int]:
         """Token ids with exactly one BOS where the model expects one."""
-        ids, _ = self._with_one_bos(self._encode_piece(rendered.text, rendered.is_marked))
-        return ids
+        return self._with_one_bos(self._encode_piece(rendered.text, rendered.is_marked))
 
     def encode_all(self, rendered: Sequence[Rendered]) -> list[list[int]]:
         """`encode` for many texts at once, which is several times faster."""
@@ -36,32 +33,34 @@ class ChatTokenizer:
         batch = iter(
             self._tokenizer(plain, add_special_tokens=False, verbose=False)["input_ids"] if plain else ()
         )
-        return [
-            self.encode(item) if item.is_marked else self._with_one_bos(next(batch))[0] for item in rendered
-        ]
+        return [self.encode(item) if item.is_marked else self._with_one_bos(next(batch)) for item in rendered]
 
-    def encode_with_cuts(self, rendered: Rendered, cuts: Sequence[int]) -> tuple[list[int], list[int]]:
-        """Token ids, and for each cut (rising character positions) the index of the first token behind it."""
-        return self.encode_all_with_cuts([rendered], [cuts])[0]
-
-    def encode_all_with_cuts(
-        self, rendered: Sequence[Rendered], cuts: Sequence[Sequence[int]]
+    def encode_all_with_answers(
+        self, prompts: Sequence[Rendered], answers: Sequence[str]
     ) -> list[tuple[list[int], list[int]]]:
-        """`encode_with_cuts` for many texts at once."""
-        whole = [text for text, is_marked in rendered if not is_marked and self._tokenizer.is_fast]
+        """The ids of each prompt, exactly those of `encode`, and of the text that follows it.
+
+        Prompt and text are encoded as a whole where that leaves the prompt's ids as they are. Where a token
+        would lie across the border, or line breaks before it would be parted otherwise, the text is encoded on
+        its own: that is what a model sees which is asked the prompt.
+        """
+        asked = self.encode_all(prompts)
+        whole = [
+            prompt.text + answer
+            for prompt, answer in zip(prompts, answers, strict=True)
+            if self._is_encoded_whole(prompt)
+        ]
         encodings: Any = iter(())
         if whole:
-            encodings = iter(self._tokenizer(whole, add_special_tokens=False, verbose=False).encodings)
+            encodings = iter(self._tokenizer(whole, add_special_tokens=False, verbose=False)["input_ids"])
         results = []
-        for item, places in zip(rendered, cuts, strict=True):
-            found = None
-            if not item.is_marked and self._tokenizer.is_fast:
-                encoding = next(encodings)
-                indices = _token_indices(encoding.offsets, places)
-                found = None if indices is None else (list(encoding.ids), indices)
-            ids, indices = found if found is not None else self._encode_in_pieces(item, places)
-            ids, shift = self._with_one_bos(ids)
-            results.append((ids, [max(0, index + shift) for index in indices]))
+        for prompt, ids, answer in zip(prompts, asked, answers, strict=True):
+            following = None
+            if self._is_encoded_whole(prompt):
+                both = self._with_one_bos(next(encodings))
+                if both[: len(ids)] == ids:
+                    following = both[len(ids) :]
+            results.append((ids, self._encode_behind(answer) if following is None else following))
         return results
 
     def token_starts(self, text: str) -> list[int]:
@@ -78,42 +77,26 @@ class ChatTokenizer:
             return list(encode_marked_chat(self._tokenizer, text))
         return list(self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
-    def _encode_in_pieces(self, rendered: Rendered, cuts: Sequence[int]) -> tuple[list[int], list[int]]:
-        """Encode the text between the cuts on its own, so that no token lies across a cut."""
-        newline = self._encode_piece("\n", False)
-        ids: list[int] = []
-        indices: list[int] = []
-        for number, (start, end) in enumerate(pairwise((0, *cuts, len(rendered.text)))):
-            if number > 0:
-                indices.append(len(ids))
-            piece = rendered.text[start:end]
-            if not piece:
-                continue
-            # Some tokenizers put a space before the start of a text: a newline takes it, then goes.
-            after_newline = self._encode_piece("\n" + piece, rendered.is_marked) if start else []
-            if after_newline and after_newline[: len(newline)] == newline:
-                ids += after_newline[len(newline) :]
-            else:
-                ids += self._encode_piece(piece, rendered.is_marked)
-        return ids, indices
+    def _is_encoded_whole(self, prompt: Rendered) -> bool:
+        return not prompt.is_marked and self._tokenizer.is_fast
 
-    def _with_one_bos(self, ids: list[int]) -> tuple[list[int], int]:
-        """The ids with exactly one leading BOS if there should be one, and by how much they moved."""
+    def _encode_behind(self, text: str) -> list[int]:
+        """Encode what follows another text, so that no token lies across the border."""
+        if not text:
+            return []
+        # Some tokenizers put a space before the start of a text: a newline takes it, then goes.
+        newline, after_newline = self._encode_piece("\n", False), self._encode_piece("\n" + text, False)
+        if after_newline[: len(newline)] == newline:
+            return after_newline[len(newline) :]
+        return self._encode_piece(text, False)
+
+    def _with_one_bos(self, ids: list[int]) -> list[int]:
+        """The ids with exactly one leading BOS if there should be one."""
         if self._bos_id is None:
-            return ids, 0
+            return ids
         leading = 0
         while leading < len(ids) and ids[leading] == self._bos_id:
             leading += 1
         if leading == 0:
-            return ([self._bos_id, *ids], 1) if self._adds_bos else (ids, 0)
-        return ids[leading - 1 :], 1 - leading
-
-
-def _token_indices(offsets: Sequence[tuple[int, int]], cuts: Sequence[int]) -> list[int] | None:
-    """For each cut the first token that ends behind it; None if a token lies across a cut."""
-    ends = [end for _, end in offsets]
-    indices = [bisect_right(ends, cut) for cut in cuts]
-    for cut, index in zip(cuts, indices, strict=True):
-        if index < len(offsets) and offsets[index][0] < cut:
-            return None
-    return indices
+            return [self._bos_id, *ids] if self._adds_bos else ids
+        return ids[leading - 1 :]

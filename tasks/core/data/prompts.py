@@ -7,15 +7,16 @@ words that it learnt from.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import islice
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 from tasks.core.data.answer_spans import AnsweredText, AnswerFinder
 from tasks.core.data.chat_template import ChatTemplate, Rendered, chat_template_sha256
 from tasks.core.data.chat_tokenization import ChatTokenizer
 from tasks.core.data.fitting import Turns, shorten
+from tasks.core.data.thinking import Thinking
 from tasks.core.errors import TemplateError
 from tasks.core.records import Example, Message, Prompt
 
@@ -35,7 +36,9 @@ _EXAMPLES_AT_ONCE = 512
 class TrainingRow:
     """A tokenised conversation with its answer; `labels` is -100 where nothing is learnt.
 
-    `problem` set means that the row cannot be learnt from, and the ids are empty.
+    `problem` set means that the row cannot be learnt from, and the ids are empty. `is_earlier` marks the row of an
+    earlier answer of a conversation whose last answer has a row of its own. `answers` are learnt in it,
+    `lost_answers` were to be, but went with the oldest exchanges of a row that was too long.
     """
 
     id: str
@@ -43,6 +46,19 @@ class TrainingRow:
     labels: tuple[int, ...] = ()
     truncated_tokens: int = 0
     problem: str | None = None
+    is_earlier: bool = False
+    has_thoughts: bool = False
+    answers: int = 1
+    lost_answers: int = 0
+
+
+class _Encoded(NamedTuple):
+    """Ids and labels of a row, the turns whose answers it teaches, and whether the last of them has thoughts."""
+
+    ids: list[int]
+    labels: list[int]
+    turns: tuple[int, ...]
+    has_thoughts: bool
 
 
 class PromptBuilder:
@@ -51,8 +67,8 @@ class PromptBuilder:
     A prompt has at most `max_sequence_length - reserve_tokens` tokens, a training row at most
     `max_sequence_length`. What is longer loses text from the left ("truncate_left"; see `fitting`) or
     becomes a row with a problem ("refuse"). A prompt that with its answer may be longer than `trained_tokens`,
-    what the model is made for, is kept and warned of once. Raises TemplateError if the tokenizer's template is
-    unusable.
+    what the model is made for, is kept and warned of once. `chat_template_kwargs` go into every rendering. Raises
+    TemplateError if the tokenizer's template is unusable.
     """
 
     def __init__(
@@ -66,8 +82,9 @@ class PromptBuilder:
         train_on_responses_only: bool = True,
         question_part: str | None = None,
         answer_part: str | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
-        self._template = ChatTemplate(tokenizer)
+        self._template = ChatTemplate(tokenizer, chat_template_kwargs)
         self._tokenizer = ChatTokenizer(tokenizer)
         self._answers = AnswerFinder(self._template, question_part, answer_part)
         self._eos_id: int | None = tokenizer.eos_token_id
@@ -88,6 +105,16 @@ class PromptBuilder:
         """True if the model has no chat template and a plain one is used."""
         return self._template.is_plain
 
+    @property
+    def thinking(self) -> Thinking:
+        """What the chat template does with thoughts: whether prompts leave them open, or close them."""
+        return self._answers.thinking
+
+    @property
+    def template(self) -> ChatTemplate:
+        """The chat template that prompts are written with."""
+        return self._template
+
     def build(self, example: Example) -> Prompt:
         """The prompt of one example; what cannot be asked has `problem` set and no tokens."""
         return next(self.build_all((example,)))
@@ -105,19 +132,37 @@ class PromptBuilder:
                     yield Prompt(example.id, (), problem=item)
 
     def training_row(self, example: Example) -> TrainingRow:
-        """Token ids and labels of one example; what cannot be learnt has `problem` set."""
+        """Token ids and labels of one example; what cannot be learnt has `problem` set.
+
+        Of a conversation it is the first of `training_rows`, which has the last answer.
+        """
         return next(self.training_rows((example,)))
 
     def training_rows(self, examples: Iterable[Example]) -> Iterator[TrainingRow]:
-        """`training_row` for many examples, lazily and several times faster."""
+        """The rows to learn, lazily: at least one for each example.
+
+        Each answer is learnt behind the prompt that inference would use. Earlier answers of a conversation are
+        learnt in the same row where it begins with just that prompt and answer; otherwise, as with templates that
+        rewrite earlier turns, they have rows of their own, behind the one of the last answer.
+        """
         for chunk in _chunks(examples, _EXAMPLES_AT_ONCE):
-            answered = [self._try_rendering_answer(example) for example in chunk]
-            encoded = iter(self._label_all([item for item in answered if isinstance(item, AnsweredText)]))
-            for example, item in zip(chunk, answered, strict=True):
-                if isinstance(item, AnsweredText):
-                    yield self._fitted_row(example, next(encoded))
+            for example, rows in self._encoded_rows(chunk, only_last=False):
+                if isinstance(rows, str):
+                    yield TrainingRow(example.id, problem=rows)
+                    continue
+                for number, row in enumerate(rows):
+                    row_id = example.id if number == 0 else f"{example.id}/{row.turns[-1]}"
+                    fitted = self._fitted_row(replace(example, id=row_id), row)
+                    yield replace(fitted, is_earlier=number > 0)
+
+    def reference_rows(self, examples: Iterable[Example]) -> Iterator[TrainingRow]:
+        """One row for each example, with no other label than those of its reference."""
+        for chunk in _chunks(examples, _EXAMPLES_AT_ONCE):
+            for example, rows in self._encoded_rows(chunk, only_last=True):
+                if isinstance(rows, str):
+                    yield TrainingRow(example.id, problem=rows)
                 else:
-                    yield TrainingRow(example.id, problem=item)
+                    yield self._fitted_row(example, rows[0])
 
     # --- prompts
 
@@ -167,53 +212,110 @@ class PromptBuilder:
 
     # --- training rows
 
-    def _try_rendering_answer(self, example: Example) -> AnsweredText | str:
+    def _encoded_rows(
+        self, chunk: Sequence[Example], *, only_last: bool
+    ) -> Iterator[tuple[Example, list[_Encoded] | str]]:
+        """Each example's rows, or the problem that keeps it from being learnt."""
+        answered = [self._try_rendering_answers(example, only_last) for example in chunk]
+        texts = [text for item in answered if not isinstance(item, str) for text in item]
+        encoded = iter(self._encode_answers(texts))
+        for example, item in zip(chunk, answered, strict=True):
+            if isinstance(item, str):
+                yield example, item
+            else:
+                rows = self._joined([(text, *next(encoded)) for text in item])
+                yield example, rows if self._train_on_responses_only else [self._all_learnt(example, rows[0])]
+
+    def _try_rendering_answers(self, example: Example, only_last: bool) -> list[AnsweredText] | str:
         if example.problem is not None:
             return example.problem
         if example.reference is None:
             return "the row has no reference answer to learn"
+        turns = _with_answer(example)
         try:
-            return self._answers.render(_with_answer(example))
+            found = self._answers.render_all(turns, only=turns[-1:] if only_last else None)
         except TemplateError as error:
             return error.what
+        return found or "the row has no answer to learn"
 
-    def _label_all(self, answered: Sequence[AnsweredText]) -> list[tuple[list[int], list[int]]]:
-        """Token ids and labels; where the template ends no turn, an EOS is put behind the last answer."""
-        cuts = [[place for span in item.spans for place in span] for item in answered]
-        encoded = self._tokenizer.encode_all_with_cuts([item.rendered for item in answered], cuts)
-        labelled = []
-        for item, (ids, indices) in zip(answered, encoded, strict=True):
+    def _encode_answers(self, answered: Sequence[AnsweredText]) -> list[tuple[list[int], list[int]]]:
+        """Ids of prompts and answers; where the template ends no turn, an EOS is put behind the answer."""
+        encoded = self._tokenizer.encode_all_with_answers(
+            [item.prompt for item in answered], [item.answer for item in answered]
+        )
+        for item, (_, ids) in zip(answered, encoded, strict=True):
             if not item.ends_turn and self._eos_id is not None:
                 ids.append(self._eos_id)
-                indices[-1] = len(ids)
-            labels = ids
-            if self._train_on_responses_only:
-                labels = [IGNORED_LABEL] * len(ids)
-                for start, end in zip(indices[::2], indices[1::2], strict=True):
-                    labels[start:end] = ids[start:end]
-            labelled.append((ids, labels))
-        return labelled
+        return encoded
 
-    def _encode_row(self, turns: Turns) -> tuple[tuple[list[int], list[int]], int]:
-        (row,) = self._label_all([self._answers.render(turns)])
-        return row, len(row[0])
+    def _joined(self, answers: Sequence[tuple[AnsweredText, list[int], list[int]]]) -> list[_Encoded]:
+        """Rows of answers, the last turn first; a row that begins with another prompt and answer teaches that too."""
+        rows: list[_Encoded] = []
+        for item, prompt, answer in answers:
+            ids = prompt + answer
+            for number, row in enumerate(rows):
+                if row.ids[: len(ids)] == ids:
+                    row.labels[len(prompt) : len(ids)] = answer
+                    rows[number] = row._replace(turns=(item.turn, *row.turns))
+                    break
+            else:
+                labels = [IGNORED_LABEL] * len(prompt) + answer
+                rows.append(_Encoded(ids, labels, (item.turn,), item.has_thoughts))
+        return rows
 
-    def _fitted_row(self, example: Example, row: tuple[list[int], list[int]]) -> TrainingRow:
-        ids, labels = row
+    def _all_learnt(self, example: Example, row: _Encoded) -> _Encoded:
+        """The row with labels on its prompt too, though not on answers that are not to be learnt.
+
+        Where the template rewrites such an answer, so that its place is not known, only answers are learnt.
+        """
+        turns = _with_answer(example)[: row.turns[-1] + 1]
+        whole = row._replace(labels=list(row.ids))
+        shown = [replace(turn, is_learnt=True) for turn in turns]
+        only = [other for turn, other in zip(turns, shown, strict=True) if not turn.is_learnt]
+        answered = self._answers.render_all(shown, only=only)
+        for prompt, answer in self._encode_answers(answered):
+            ids = prompt + answer
+            if row.ids[: len(ids)] != ids:
+                return row
+            whole.labels[len(prompt) : len(ids)] = [IGNORED_LABEL] * len(answer)
+        return whole
+
+    def _fitted_row(self, example: Example, row: _Encoded) -> TrainingRow:
         limit = self._max_sequence_length
-        if len(ids) <= limit:
-            return TrainingRow(example.id, tuple(ids), tuple(labels))
-        problem = f"the row has {len(ids)} tokens, more than max_sequence_length {limit}"
+        if len(row.ids) <= limit:
+            return self._training_row(example.id, row)
+        problem = f"the row has {len(row.ids)} tokens, more than max_sequence_length {limit}"
         if self._refuses_long:
             return TrainingRow(example.id, problem=problem)
+        turns = _with_answer(example)[: row.turns[-1] + 1]
+        learnt = [turns[index] for index in row.turns]
+
+        def encode(turns: Turns) -> tuple[_Encoded, int]:
+            answered = self._answers.render_all(turns, only=learnt)
+            encoded = zip(answered, self._encode_answers(answered), strict=True)
+            shorter = self._joined([(item, *ids) for item, ids in encoded])[0]
+            return shorter, len(shorter.ids)
+
         try:
-            shorter = shorten(_with_answer(example), self._encode_row, limit, self._tokenizer)
+            shorter = shorten(turns, encode, limit, self._tokenizer)
         except TemplateError as error:
             return TrainingRow(example.id, problem=error.what)
         if shorter is None:
             return TrainingRow(example.id, problem=f"{problem}, even without the question's text")
-        (short_ids, short_labels), length = shorter
-        return TrainingRow(example.id, tuple(short_ids), tuple(short_labels), len(ids) - length)
+        fitted, length = shorter
+        lost = len(row.turns) - len(fitted.turns)
+        return replace(
+            self._training_row(example.id, fitted), truncated_tokens=len(row.ids) - length, lost_answers=lost
+        )
+
+    def _training_row(self, row_id: str, row: _Encoded) -> TrainingRow:
+        return TrainingRow(
+            row_id,
+            tuple(row.ids),
+            tuple(row.labels),
+            has_thoughts=row.has_thoughts,
+            answers=len(row.turns),
+        )
 
     def _warn_about_template(self) -> None:
         if self._template.is_plain:

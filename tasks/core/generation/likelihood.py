@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
+from tasks.core.data.prompts import IGNORED_LABEL
 from tasks.core.files import flush_to_disk
 from tasks.core.generation.batching import Request, RequestQueue
 from tasks.core.generation.budget import TokenBudget
@@ -159,7 +160,7 @@ def _chunks(
                 positions.append(position)
                 yield example
 
-    for row in prompts.training_rows(scorable()):
+    for row in prompts.reference_rows(scorable()):
         position = positions.popleft()
         start, end = _answer_span(row)
         if row.problem is None and end > start > 0:
@@ -172,15 +173,9 @@ def _chunks(
 
 
 def _answer_span(row: TrainingRow) -> tuple[int, int]:
-    """Begin and end of the last labelled stretch: the reference, not earlier turns of the conversation."""
-    labelled = [place for place, label in enumerate(row.labels) if label != -100]
-    if not labelled:
-        return 0, 0
-    end = labelled[-1] + 1
-    start = labelled[-1]
-    while start > 0 and row.labels[start - 1] != -100:
-        start -= 1
-    return start, end
+    """Begin and end of the labelled tokens: the reference."""
+    labelled = [place for place, label in enumerate(row.labels) if label != IGNORED_LABEL]
+    return (labelled[0], labelled[-1] + 1) if labelled else (0, 0)
 
 
 class _ReferenceScorer:

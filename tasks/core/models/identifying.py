@@ -13,7 +13,7 @@ from tasks.core.models.locating import ModelFiles
 from tasks.core.models.packaged import CONVERTED_DTYPE
 from tasks.core.models.placement import Quantization
 from tasks.core.models.specs import ModelSource, ModelSpec, find_source, read_config
-from tasks.core.models.tokenizing import tokenizer_of
+from tasks.core.models.tokenizing import as_list, tokenizer_of
 from tasks.core.records import ModelIdentity
 
 if TYPE_CHECKING:
@@ -57,9 +57,24 @@ def identity_of(
         vocab_size=config.get_text_config().vocab_size,
         unties_embeddings=adapter is not None
         and changes_tied(checking.read_json(adapter.directory / "adapter_config.json"), config),
+        template_end=_template_end(source, config, tokenizer),
     )
     _warn_of_differences(source, identity)
     return identity
+
+
+def _template_end(
+    source: ModelSource, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase
+) -> str | None:
+    """The end token that only the chat template names; None where the model's configuration has it as well."""
+    from tasks.core.data.chat_template import turn_end_id
+
+    end = turn_end_id(tokenizer)
+    generation = checking.read_json(source.base.directory / "generation_config.json")
+    configured = generation.get("eos_token_id") if generation else config.get_text_config().eos_token_id
+    if end is None or end in (*as_list(configured), tokenizer.eos_token_id):
+        return None
+    return str(tokenizer.convert_ids_to_tokens(end))
 
 
 def _digest(files: ModelFiles) -> str:

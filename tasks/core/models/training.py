@@ -205,6 +205,7 @@ def _train_into(model_dir: Path, job: Job) -> TrainedModel:
         base_model_id=manifest.base_model_id,
         card=model_card(manifest),
         initial_adapter_dir=fitted.initial_adapter_dir,
+        chat_template=job.data.template.source,
     )
     registry.write_manifest(model_dir, manifest)
     logger.info(
@@ -227,9 +228,13 @@ def _manifest(run_name: str, job: Job, fitted: Fitted, started_at: str) -> Model
         chat_template_sha256=job.data.chat_template_sha256,
         training_data_id=train_rows.data_id,
         training_rows_sha256=train_rows.sha256,
-        training_row_count=len(train_rows.rows),
+        training_row_count=train_rows.dataset_count,
         skipped_row_count=train_rows.skipped_count,
         truncated_row_count=train_rows.truncated_count,
+        earlier_answer_row_count=train_rows.earlier_count,
+        unlearnt_answer_count=train_rows.unlearnt_count,
+        thinking_row_count=train_rows.thinking_count,
+        thoughts=job.data.template.thoughts,
         validation_data_id=None if validation is None else validation.data_id,
         settings={
             **config.model_dump(mode="json"),

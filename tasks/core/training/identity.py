@@ -35,6 +35,7 @@ _WITHOUT_EFFECT = {
     *("device_train_batch_size", "device_validation_batch_size", "grad_accumulation"),
     *("use_gradient_checkpointing", "log_steps", "log_first_step", "save_steps", "save_total_limit"),
     *("resume", "push_to_hub", "hf_user_id", "report_to", "dtype", "load_in_4bit", "load_in_8bit"),
+    *("chat_template", "chat_template_kwargs"),  # both are in the template that the trained model gets
 }
 # They shape the weights of one kind of training only.
 _ADAPTER_ONLY = {
@@ -79,6 +80,10 @@ class TrainingIdentity(Record):
             settings["updates between validations"] = (
                 config.save_steps
             )  # they say which checkpoint is the best
+        if data.train.earlier_count:
+            settings["rows of earlier answers"] = data.train.earlier_count
+        if data.template.writes_more:
+            settings["answers end with"] = data.template.end
         return cls(settings=settings)
 
     def differences(self, other: TrainingIdentity) -> list[str]:

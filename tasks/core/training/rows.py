@@ -6,7 +6,7 @@ import logging
 from array import array
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -75,13 +75,42 @@ class TokenizedRows:
 
 @dataclass(frozen=True, slots=True)
 class RowSet:
-    """The rows of one dataset that can be learnt from, and what became of the others."""
+    """The rows of one dataset that can be learnt from, and what became of the others.
+
+    `rows` are those of the dataset, and `earlier_count` more for answers of conversations that could not be learnt
+    in the row of the last answer. `thinking_count` of them have thoughts to learn; `unlearnt_count` answers were
+    lost in rows that were too long.
+    """
 
     data_id: str
     rows: TokenizedRows
     sha256: str
     skipped_count: int
     truncated_count: int
+    earlier_count: int = 0
+    thinking_count: int = 0
+    unlearnt_count: int = 0
+
+    @property
+    def dataset_count(self) -> int:
+        """Rows of the dataset that are learnt from."""
+        return len(self.rows) - self.earlier_count
+
+
+@dataclass(frozen=True, slots=True)
+class TrainedTemplate:
+    """The chat template that the trained model asks with, whatever it was trained from.
+
+    `source` is None where the tokenizer's own stays. `thoughts` says what a prompt does with them: None for a
+    template that knows none, "open" where the model may think, "closed" where the prompt asks for none. `end` is
+    the token that closes an answer; `writes_more` tells that the template writes more behind it, which is not learnt.
+    """
+
+    source: str | None
+    sha256: str
+    thoughts: Literal["open", "closed"] | None
+    end: str | None
+    writes_more: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +120,7 @@ class TrainingData:
     train: RowSet
     validation: RowSet | None
     chat_template_sha256: str
+    template: TrainedTemplate
 
 
 def read_training_data(config: FineTunerConfig, tokenizer: PreTrainedTokenizerBase) -> TrainingData:
@@ -106,6 +136,7 @@ def read_training_data(config: FineTunerConfig, tokenizer: PreTrainedTokenizerBa
         train_on_responses_only=config.train_on_responses_only,
         question_part=config.question_part,
         answer_part=config.answer_part,
+        chat_template_kwargs=config.chat_template_kwargs,
     )
     train = _read(
         config,
@@ -125,7 +156,32 @@ def read_training_data(config: FineTunerConfig, tokenizer: PreTrainedTokenizerBa
             revision=config.validation_data_revision,
             max_rows=config.max_rows,
         )
-    return TrainingData(train, validation, builder.chat_template_sha256)
+    template = trained_template(builder, train)
+    return TrainingData(train, validation, template.sha256, template)
+
+
+def trained_template(builder: PromptBuilder, rows: RowSet) -> TrainedTemplate:
+    """Choose what the trained model's prompts do with thoughts, as most of its rows have it; the log says so."""
+    thinking, own = builder.thinking, builder.template
+    with_thoughts, without = rows.thinking_count, len(rows.rows) - rows.thinking_count
+    closes = thinking.may_think and without > with_thoughts
+    chosen = (thinking.closed if closes else own).keeping_variables()
+    thoughts: Literal["open", "closed"] | None = None
+    if closes or thinking.is_closed:
+        thoughts = "closed"
+    elif thinking.may_think or with_thoughts:
+        thoughts = "open"
+    if thoughts is not None:
+        logger.info(
+            "thoughts: %d rows of %s are learnt with them, %d without, behind a prompt that asks for none; "
+            "the trained model is asked %s",
+            *(with_thoughts, rows.data_id, without),
+            "to think" if thoughts == "open" else "for answers without thoughts",
+        )
+    kept = own.is_plain or chosen.source == own.source
+    source = None if kept else chosen.source
+    writes_more = own.answer_tail.strip() != (own.turn_end or "")
+    return TrainedTemplate(source, chosen.sha256, thoughts, own.turn_end, writes_more)
 
 
 def _read(
@@ -149,7 +205,16 @@ def _read(
     )
     described = described_data(data_id)
     count.report(described, len(rows))
-    return RowSet(described, rows, count.sha256, count.skipped, count.truncated)
+    return RowSet(
+        described,
+        rows,
+        count.sha256,
+        count.skipped,
+        count.truncated,
+        count.earlier,
+        count.thinking,
+        count.unlearnt,
+    )
 
 
 @dataclass(slots=True)
@@ -158,6 +223,9 @@ class _Count:
 
     skipped: int = 0
     truncated: int = 0
+    earlier: int = 0
+    thinking: int = 0
+    unlearnt: int = 0
     reasons: list[str] = field(default_factory=list)
     ids: list[str] = field(default_factory=list)
 
@@ -173,12 +241,17 @@ class _Count:
         if problem is None and all(label == IGNORED_LABEL for label in row.labels[1:]):
             problem = "nothing of the answer is left to learn"
         if problem is not None:
-            self.skipped += 1
-            if len(self.reasons) < _REASONS_SHOWN:
+            self.unlearnt += row.is_earlier
+            self.skipped += not row.is_earlier
+            if len(self.reasons) < _REASONS_SHOWN and not row.is_earlier:
                 self.reasons.append(f"{row.id}: {problem}")
             return False
         self.truncated += row.truncated_tokens > 0
-        self.ids.append(row.id)
+        self.earlier += row.is_earlier
+        self.thinking += row.has_thoughts
+        self.unlearnt += row.lost_answers
+        if not row.is_earlier:
+            self.ids.append(row.id)
         return True
 
     def report(self, data_id: str, usable: int) -> None:
@@ -198,4 +271,16 @@ class _Count:
             logger.warning(
                 "%d of %d rows of %s are longer than max_sequence_length; text was cut from their left",
                 *(self.truncated, usable, data_id),
+            )
+        if self.earlier:
+            logger.info(
+                "%d earlier answers in conversations of %s are learnt as rows of their own, "
+                "each behind the prompt that asks for it",
+                *(self.earlier, data_id),
+            )
+        if self.unlearnt:
+            logger.warning(
+                "%d earlier answers in conversations of %s are not learnt: with their prompts they are longer than "
+                "max_sequence_length",
+                *(self.unlearnt, data_id),
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import shutil
@@ -9,6 +10,7 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tasks.core.data.chat_template import set_template
 from tasks.core.errors import TrainingError
 from tasks.core.files import flush_to_disk
 from tasks.core.models.adapters import merge
@@ -53,9 +55,11 @@ def publish_files(
     base_model_id: str,
     card: str,
     initial_adapter_dir: Path | None = None,
+    chat_template: str | None = None,
 ) -> None:
-    """Put model, tokenizer with chat template, and model card into `model_dir`.
+    """Put model, tokenizer with chat template, the ends of its answers, and model card into `model_dir`.
 
+    `chat_template` takes the place of the tokenizer's own: the one that was trained with, where it is another.
     All is written beside and flushed to disk, then moved into place file by file; without a manifest, which the
     caller writes last, none of it counts as a model. `initial_adapter_dir` holds the first weights of an adapter
     that took them out of its base: what is written is the difference, which fits the base as others have it.
@@ -64,7 +68,10 @@ def publish_files(
     shutil.rmtree(partial_dir, ignore_errors=True)
     partial_dir.mkdir(parents=True)
     save_weights(model, partial_dir, initial_adapter_dir)
+    if chat_template is not None:
+        set_template(tokenizer, chat_template)
     tokenizer.save_pretrained(str(partial_dir))
+    _save_ends(model, tokenizer, partial_dir)
     (partial_dir / "README.md").write_text(card, encoding="utf-8")
     if hasattr(model, "peft_config"):
         _name_base(partial_dir / "adapter_config.json", base_model_id)
@@ -73,6 +80,17 @@ def publish_files(
         path.replace(model_dir / path.name)
     partial_dir.rmdir()
     flush_to_disk(model_dir)
+
+
+def _save_ends(
+    model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, directory: Path
+) -> None:
+    """Name all tokens that end an answer where transformers and vLLM look for them, for an adapter too."""
+    from tasks.core.generation.stopping import eos_token_ids
+
+    config = copy.deepcopy(model.generation_config)
+    config.eos_token_id = list(eos_token_ids(model, tokenizer))
+    config.save_pretrained(str(directory))
 
 
 def merged(model: PeftModel) -> PreTrainedModel:
