@@ -25,6 +25,7 @@ def model_spec(settings: InferencerConfig, chosen: Candidate) -> ModelSpec:
         load_in_8bit=settings.load_in_8bit,
         device=settings.device,
         trust_remote_code=settings.trust_remote_code,
+        chat_template=settings.chat_template,
     )
 
 

@@ -213,6 +213,7 @@ class Inferencer:
             generation=self.generation_settings(),
             max_sequence_length=self.settings.max_sequence_length,
             long_prompts=self.settings.long_prompts,
+            chat_template_kwargs=self.settings.chat_template_kwargs or {},
         )
 
     def examples(self, dataset: Dataset) -> Iterator[Example]:
@@ -251,6 +252,7 @@ class Inferencer:
                 reserve_tokens=settings.max_new_tokens,
                 trained_tokens=context.tokens,
                 long_prompts=settings.long_prompts,
+                chat_template_kwargs=settings.chat_template_kwargs,
             )
         return self._prompts
 

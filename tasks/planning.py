@@ -107,6 +107,7 @@ def _plan_fine_tuning(config: Config) -> PlannedPhase:
         load_in_8bit=settings.load_in_8bit,
         device=settings.device,
         trust_remote_code=settings.trust_remote_code,
+        chat_template=settings.chat_template,
     )
     models_dir = Store(config.pipeline.models_dir).local
     with phase.finding():

@@ -9,6 +9,7 @@ import logging
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, Self, Union, get_args, get_origin
 
@@ -216,6 +217,20 @@ class ChatTemplateSettings(Section):
         None,
         description="Variables for the chat template, e.g. { enable_thinking = false }; a trained model keeps them.",
     )
+
+    @field_validator("chat_template")
+    @classmethod
+    def _text_of_the_template(cls, value: str | None) -> str | None:
+        """Read it here, so that it goes as text wherever the settings go."""
+        if value is None or "{{" in value or "{%" in value:
+            return value
+        try:
+            text = Path(value).expanduser().read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ValueError(f"is neither Jinja text nor a file that can be read ({error})") from None
+        if "{{" not in text and "{%" not in text:
+            raise ValueError(f"{value} holds no Jinja template: neither {{{{ nor {{% is in it")
+        return text
 
     @field_validator("chat_template_kwargs")
     @classmethod

@@ -99,6 +99,7 @@ def _spec(model_id: str, revision: str | None, dtype: str, settings: InferencerC
         load_in_8bit=settings.load_in_8bit,
         device=settings.device,
         trust_remote_code=settings.trust_remote_code,
+        chat_template=settings.chat_template,
     )
 
 

@@ -23,6 +23,7 @@ class ModelSpec:
 
     `for_training`: all weights are wanted as one plain model, so an adapter is merged whatever rounding that costs,
     and tokens that the tokenizer has and the model has not get a row each.
+    `chat_template` is Jinja text in the place of the tokenizer's own template.
     """
 
     model_id: str
@@ -33,6 +34,7 @@ class ModelSpec:
     device: str = "auto"
     trust_remote_code: bool = False
     for_training: bool = False
+    chat_template: str | None = None
 
     def __post_init__(self) -> None:
         if self.load_in_4bit and self.load_in_8bit:

@@ -31,6 +31,8 @@ def tokenizer_of(source: ModelSource, config: PretrainedConfig) -> PreTrainedTok
         tokenizer = AutoTokenizer.from_pretrained(
             files.directory, trust_remote_code=source.spec.trust_remote_code, **gguf_argument(files)
         )
+    if source.spec.chat_template is not None:
+        tokenizer.chat_template = source.spec.chat_template
     text_config = config.get_text_config()
     if files.gguf_name is not None:
         tokenizer = without_invented_tokens(tokenizer, text_config.vocab_size)

@@ -109,6 +109,7 @@ def _prepare(
         device=device if config.device != "auto" or device in ("cpu", "mps") else "auto",
         trust_remote_code=config.trust_remote_code,
         for_training=True,
+        chat_template=config.chat_template,
     )
     base = identify(spec)
     precision = choose_precision(config, base.dtype, device)
