@@ -420,6 +420,44 @@ def test_tokenizers_that_prepend_spaces_split_prompt_and_answer_like_inference(
     assert "Paris." in _learnt(tokenizer, row)
 
 
+def _blank_line_tokenizer(template: str) -> Any:
+    """Byte-level, with a token for two line breaks, which it parts again before a word (GPT-2's pattern)."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=300,
+        special_tokens=["<|im_start|>", "<|im_end|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(["\n\n", "a\n\n", "\n\n\n"] * 20, trainer)
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>")
+    fast.chat_template = template
+    return fast
+
+
+@pytest.mark.parametrize("answer", ["Paris.", "\nParis.", " Paris."])
+@pytest.mark.parametrize("blank", ["\n\n", "\n", "\n\n\n"])
+def test_blank_lines_before_an_answer_are_the_same_tokens_in_training_and_inference(
+    blank: str, answer: str
+) -> None:
+    template = CHATML.replace("assistant\n'", f"assistant{blank}'").replace(
+        "+ '\n' + m", f"+ ('{blank}' if m['role'] == 'assistant' else '\n') + m"
+    )
+    tokenizer = _blank_line_tokenizer(template)
+    builder = _builder(tokenizer)
+    for example in (Example("id", "Where?", reference=answer), _chat("u1", answer, "u2", reference=answer)):
+        prompt = builder.build(example).token_ids
+        rows = list(builder.training_rows([example]))
+        assert rows[0].input_ids[: len(prompt)] == prompt
+        assert _text(tokenizer, rows[0].input_ids[len(prompt) :]) == f"{answer}<|im_end|>"
+        assert sum(row.answers for row in rows) == 1 + (example.messages is not None)
+
+
 def test_a_slow_tokenizer_gives_the_same_labels() -> None:
     tokenizer = _slow_tokenizer(CHATML)
     builder = _builder(tokenizer)
