@@ -30,7 +30,7 @@ ConfigSource = Annotated[Config | str | None, _MayBeEmpty, _TextField]
 Settings = Annotated[
     tuple[str, ...],
     WithJsonSchema(
-        {"type": "array", "items": {"type": "string", "pattern": r"^\s*[a-z_]+\.[a-z0-9_]+\s*=.*$"}}
+        {"type": "array", "items": {"type": "string", "pattern": r"^\s*[a-z_]+\.[a-z0-9_.]+\s*=.*$"}}
     ),
 ]
 Count = Annotated[Annotated[int, Field(ge=1)] | None, _MayBeEmpty, _CountField]

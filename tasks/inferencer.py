@@ -254,7 +254,30 @@ class Inferencer:
                 long_prompts=settings.long_prompts,
                 chat_template_kwargs=settings.chat_template_kwargs,
             )
+            self._tell_about_template(self._prompts)
         return self._prompts
+
+    def _tell_about_template(self, prompts: PromptBuilder) -> None:
+        """Say what prompts do with thoughts, and warn where they are not those that the model was trained on."""
+        if prompts.thinking.in_words is not None:
+            logger.info("thoughts: %s", prompts.thinking.in_words)
+        if (
+            prompts.template.variables
+            and self._is_fine_tuned()
+            and prompts.template.asks_otherwise_by_variables
+        ):
+            logger.warning(
+                "inferencer.chat_template_kwargs = %s makes other prompts than %s was trained on; its answers may "
+                "suffer. Leave it out to ask as in training.",
+                *(prompts.template.variables, self.portable_model_id),
+            )
+
+    def _is_fine_tuned(self) -> bool:
+        from tasks.core.models.registry import MANIFEST_NAME
+        from tasks.core.models.specs import find_source
+
+        source = find_source(self.model_spec(), with_weights=False)
+        return ((source.adapter or source.base).directory / MANIFEST_NAME).is_file()
 
     def generate_responses(self, prepared: PreparedRows) -> LedgerIndex:
         """Answer every row that no ledger of the run has; rows that are there are kept. Holds the run's lock.

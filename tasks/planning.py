@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from tasks.before_training import SOME_TIME, check_lengths, check_names, check_run_is_free, trained_name
-from tasks.core.config import Config, FineTunerConfig
+from tasks.core.config import Config, FineTunerConfig, InferencerConfig
 from tasks.core.config.phases import EVALUATION, FINE_TUNING, INFERENCE
 from tasks.core.data.columns import ColumnMapping, examples
 from tasks.core.data.preflight import check_disk_space, find_overlap
+from tasks.core.data.prompts import PromptBuilder
 from tasks.core.data.sources import DataId, described_data, load_rows
 from tasks.core.errors import TuneproofError
 from tasks.core.evaluation.metrics import resolve
@@ -117,6 +118,8 @@ def _plan_fine_tuning(config: Config) -> PlannedPhase:
         phase.tell("base model", _described(identity))
         check_disk_space(models_dir, _training_bytes(config, spec))
     with phase.finding():
+        _tell_template(phase, spec, settings)
+    with phase.finding():
         rows = load_rows(
             settings.required_training_data_id,
             split=settings.training_data_split,
@@ -155,6 +158,24 @@ def _tell_schedule(phase: PlannedPhase, settings: FineTunerConfig, spec: ModelSp
         phase.tell("warning", schedule.warning)
 
 
+def _tell_template(
+    phase: PlannedPhase, spec: ModelSpec, settings: FineTunerConfig | InferencerConfig
+) -> None:
+    """What ends an answer by the chat template, and what prompts do with thoughts."""
+    builder = PromptBuilder(
+        load_tokenizer(spec),
+        max_sequence_length=settings.max_sequence_length,
+        chat_template_kwargs=settings.chat_template_kwargs,
+    )
+    if builder.template.turn_end is not None:
+        phase.tell("an answer ends with", builder.template.turn_end)
+    thinking = builder.thinking
+    if thinking.in_words is not None:
+        phase.tell("thoughts", thinking.in_words)
+    if phase.name == FINE_TUNING and thinking.may_think:
+        phase.tell("thoughts", "rows without any are learnt behind a prompt that asks for none")
+
+
 def _mapped(config: Config, rows: Dataset) -> Iterator[Example]:
     return examples(rows, ColumnMapping.of(config.fine_tuner.model_dump()))
 
@@ -187,6 +208,8 @@ def _plan_inference(config: Config, *, after_training: bool) -> PlannedPhase:
             phase.tell("model", f"{_described(identity)}: {discovery.chosen.reason}")
             for rejection in discovery.rejected[:_REJECTIONS_SHOWN]:
                 phase.tell("not taken", f"{rejection.model_id}: {rejection.reason}")
+        with phase.finding():
+            _tell_template(phase, inferencer.model_spec(), settings)
     rows: RunRows | None = None
     with phase.finding():
         dataset = inferencer.load_dataset()

@@ -12,7 +12,15 @@ from tasks.core.data.chat_template import ChatTemplate, set_template
 from tasks.core.data.prompts import PromptBuilder, TrainingRow
 from tasks.core.generation.stopping import eos_token_ids
 from tasks.core.records import Example, Message
-from tests.making.chat_templates import CASES, DEEPSEEK_R1, GPT_OSS, MISTRAL_NEMO, QWEN_3, TemplateCase, tokenizer_for
+from tests.making.chat_templates import (
+    CASES,
+    DEEPSEEK_R1,
+    GPT_OSS,
+    MISTRAL_NEMO,
+    QWEN_3,
+    TemplateCase,
+    tokenizer_for,
+)
 
 every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 thinking_cases = pytest.mark.parametrize(
@@ -62,7 +70,10 @@ def test_a_prompt_is_what_the_template_writes_with_one_bos(tiny_tokenizer: Any, 
     with_system = builder(tokenizer).build(Example("id", "Why?", "Be brief.")).token_ids
     assert text(tokenizer, prompt) == case.asks
     assert text(tokenizer, with_system) == case.asks_system
-    if case.bos is not None and case.name not in ("smollm 2", "gpt-oss"):  # whose BOS the template does not use
+    if case.bos is not None and case.name not in (
+        "smollm 2",
+        "gpt-oss",
+    ):  # whose BOS the template does not use
         assert [ids.count(tokenizer.bos_token_id) for ids in (prompt, with_system)] == [1, 1]
         assert prompt[0] == with_system[0] == tokenizer.bos_token_id
 
@@ -204,7 +215,9 @@ def test_with_thinking_switched_off_thoughts_are_left_out(
     assert "reasoning is left out" in caplog.text
 
 
-def test_with_thinking_switched_on_by_hand_the_empty_block_still_belongs_to_the_prompt(tiny_tokenizer: Any) -> None:
+def test_with_thinking_switched_on_by_hand_the_empty_block_still_belongs_to_the_prompt(
+    tiny_tokenizer: Any,
+) -> None:
     tokenizer = tokenizer_for(tiny_tokenizer, QWEN_3)
     on = builder(tokenizer, chat_template_kwargs={"enable_thinking": True})
     (row,) = on.training_rows([WHY])

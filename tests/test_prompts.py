@@ -484,7 +484,9 @@ def test_where_turns_do_not_end_each_answer_has_a_row_that_ends_it(tiny_tokenize
     assert learnt == ["third<|im_end|>", "second<|im_end|>", "first<|im_end|>"]
 
 
-def test_a_template_that_rewrites_earlier_answers_teaches_them_in_rows_of_their_own(tiny_tokenizer: Any) -> None:
+def test_a_template_that_rewrites_earlier_answers_teaches_them_in_rows_of_their_own(
+    tiny_tokenizer: Any,
+) -> None:
     builder = _builder(_tokenizer(tiny_tokenizer, FORGETFUL))
     example = _chat("u1", "<think>hm</think>first", "u2", "second", "u3", reference="<think>so</think>third")
     last, earlier = builder.training_rows([example])

@@ -4,6 +4,8 @@ The conversations behind the expected texts: the question "Why?" with the answer
 without the system prompt "Be brief.", and two turns, "One?" "Uno." (thoughts: "A.") and "Two?" "Dos." ("B.").
 """
 
+# ruff: noqa: RUF001  (DeepSeek's bars are wide ones)
+
 from __future__ import annotations
 
 import copy
@@ -143,7 +145,8 @@ QWEN_3 = TemplateCase(
 )
 QWEN_3_THINKING = TemplateCase(
     name="qwen 3, thinking only",
-    template=_QWEN_3_TURNS + "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n<think>\n' }}{% endif %}",
+    template=_QWEN_3_TURNS
+    + "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n<think>\n' }}{% endif %}",
     eos="<|im_end|>",
     special=("<|im_start|>",),  # here the markers of thoughts are plain text to the tokenizer
     asks=_CHATML_ASKS + "<think>\n",
@@ -324,7 +327,8 @@ _DEEPSEEK_ASKS_SYSTEM = "<｜begin▁of▁sentence｜>Be brief.<｜User｜>Why?<
 DEEPSEEK_V3 = TemplateCase(
     name="deepseek v3",
     template=(
-        _DEEPSEEK_START + "{{ '<｜Assistant｜>' + m.content + '<｜end▁of▁sentence｜>' }}{% endif %}{% endfor %}"
+        _DEEPSEEK_START
+        + "{{ '<｜Assistant｜>' + m.content + '<｜end▁of▁sentence｜>' }}{% endif %}{% endfor %}"
         "{% if add_generation_prompt %}{{ '<｜Assistant｜>' }}{% endif %}"
     ),
     asks=_DEEPSEEK_ASKS,
@@ -337,7 +341,9 @@ DEEPSEEK_V3 = TemplateCase(
 DEEPSEEK_V31 = TemplateCase(
     name="deepseek v3.1",
     template=(
-        "{% if thinking is not defined %}{% set thinking = false %}{% endif %}" + _DEEPSEEK_START + "{{ '<｜Assistant｜>' "
+        "{% if thinking is not defined %}{% set thinking = false %}{% endif %}"
+        + _DEEPSEEK_START
+        + "{{ '<｜Assistant｜>' "
         "+ ('</think>' if loop.last else '') + m.content.split('</think>')[-1] + '<｜end▁of▁sentence｜>' }}"
         "{% endif %}{% endfor %}"
         "{% if add_generation_prompt %}{{ '<｜Assistant｜>' + ('<think>' if thinking else '</think>') }}{% endif %}"
@@ -353,7 +359,8 @@ DEEPSEEK_V31 = TemplateCase(
 DEEPSEEK_R1 = TemplateCase(
     name="deepseek r1",
     template=(
-        _DEEPSEEK_START + "{{ '<｜Assistant｜>' + m.content.split('</think>')[-1] + '<｜end▁of▁sentence｜>' }}"
+        _DEEPSEEK_START
+        + "{{ '<｜Assistant｜>' + m.content.split('</think>')[-1] + '<｜end▁of▁sentence｜>' }}"
         "{% endif %}{% endfor %}{% if add_generation_prompt %}{{ '<｜Assistant｜><think>\n' }}{% endif %}"
     ),
     added=("<think>", "</think>"),
@@ -408,11 +415,26 @@ GLM_4 = TemplateCase(
     asks="[gMASK]<sop><|user|>\nWhy?<|assistant|>",
     asks_system="[gMASK]<sop><|system|>\nBe brief.<|user|>\nWhy?<|assistant|>",
     learns="\nSo.<|endoftext|>",
-    turns=("\nDos.<|endoftext|>", "\nUno.<|endoftext|>"),  # it ends no turn: each answer gets the end of texts
+    turns=(
+        "\nDos.<|endoftext|>",
+        "\nUno.<|endoftext|>",
+    ),  # it ends no turn: each answer gets the end of texts
     end=None,
 )
 
 CASES = (
-    *(LLAMA_2, LLAMA_3, QWEN_25, QWEN_3, QWEN_3_THINKING, MISTRAL_1, MISTRAL_NEMO, GEMMA_2, GEMMA_3, PHI_3, PHI_4),
+    *(
+        LLAMA_2,
+        LLAMA_3,
+        QWEN_25,
+        QWEN_3,
+        QWEN_3_THINKING,
+        MISTRAL_1,
+        MISTRAL_NEMO,
+        GEMMA_2,
+        GEMMA_3,
+        PHI_3,
+        PHI_4,
+    ),
     *(SMOLLM_2, SMOLLM_3, CHATML, DEEPSEEK_V3, DEEPSEEK_V31, DEEPSEEK_R1, GPT_OSS, GLM_4),
 )

@@ -5,6 +5,7 @@ Each value keeps its origin, so that a message can name the line, the variable o
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import re
@@ -35,13 +36,17 @@ _VARIABLE = re.compile(r"(\$?)\$\{([^}]*)\}")
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """One value as given; `origin` names the place, `typed` is false for plain text (shell, ${VAR})."""
+    """One value as given; `origin` names the place, `typed` is false for plain text (shell, ${VAR}).
+
+    `entry` names one entry of a table, such as `enable_thinking` of chat_template_kwargs; `value` is then its.
+    """
 
     section: str
     key: str
     value: Any
     origin: str
     typed: bool = True
+    entry: str | None = None
 
 
 @dataclass(slots=True)
@@ -115,7 +120,9 @@ def _environment_settings(environ: Mapping[str, str]) -> Iterator[Setting]:
     for name, value in sorted(environ.items()):
         section, separator, key = name.removeprefix(ENVIRONMENT_PREFIX).partition("__")
         if name.startswith(ENVIRONMENT_PREFIX) and separator:
-            yield Setting(section.lower(), key.lower(), value, f"environment variable {name}", typed=False)
+            key, _, entry = key.lower().partition("__")
+            origin = f"environment variable {name}"
+            yield Setting(section.lower(), key, value, origin, typed=False, entry=entry or None)
 
 
 def _override_settings(overrides: Mapping[str, Any]) -> Iterator[Setting]:
@@ -124,8 +131,10 @@ def _override_settings(overrides: Mapping[str, Any]) -> Iterator[Setting]:
             yield from _override_settings({f"{name}.{key}": inner for key, inner in value.items()})
             continue
         section, _, key = name.replace("-", "_").rpartition(".")
+        section, _, table = section.partition(".")
+        entry = key if table else None
         origin = f"option --{name.replace('_', '-')}"
-        yield Setting(section, key, value, origin, typed=not isinstance(value, str))
+        yield Setting(section, table or key, value, origin, typed=not isinstance(value, str), entry=entry)
 
 
 def _gather(setting: Setting, environ: Mapping[str, str], gathered: _Gathered) -> None:
@@ -185,7 +194,11 @@ def _gather_known(setting: Setting, where: str, environ: Mapping[str, str], gath
         gathered.problems.append(_secret_problem(where, setting))
         return
     if isinstance(value, str) and not (setting.typed and value == setting.value):
-        value = _read_text_value(value, setting)
+        value = _read_text_value(value, setting) if setting.entry is None else _read_entry(value)
+    if setting.entry is not None:
+        before = gathered.settings.get((setting.section, setting.key))
+        table = before.value if before is not None and isinstance(before.value, Mapping) else {}
+        value = {**table, setting.entry: value}
     if isinstance(value, str) and (note := LEGACY_VALUES.get((setting.section, setting.key, value))):
         logger.warning("%s = %s %s", where, shown(value), note)
     gathered.settings[setting.section, setting.key] = replace(setting, value=value)
@@ -204,7 +217,9 @@ def _unknown_problem(setting: Setting) -> str | None:
     """Say which section or key is unknown and which known one is spelled most alike; None when known."""
     section, key = setting.section, setting.key
     if section in SECTIONS and key in SECTIONS[section].model_fields:
-        return None
+        if setting.entry is None or accepts(SECTIONS[section].model_fields[key].annotation, dict):
+            return None
+        return f"{setting.origin}: [{section}] {key} is one value, not a table with an entry {setting.entry}"
     given = f"{setting.origin}: [{section}] {key} = {shown(setting.value)}"
     homes = [name for name, model in SECTIONS.items() if key in model.model_fields]
     if section not in SECTIONS:
@@ -270,7 +285,7 @@ def _substituted(value: Any, environ: Mapping[str, str]) -> tuple[Any, list[str]
 
 
 def _read_text_value(text: str, setting: Setting) -> Any:
-    """Read plain text for a list or table key: TOML (`["a", "b"]`) or a,b; other texts stay as they are."""
+    """Read plain text for a list or table key: JSON, TOML (`["a", "b"]`) or a,b; other texts stay as they are."""
     annotation = SECTIONS[setting.section].model_fields[setting.key].annotation
     wants_list, wants_table = accepts(annotation, tuple), accepts(annotation, dict)
     if (
@@ -280,10 +295,12 @@ def _read_text_value(text: str, setting: Setting) -> Any:
     ):
         return text
     if text.startswith(("[", "{")):
-        try:
-            return tomllib.loads(f"value = {text}")["value"]
-        except tomllib.TOMLDecodeError:
-            return text
+        for read in (json.loads, _read_toml):
+            try:
+                return read(text)
+            except ValueError:
+                continue
+        return text
     if not wants_list or _takes_any_text(annotation):  # a name may hold a comma
         return text
     return [part.strip() for part in text.split(",") if part.strip()]
@@ -295,6 +312,20 @@ def _takes_any_text(annotation: Any) -> bool:
     if get_origin(annotation) is Annotated:
         return _takes_any_text(get_args(annotation)[0])
     return annotation is str
+
+
+def _read_entry(text: str) -> Any:
+    """Read plain text for an entry of a table: a number, true, false or null, or else the text."""
+    for read in (json.loads, _read_toml):
+        try:
+            return read(text)
+        except ValueError:
+            continue
+    return text
+
+
+def _read_toml(text: str) -> Any:
+    return tomllib.loads(f"value = {text}")["value"]
 
 
 def _checked(gathered: _Gathered) -> Config:

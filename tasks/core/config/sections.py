@@ -227,9 +227,9 @@ class ChatTemplateSettings(Section):
         try:
             text = Path(value).expanduser().read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise ValueError(f"is neither Jinja text nor a file that can be read ({error})") from None
+            raise ValueError(f"must be Jinja text, or the path of a file with it ({error})") from None
         if "{{" not in text and "{%" not in text:
-            raise ValueError(f"{value} holds no Jinja template: neither {{{{ nor {{% is in it")
+            raise ValueError("must be a file with a Jinja template: neither {{ nor {% is in this one")
         return text
 
     @field_validator("chat_template_kwargs")
@@ -237,7 +237,7 @@ class ChatTemplateSettings(Section):
     def _variables_of_a_template(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
         wrong = [name for name in value or {} if not name.isidentifier()]
         if wrong:
-            raise ValueError(f"names variables of a template, and {wrong[0]!r} cannot be one")
+            raise ValueError(f"must name variables of a template, and {wrong[0]!r} cannot be one")
         return value or None
 
 

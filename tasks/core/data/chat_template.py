@@ -55,7 +55,7 @@ _RESERVED_VARIABLES = {
     "chat_template",
 }
 # What an end token that is no special token must look like: `<|im_end|>`, `[/TURN]`, never a word or a line.
-_MARKER_SHAPE = re.compile(r"[<\[|◁｜].*[>\]|▷｜]", re.DOTALL)
+_MARKER_SHAPE = re.compile(r"[<\[|◁\uff5c].*[>\]|▷\uff5c]", re.DOTALL)
 
 
 class Rendered(NamedTuple):
@@ -162,6 +162,22 @@ class ChatTemplate:
             return None
         token_id: int = self.tokenizer.convert_tokens_to_ids(self.turn_end)
         return token_id
+
+    @property
+    def markers(self) -> tuple[str, ...]:
+        """The tokens that the template itself puts around questions and answers, the BOS aside."""
+        found = self.control_tokens.findall((self._answered or "") + self.generation_prompt)
+        return tuple(dict.fromkeys(token for token in found if token != self.tokenizer.bos_token))
+
+    @property
+    def asks_otherwise_by_variables(self) -> bool:
+        """Whether `variables` change a prompt."""
+        unasked = ChatTemplate(self.tokenizer, source=self.source)
+        turns = [Message("user", _PROBE_USER)]
+        if not self.folds_system:
+            turns.insert(0, Message("system", _PROBE_SYSTEM))
+        asked = [template.render(turns, add_generation_prompt=True) for template in (self, unasked)]
+        return asked[0] != asked[1]
 
     @property
     def unknown_end(self) -> str | None:

@@ -327,6 +327,16 @@ class PromptBuilder:
             _log.warning(
                 "The chat template takes no system message; its text is put before the first user message."
             )
+        unread = [name for name in self._template.variables if not self._template.reads(name)]
+        if unread:
+            _log.warning("The chat template reads no variable %s of chat_template_kwargs.", ", ".join(unread))
+        if self._template.unknown_end is not None:
+            _log.warning(
+                "The chat template ends an answer with %r, which is no token of this model's tokenizer: the end of "
+                "texts is learnt and looked for instead. Set chat_template to one that is made of tokens that the "
+                "model has.",
+                self._template.unknown_end,
+            )
 
 
 def _with_answer(example: Example) -> Turns:

@@ -65,13 +65,24 @@ class Thinking:
     @property
     def simple_pair(self) -> MarkerPair | None:
         """The markers to write thoughts with, where the template takes them only as text or not at all."""
-        pair = open_pair(self.template.generation_prompt, self.markers)
-        simple = [
-            p
-            for p in self.markers.pairs
-            if p.opening and not p.answer_opening and "<|channel|>" not in p.closing
-        ]
-        return pair or next(iter(simple), None)
+        opened = open_pair(self.template.generation_prompt, self.markers)
+        simple = (
+            pair
+            for pair in self.markers.pairs
+            if pair.opening and not pair.answer_opening and "<|channel|>" not in pair.closing
+        )
+        return opened or next(simple, None)
+
+    @property
+    def in_words(self) -> str | None:
+        """What a prompt does with thoughts, for a log; None for a template that knows none."""
+        if self.is_closed:
+            return "the prompt asks for answers without thoughts"
+        if self.is_open:
+            return "the prompt begins the model's thoughts"
+        if self.may_think or self.markers:
+            return "the prompt lets the model think"
+        return None
 
     def _switched_off(self) -> ChatTemplate | None:
         names = dict.fromkeys(_SWITCH.findall(self.template.source))

@@ -150,6 +150,6 @@ def _warn_of_differences(source: ModelSource, identity: ModelIdentity) -> None:
         )
     if template is not None and template != identity.chat_template_sha256:
         logger.warning(
-            "%s was trained with another chat template (%s…) than its folder has now (%s…); its answers may suffer",
+            "%s was trained with another chat template (%s…) than it is asked with now (%s…); its answers may suffer",
             *(named.model_id, template[:12], identity.chat_template_sha256[:12]),
         )

@@ -19,6 +19,7 @@ from tasks.core.records import LossPoint
 from tasks.core.training import checkpoints
 from tasks.core.training.adapting import choose_attention, make_trainable, moves_base
 from tasks.core.training.job import BatchPlan, Fitted, Job
+from tasks.core.training.markers import warn_of_unseen_markers
 from tasks.core.training.packing import check_packing, pack
 from tasks.core.training.progress import TrainingMeter
 from tasks.core.training.rows import RowSet
@@ -47,6 +48,7 @@ def fit_once(job: Job, checkpoints_dir: Path, plan: BatchPlan) -> Fitted:
         train = _batches(job.data.train, job.config, pad_token_id := int(loaded.tokenizer.pad_token_id))
         choose_attention(loaded.model, train.lengths)
         model = make_trainable(loaded.model, job.config, job.base)
+        warn_of_unseen_markers(model, loaded.tokenizer)
         _check_disk(model, job, checkpoints_dir)
         if job.config.packing:
             check_packing(model)
