@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 
 from tasks.core.data.chat_template import ChatTemplate, set_template
 from tasks.core.data.prompts import PromptBuilder, TrainingRow
+from tasks.core.errors import ConfigError
 from tasks.core.generation.stopping import eos_token_ids
 from tasks.core.records import Example, Message
 from tests.making.chat_templates import (
@@ -247,3 +249,59 @@ def test_transformers_alone_asks_the_trained_model_in_the_same_words(
     assert asked == case.asks_closed
     answered = trained.apply_chat_template([*turns, {"role": "assistant", "content": "So."}], tokenize=False)
     assert answered.count("So.") == 1
+
+
+def test_a_date_that_was_trained_with_is_the_date_of_inference(tiny_tokenizer: Any) -> None:
+    dated = QWEN_3.template.replace("{% for m", "{{ date_string }}{% for m", 1)
+    tokenizer = tokenizer_for(tiny_tokenizer, QWEN_3)
+    set_template(tokenizer, dated)
+    asked = builder(tokenizer, chat_template_kwargs={"date_string": "1 May 1900"}).build(WHY)
+    kept = ChatTemplate(tokenizer, {"date_string": "1 May 1900"}).keeping_variables()
+    assert "26 Jul 2024" in text(tokenizer, builder(tokenizer).build(WHY).token_ids)
+    set_template(tokenizer, kept.source)
+    assert "1 May 1900" in text(tokenizer, asked.token_ids)
+    assert builder(tokenizer).build(WHY) == asked
+
+
+@pytest.mark.parametrize(
+    ("switch", "off"),
+    [
+        ("thinking", "thinking is false"),
+        ("no_think", "no_think"),
+        ("enable_reasoning", "not enable_reasoning"),
+    ],
+)
+def test_the_switch_of_a_template_is_found_by_trying(tiny_tokenizer: Any, switch: str, off: str) -> None:
+    tokenizer = tokenizer_for(tiny_tokenizer, QWEN_3)
+    start = "{% if enable_reasoning is not defined %}{% set enable_reasoning = true %}{% endif %}"
+    set_template(
+        tokenizer,
+        start + QWEN_3.template.replace("enable_thinking is defined and enable_thinking is false", off),
+    )
+    closed = builder(tokenizer).thinking.closed
+    assert closed.source.startswith("{%- if " + switch + " is not defined %}")
+    assert closed.generation_prompt.endswith("assistant\n<think>\n\n</think>\n\n")
+
+
+def test_variables_that_are_not_the_templates_are_refused_or_told(
+    tiny_tokenizer: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    tokenizer = tokenizer_for(tiny_tokenizer, QWEN_3)
+    for name in ("messages", "add_generation_prompt", "tokenize", "return_dict"):
+        with pytest.raises(ConfigError, match=f"chat_template_kwargs sets {name}"):
+            builder(tokenizer, chat_template_kwargs={name: True})
+    builder(tokenizer, chat_template_kwargs={"enable_thinkin": False})
+    assert "reads no variable enable_thinkin of chat_template_kwargs" in caplog.text
+
+
+@pytest.mark.parametrize("value", [True, None, 3, "a 'quote' \"\\n", [1, "b"], {"a": [False]}])
+def test_values_of_every_kind_survive_being_written_into_a_template(tiny_tokenizer: Any, value: Any) -> None:
+    tokenizer = tokenizer_for(tiny_tokenizer, QWEN_3)
+    set_template(
+        tokenizer,
+        "{% macro show() %}{{ given | tojson }}{% endmacro %}{{ messages[-1].content }}{{ show() }}",
+    )
+    asked = builder(tokenizer, chat_template_kwargs={"given": value}).build(WHY)
+    set_template(tokenizer, ChatTemplate(tokenizer, {"given": value}).keeping_variables().source)
+    assert builder(tokenizer).build(WHY) == asked
+    assert text(tokenizer, asked.token_ids) == "Why?" + json.dumps(value, ensure_ascii=False)

@@ -213,9 +213,10 @@ class ChatTemplateSettings(Section):
         description="Chat template in the place of the model's own: its Jinja text, or the path of a file with it; "
         "a trained model keeps it.",
     )
-    chat_template_kwargs: dict[NonEmpty, Any] | None = Field(
+    chat_template_kwargs: Annotated[dict[str, Any], InWords("a table")] | None = Field(
         None,
-        description="Variables for the chat template, e.g. { enable_thinking = false }; a trained model keeps them.",
+        description="Variables for the chat template, e.g. { enable_thinking = false }; a trained model keeps those "
+        "of its training.",
     )
 
     @field_validator("chat_template")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import logging
 import re
@@ -266,10 +267,11 @@ class ChatTemplate:
         return text
 
     def _check_variables(self) -> None:
-        reserved = sorted(_RESERVED_VARIABLES & self.variables.keys())
+        arguments = inspect.signature(self.tokenizer.apply_chat_template).parameters.keys()
+        reserved = sorted(({"messages", *arguments} - {"tools", "documents"}) & self.variables.keys())
         if reserved:
             raise ConfigError(
-                f"chat_template_kwargs sets {reserved[0]}, which the rows and their rendering decide",
+                f"chat_template_kwargs sets {reserved[0]}, which is not the template's variable to set",
                 "remove it; chat_template_kwargs is for variables such as enable_thinking",
             )
 

@@ -15,8 +15,8 @@ from tasks.core.errors import TemplateError
 from tasks.core.prompts.thought_markers import find_markers
 from tasks.core.prompts.thoughts import MarkerPair, ThoughtMarkers, open_pair
 
-_SWITCH = re.compile(r"(?<![\w.'\"])(\w*think\w*)(?![\w'\"])", re.IGNORECASE)
-_OFF = False
+_SWITCH = re.compile(r"(?<![\w.'\"])(\w*(?:think|reason)\w*)(?![\w'\"])", re.IGNORECASE)
+_OFF = (False, True)  # the second for a variable that says the opposite, such as no_thinking
 
 
 @dataclass(frozen=True)
@@ -89,9 +89,10 @@ class Thinking:
         for name in names:
             if name in self.template.variables:
                 continue  # somebody has set it, so it stays as it is
-            off = self._tried(with_defaults(self.template.source, {name: _OFF}))
-            if off is not None and Thinking(off).is_closed and not (off.answer_opening or "").strip():
-                return off
+            for value in _OFF:
+                off = self._tried(with_defaults(self.template.source, {name: value}))
+                if off is not None and Thinking(off).is_closed and not (off.answer_opening or "").strip():
+                    return off
         return None
 
     def _with_end(self) -> ChatTemplate | None:

@@ -24,7 +24,8 @@ def model_card(manifest: ModelManifest) -> str:
     if is_hub_name(base) and not Path(base).exists():
         front += [f"base_model: {base}"]
     front += ["pipeline_tag: text-generation", "tags:", "- tuneproof"]
-    kind = "A LoRA adapter on" if manifest.kind == "adapter" else "A full model fine-tuned from"
+    is_adapter = manifest.kind == "adapter"
+    kind = "A LoRA adapter on" if is_adapter else "A full model fine-tuned from"
     facts = [
         ("Training data", f"`{manifest.training_data_id}`, {manifest.training_row_count} rows"),
         ("Optimizer steps", _steps(manifest)),
@@ -37,7 +38,9 @@ def model_card(manifest: ModelManifest) -> str:
         *("---", *front, "---", ""),
         *(f"# {manifest.run_name}", "", f"{kind} `{base}`, made with tuneproof.", ""),
         *("| | |", "|---|---|", *table, ""),
-        "All settings and the course of the loss are in `tuneproof_manifest.json`.",
+        "All settings and the course of the loss are in `tuneproof_manifest.json`, the tokens that end an answer in "
+        "`generation_config.json`."
+        + (" Give that to `generate`: with an adapter transformers reads its base's." if is_adapter else ""),
         "",
     ]
     return "\n".join(lines)
