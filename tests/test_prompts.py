@@ -6,6 +6,7 @@ import copy
 import json
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -512,6 +513,24 @@ def test_a_turn_that_is_not_to_be_learnt_carries_no_loss(tiny_tokenizer: Any) ->
     assert _learnt(tiny_tokenizer, row) == "second<|im_end|>third<|im_end|>"
     (row,) = _builder(tiny_tokenizer, train_on_responses_only=False).training_rows([example])
     assert "first" not in _learnt(tiny_tokenizer, row) and "u1" in _learnt(tiny_tokenizer, row)
+
+
+def test_a_last_answer_that_is_not_to_be_learnt_leaves_the_earlier_ones(tiny_tokenizer: Any) -> None:
+    builder = _builder(tiny_tokenizer)
+    example = replace(_chat("u1", "first", "u2", reference="second"), is_reference_learnt=False)
+    (row,) = builder.training_rows([example])
+    assert _learnt(tiny_tokenizer, row) == "first<|im_end|>"
+    alone = builder.training_row(replace(QUESTION, is_reference_learnt=False))
+    assert alone.problem == "none of its answers is to be learnt"
+    (reference,) = builder.reference_rows([example])  # it is still what answers are measured by
+    assert _learnt(tiny_tokenizer, reference) == "second<|im_end|>"
+
+
+def test_counts_tell_of_answers_that_went_with_the_oldest_exchanges(tiny_tokenizer: Any) -> None:
+    example = _chat("u1 " * 30, "first", "u2 " * 30, "second", "u3", reference="third")
+    (row,) = _builder(tiny_tokenizer, 100).training_rows([example])
+    assert _learnt(tiny_tokenizer, row) == "second<|im_end|>third<|im_end|>"
+    assert (row.answers, row.lost_answers) == (2, 1)
 
 
 def test_all_tokens_are_labelled_when_training_is_not_on_responses_only(tiny_tokenizer: Any) -> None:

@@ -162,7 +162,7 @@ class PromptBuilder:
                 if isinstance(rows, str):
                     yield TrainingRow(example.id, problem=rows)
                 else:
-                    yield self._fitted_row(example, rows[0])
+                    yield self._fitted_row(replace(example, is_reference_learnt=True), rows[0])
 
     # --- prompts
 
@@ -231,12 +231,14 @@ class PromptBuilder:
             return example.problem
         if example.reference is None:
             return "the row has no reference answer to learn"
+        if only_last:
+            example = replace(example, is_reference_learnt=True)
         turns = _with_answer(example)
         try:
             found = self._answers.render_all(turns, only=turns[-1:] if only_last else None)
         except TemplateError as error:
             return error.what
-        return found or "the row has no answer to learn"
+        return found or "none of its answers is to be learnt"
 
     def _encode_answers(self, answered: Sequence[AnsweredText]) -> list[tuple[list[int], list[int]]]:
         """Ids of prompts and answers; where the template ends no turn, an EOS is put behind the answer."""
