@@ -192,6 +192,22 @@ def test_the_token_that_closes_a_turn_ends_generation(
     assert ChatTemplate(tokenizer).turn_end == case.end
 
 
+@pytest.mark.parametrize("case", [QWEN_3, DEEPSEEK_R1], ids=lambda case: case.name)
+def test_markers_named_by_hand_learn_no_empty_thoughts_either(
+    tiny_tokenizer: Any, case: TemplateCase
+) -> None:
+    tokenizer = tokenizer_for(tiny_tokenizer, case)
+    parts = {"question_part": "<|im_start|>user", "answer_part": "<|im_start|>assistant\n"}
+    if case is DEEPSEEK_R1:
+        parts = {"question_part": "<\uff5cUser\uff5c>", "answer_part": "<\uff5cAssistant\uff5c>"}
+    named = builder(tokenizer, **parts)
+    row = named.training_row(WHY)
+    assert text(tokenizer, row.input_ids) == (case.asks_closed or "") + case.learns
+    assert learnt(tokenizer, row) == case.learns
+    row = named.training_row(WHY_WITH_THOUGHTS)
+    assert learnt(tokenizer, row) == (case.learns_thoughts if case is QWEN_3 else case.learns)
+
+
 # --- thoughts in the answer's text, switches, variables
 
 

@@ -105,6 +105,50 @@ def test_a_trailing_comma_is_read_with_a_warning_that_names_the_line(
     ]
 
 
+@pytest.mark.parametrize(
+    ("overrides", "environ"),
+    [
+        ({"inferencer.chat-template-kwargs.enable_thinking": "false"}, {}),
+        ({"inferencer.chat-template-kwargs": '{"enable_thinking": false}'}, {}),
+        ({"inferencer.chat-template-kwargs": "{ enable_thinking = false }"}, {}),
+        ({"inferencer": {"chat_template_kwargs": {"enable_thinking": False}}}, {}),
+        ({}, {"TUNEPROOF_INFERENCER__CHAT_TEMPLATE_KWARGS__ENABLE_THINKING": "false"}),
+    ],
+)
+def test_a_table_can_be_set_whole_or_entry_by_entry(
+    load: Load, overrides: dict, environ: dict[str, str]
+) -> None:
+    loaded = load('[inferencer]\nrun_name = "a"\n', overrides, **environ)
+    assert loaded.inferencer.chat_template_kwargs == {"enable_thinking": False}
+
+
+def test_an_entry_is_added_to_the_table_of_the_file_and_kept_as_text_where_it_is_one(load: Load) -> None:
+    text = "[inferencer]\nchat_template_kwargs = { enable_thinking = true, effort = 3 }\n"
+    added = {
+        "inferencer.chat_template_kwargs.enable_thinking": "false",
+        "inferencer.chat_template_kwargs.tone": "dry",
+    }
+    wanted = {"enable_thinking": False, "effort": 3, "tone": "dry"}
+    assert load(text, added).inferencer.chat_template_kwargs == wanted
+    message = message_of(load, text, {"inferencer.seed.more": "1"})
+    assert "[inferencer] seed is one value, not a table with an entry more" in message
+
+
+def test_a_chat_template_is_text_or_a_file_with_it(load: Load, tmp_path: Path) -> None:
+    path = tmp_path / "own.jinja"
+    path.write_text("{{ messages[0].content }}\n", encoding="utf-8")
+    for setting in (str(path), "{{ messages[0].content }}\n"):
+        assert (
+            load("", {"fine_tuner": {"chat_template": setting}}).fine_tuner.chat_template == path.read_text()
+        )
+    message = message_of(load, "", {"fine_tuner.chat_template": "missing.jinja"})
+    assert "must be Jinja text, or the path of a file with it" in message
+    path.write_text("no template", encoding="utf-8")
+    assert "must be a file with a Jinja template" in message_of(
+        load, "", {"fine_tuner.chat_template": str(path)}
+    )
+
+
 def test_null_means_none_also_in_lists(load: Load) -> None:
     config = load('[inferencer]\nmin_p = "null"\n[fine_tuner]\nrun_name = "null"\n')
     assert config.inferencer.min_p is None

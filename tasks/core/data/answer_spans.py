@@ -15,6 +15,8 @@ from tasks.core.records import Message
 
 _log = logging.getLogger(__name__)
 
+_LEFT_OUT = "The chat template has no place for thoughts, or the prompt asks for none: the rows' reasoning is left out."
+
 
 @dataclass(frozen=True, slots=True)
 class AnsweredText:
@@ -73,10 +75,7 @@ class AnswerFinder:
             if thought is not None:
                 return thought
             turns[-1] = replace(turns[-1], reasoning=None)
-            self._say_once(
-                "The chat template has no place for thoughts, or the prompt asks for none: "
-                "the rows' reasoning is left out."
-            )
+            self._say_once(_LEFT_OUT)
         template = self._thinking.closed
         prompt = template.render(turns[:-1], add_generation_prompt=True)
         full = template.render(turns, add_generation_prompt=False)
@@ -145,15 +144,23 @@ class AnswerFinder:
     # --- markers that a person named
 
     def _marked_answers(self, turns: Sequence[Message], wanted: Sequence[int]) -> list[AnsweredText]:
-        template = self._thinking.closed
+        template, thinks = self._thinking.closed, False
+        if turns[-1].reasoning is not None:
+            thinks = self._template.thought_key is not None and not self._thinking.is_closed
+            if thinks:
+                template = self._template
+            else:
+                self._say_once(_LEFT_OUT)
+                turns = [replace(turn, reasoning=None) for turn in turns]
         full = template.render(turns, add_generation_prompt=False)
-        prompt = template.render(turns[:-1], add_generation_prompt=True).text
+        prompt = template.render(turns[:-1], add_generation_prompt=True)
         body, end = self._ended(full.text, turns[-1])
         text = body + end
         spans = self._marked_spans(text)
         start, stop = spans[-1]
-        if text.startswith(prompt) and len(prompt) > start:
-            spans[-1] = (len(prompt), stop)
+        is_prefix = text.startswith(prompt.text)
+        if is_prefix:
+            spans[-1] = (max(start, len(prompt.text)), stop)
         places = [index for index, turn in enumerate(turns) if turn.role == "assistant"]
         if len(places) != len(spans):  # the marker is not that of each turn; nothing tells which is which
             places = [len(turns) - 1] * len(spans)
@@ -161,8 +168,9 @@ class AnswerFinder:
         for place, (start, stop) in zip(places, spans, strict=True):
             is_last = (start, stop) == spans[-1]
             if place in wanted:
-                before = Rendered(text[:start], full.is_marked)
-                found.append(AnsweredText(before, text[start:stop], bool(end) or not is_last, place))
+                before = Rendered(text[:start], full.is_marked) if is_prefix or not is_last else prompt
+                ends_turn = bool(end) or not is_last
+                found.append(AnsweredText(before, text[start:stop], ends_turn, place, thinks and is_last))
         return found[::-1]
 
     def _marked_spans(self, text: str) -> list[tuple[int, int]]:
