@@ -37,7 +37,7 @@ def warn_of_unseen_markers(model: PreTrainedModel | PeftModel, tokenizer: PreTra
         logger.warning(
             "The base model never saw the markers %s of its chat template: their embeddings are those of unused "
             "tokens, and this adapter does not train them. It may not learn where an answer begins and ends. Put "
-            "embed_tokens and lm_head into target_modules, set full_finetuning = true, or set chat_template to "
+            "embed_tokens and lm_head into modules_to_save, set full_finetuning = true, or set chat_template to "
             "one that is made of ordinary words.",
             names,
         )
