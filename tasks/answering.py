@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from tasks.core.errors import EvaluationError
 from tasks.core.generation import likelihood
+from tasks.core.generation.answer_reading import AnswerReader
 from tasks.core.generation.engine import choose_engine
 from tasks.core.generation.isolation import ChildDiedError
 from tasks.core.generation.ledger import LedgerIndex
@@ -45,6 +46,7 @@ def answer_here(inferencer: Inferencer, prepared: PreparedRows, shard: Shard | N
             device=model.device,
             report=inferencer.on_progress,
             shard=shard,
+            reader=AnswerReader(model.tokenizer, settings.thought_markers, settings.stop_strings),
         )
     remember_budget(model, budget, inferencer.budget_store)
     return index

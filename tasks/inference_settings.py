@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tasks.core.config import InferencerConfig
+from tasks.core.config import InferencerConfig, given_markers
 from tasks.core.records import GenerationSettings
 
 if TYPE_CHECKING:
@@ -55,6 +55,7 @@ def generation_settings(settings: InferencerConfig) -> GenerationSettings:
         early_stopping=settings.early_stopping and beams,
         stop_strings=settings.stop_strings,
         seed=settings.seed if sampled else 0,
+        thought_markers=given_markers(settings.thought_markers),
     )
 
 

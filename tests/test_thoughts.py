@@ -97,7 +97,7 @@ def test_a_closing_marker_alone_ends_thoughts_that_began_in_the_prompt(
     ],
 )
 def test_an_answer_that_only_speaks_of_markers_stays_whole(text: str) -> None:
-    assert split(text, KNOWN_MARKERS) == (text, None, False, 0)
+    assert split(text, KNOWN_MARKERS) == (text, None, False, 0, None)
 
 
 @pytest.mark.parametrize(

@@ -70,7 +70,11 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """What the model answered to one prompt; `error` set means that `text` is empty."""
+    """What the model answered to one prompt; `error` set means that `text` is empty.
+
+    `reasoning` are its thoughts, which `text` is without; `reasoning_tokens` of the `completion_tokens` were spent
+    on them, markers included. `is_cut_in_thoughts`: they never ended, so there is no answer.
+    """
 
     id: str
     text: str
@@ -81,6 +85,9 @@ class Completion:
     batch_size: int
     truncated_tokens: int = 0
     error: str | None = None
+    reasoning: str | None = None
+    reasoning_tokens: int = 0
+    is_cut_in_thoughts: bool = False
 
 
 class Record(BaseModel):
@@ -105,6 +112,10 @@ class GenerationSettings(Record):
     early_stopping: bool = False
     stop_strings: tuple[str, ...] = ()
     seed: int = 42
+    thought_markers: tuple[str, ...] | None = Field(
+        None,
+        description="opening and closing markers in turn; empty: thoughts stay in the answer; None: the model's",
+    )
 
 
 class ModelIdentity(Record):
@@ -125,6 +136,9 @@ class ModelIdentity(Record):
     template_end: str | None = Field(
         None,
         description="token that ends answers by the chat template alone, not by the model's configuration",
+    )
+    thought_markers: tuple[str, ...] = Field(
+        (), description="what template or tokenizer put around thoughts: opening and closing in turn"
     )
 
     def content(self) -> dict[str, Any]:
@@ -166,8 +180,12 @@ class RunIdentity(Record):
     def content(self) -> dict[str, Any]:
         """Flat name -> value of all that enters the run key; names are those a person reads."""
         generation = self.generation.model_dump(mode="json")
+        if self.generation.thought_markers is None:  # a run of a model without thoughts keeps the key it had
+            del generation["thought_markers"]
+        declared = self.generation.thought_markers is None and self.model.thought_markers
         return {
             **self.model.content(),
+            **({"thoughts": list(self.model.thought_markers)} if declared else {}),
             "rows": self.rows_sha256,
             "max_sequence_length": self.max_sequence_length,
             "long_prompts": self.long_prompts,
@@ -199,7 +217,9 @@ class PredictionMetadata(Record):
     model_id: str | None = None
     model_revision: str | None = None
     inference_time: float | None = Field(None, description="seconds the row spent in its batch")
-    token_count: int | None = Field(None, description="completion tokens")
+    token_count: int | None = Field(None, description="completion tokens, those of the thoughts included")
+    reasoning_tokens: int = Field(0, description="completion tokens up to the end of the thoughts")
+    is_cut_in_thoughts: bool = Field(False, description="the thoughts never ended, so there is no answer")
     prompt_tokens: int | None = None
     truncated_prompt_tokens: int = 0
     finish_reason: str | None = None
@@ -219,6 +239,7 @@ class Prediction(Record):
     ground_truth: str | None = None
     other_ground_truths: tuple[str, ...] = Field((), description="right answers beside ground_truth")
     error: str | None = None
+    reasoning: str | None = Field(None, description="the model's thoughts, which predicted_answer is without")
     earlier_turns: tuple[Message, ...] = Field((), description="of a conversation, before the question")
     metadata: PredictionMetadata = PredictionMetadata()
 
@@ -259,6 +280,8 @@ class RunManifest(Record):
     finished_at: str
     generation_seconds: float = Field(description="time during which rows were generated, shards overlapping")
     completion_tokens: int
+    reasoning_tokens: int = Field(0, description="completion tokens that were spent on thoughts")
+    cut_in_thoughts_count: int = 0
     prompt_tokens: int
     memory_events: tuple[dict[str, Any], ...] = ()
     peak_memory_bytes: int | None = None

@@ -9,6 +9,7 @@ from tasks.core.config.sections import (
     GateConfig,
     InferencerConfig,
     PipelineConfig,
+    given_markers,
 )
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "InferencerConfig",
     "PipelineConfig",
     "as_config",
+    "given_markers",
     "load_config",
     "with_overrides",
 ]

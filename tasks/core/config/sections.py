@@ -79,6 +79,23 @@ def _safe_run_name(name: str) -> str:
     return name
 
 
+def _marker_pairs(markers: tuple[str, ...]) -> tuple[str, ...]:
+    """An opening marker may be empty (every answer begins inside its thoughts), a closing one may not."""
+    if len(markers) % 2 or not all(markers[1::2]):
+        raise ValueError('must hold opening and closing markers in turn, as in ["<think>", "</think>"]')
+    return markers
+
+
+ThoughtMarkers = Literal["auto", "none"] | Annotated[tuple[str, ...], AfterValidator(_marker_pairs)]
+
+
+def given_markers(setting: Literal["auto", "none"] | tuple[str, ...]) -> tuple[str, ...] | None:
+    """The markers that a setting names; empty where thoughts are not split off, None where they are found."""
+    if isinstance(setting, str):
+        return None if setting == "auto" else ()
+    return setting
+
+
 DtypeName = Literal["float32", "float16", "bfloat16"]
 MetricWithColon = Annotated[
     str,
@@ -476,6 +493,11 @@ class InferencerConfig(RunNaming, ModelLoading, ChatTemplateSettings, ColumnName
     early_stopping: bool = Field(False, description="Beam search: stop as soon as enough beams are done.")
     stop_strings: tuple[NonEmpty, ...] = Field((), description="Texts that end an answer.")
     seed: Seed = Field(42, description="Random seed; each row draws from its own stream.")
+    thought_markers: ThoughtMarkers = Field(
+        "auto",
+        description="Opening and closing markers of thoughts, which are kept apart from the answer; auto = those of "
+        "the chat template or tokenizer, and well-known ones; none or [] = thoughts stay in the answer.",
+    )
 
     batch_size: Count | None = Field(None, description="Most rows at once; none = by memory.")
     max_batch_tokens: Count | None = Field(None, description="Most tokens at once; none = by memory.")
@@ -552,6 +574,11 @@ class EvaluatorConfig(RunNaming):
         "base",
         description='Compared with: "base" (the base model), "champion" (the promoted one), "none", a run name '
         "or a run folder. A champion that answered the same rows is always compared too.",
+    )
+    thought_markers: ThoughtMarkers = Field(
+        "auto",
+        description="Opening and closing markers of thoughts in answers that still hold them, such as files from "
+        "elsewhere; auto = well-known ones; none or [] = such answers are scored whole.",
     )
     scoring_processes: Annotated[int, Field(ge=1, le=256)] = Field(
         1, description="Processes that score; more than one pays from about 20000 rows."

@@ -14,8 +14,11 @@ if TYPE_CHECKING:
 
 Outcome = Literal["passed", "failed", "undecided", "skipped"]
 _MOST_QUOTED = 2
-COMPARED = frozenset(("weights", "adapter", "chat template", "rows"))
-"""What two runs may differ in: the models are compared, each in its own template; rows have a check of their own."""
+_SETTINGS_OF_MODELS = frozenset(("quantization", "dtype"))
+"""What belongs to a model's identity and is a setting all the same: how its weights are held."""
+_COMPARED = frozenset(("thoughts", "rows"))
+"""Markers of thoughts are the model's own, as its template is; rows have a check of their own."""
+
 
 
 def check(name: str, outcome: Outcome, detail: str) -> GateCheck:
@@ -36,7 +39,8 @@ def _settings_check(inputs: GateInputs) -> GateCheck:
     mine, theirs, name = inputs.candidate.identity, inputs.opponent.identity, "Same settings"
     if mine is None or theirs is None:
         return check(name, "skipped", "A plain file of answers says nothing about its settings.")
-    others = [other for other in theirs.differences(mine) if other.name not in COMPARED]
+    of_the_models = {*mine.model.content(), *theirs.model.content()} - _SETTINGS_OF_MODELS
+    others = [other for other in theirs.differences(mine) if other.name not in {*of_the_models, *_COMPARED}]
     if others:
         listed = "; ".join(map(str, others))
         return check(name, "failed", f"Both runs must have the same settings; other: {listed}.")

@@ -55,7 +55,7 @@ class InflightEngine:
         self._model = model
         self._settings = settings
         self._eos = eos_token_ids(model.model, model.tokenizer)
-        self._stop = StopRules(model.tokenizer, self._eos, settings.stop_strings)
+        self._stop = StopRules(model.tokenizer, self._eos, settings.stop_strings, settings.thought_markers)
         self._faults = Faults(model)
         self._prefill_tokens = PREFILL_TOKENS_CPU if model.device == "cpu" else PREFILL_TOKENS_GPU
 
@@ -207,7 +207,7 @@ class _Flight:
             row.new_tokens.append(token_id)
             if row.seen is not None:
                 row.seen.add(token_id)
-            reason = self._stop.finished(row.new_tokens, row.request.max_new_tokens)
+            reason = self._stop.finished(row.new_tokens, row.request.max_new_tokens, row.request.token_ids)
             if reason is None:
                 continue
             self._leave(row, flying)

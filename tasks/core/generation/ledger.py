@@ -105,7 +105,7 @@ class Ledger:
 
     def append(self, completion: Completion) -> int:
         """Write one row's line and return its byte offset; see `append_line`."""
-        return self.append_line(asdict(completion))
+        return self.append_line(_as_written(completion))
 
     def append_line(self, record: dict[str, Any]) -> int:
         """Write one row's line, of which `id` and `error` (none or null: it is well) are read again by an index.
@@ -145,6 +145,15 @@ class Ledger:
     def index(self, ids: Ids) -> LedgerIndex:
         """Find each row's line; of lines with the same id the first counts, ids not in `ids` are ignored."""
         return index_ledger(self.path, ids)
+
+
+def _as_written(completion: Completion) -> dict[str, Any]:
+    """What a line holds; the fields of thoughts only where there are some."""
+    fields = asdict(completion)
+    for name in ("reasoning", "reasoning_tokens", "is_cut_in_thoughts"):
+        if not fields[name]:
+            del fields[name]
+    return fields
 
 
 def index_ledger(path: Path, ids: Ids) -> LedgerIndex:

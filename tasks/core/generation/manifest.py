@@ -51,6 +51,8 @@ def write_manifest(
         finished_at=now(),
         generation_seconds=round(seconds_covered(sessions), 3),
         completion_tokens=published.completion_tokens,
+        reasoning_tokens=published.reasoning_tokens,
+        cut_in_thoughts_count=published.cut_in_thoughts_count,
         prompt_tokens=published.prompt_tokens,
         memory_events=tuple(event for session in sessions for event in session.memory_events),
         peak_memory_bytes=max((session.peak_memory_bytes or 0 for session in sessions), default=None),

@@ -45,7 +45,7 @@ class PagedBatchEngine:
         self._settings = settings
         self._pad_id = model.tokenizer.pad_token_id
         self._eos = eos_token_ids(model.model, model.tokenizer)
-        self._stop = StopRules(model.tokenizer, self._eos, settings.stop_strings)
+        self._stop = StopRules(model.tokenizer, self._eos, settings.stop_strings, settings.thought_markers)
 
     def unsupported(self) -> str | None:
         """Say which setting it does not cover; it draws from one stream for all rows, so never sampling."""
@@ -145,7 +145,7 @@ class PagedBatchEngine:
         raise RuntimeError(f"transformers' continuous batching stopped: {error}")
 
     def _row(self, request: Request, generated: list[int], started: float, rows: int) -> GeneratedRow:
-        kept, reason = self._stop.cut(generated, request.max_new_tokens)
+        kept, reason = self._stop.cut(generated, request.max_new_tokens, request.token_ids)
         seconds = time.perf_counter() - started
         return GeneratedRow(request.position, kept, self._stop.text(kept), reason, seconds, rows)
 

@@ -43,6 +43,8 @@ class Published:
     error_count: int
     truncated_prompt_count: int
     completion_tokens: int
+    reasoning_tokens: int
+    cut_in_thoughts_count: int
     prompt_tokens: int
 
 
@@ -69,7 +71,7 @@ def publish(
     scratch_path = run.predictions_path.with_suffix(".jsonl.tmp")
     config = settings.model_dump(mode="json", exclude_none=True)
     digest = hashlib.sha256()
-    count = errors = truncated = completion_tokens = prompt_tokens = 0
+    count = errors = truncated = completion_tokens = reasoning_tokens = cut_in_thoughts = prompt_tokens = 0
     try:
         with scratch_path.open("wb") as file:
             for example, completion in zip(rows.examples(), read_completions(index), strict=True):
@@ -82,6 +84,8 @@ def publish(
                 errors += completion.error is not None
                 truncated += completion.truncated_tokens > 0
                 completion_tokens += completion.completion_tokens
+                reasoning_tokens += completion.reasoning_tokens
+                cut_in_thoughts += completion.is_cut_in_thoughts
                 prompt_tokens += completion.prompt_tokens
             file.flush()
             os.fsync(file.fileno())
@@ -90,19 +94,33 @@ def publish(
     except OSError as exc:
         scratch_path.unlink(missing_ok=True)
         raise storage_error(exc, scratch_path) from exc
-    return Published(digest.hexdigest(), count, errors, truncated, completion_tokens, prompt_tokens)
+    return Published(
+        digest.hexdigest(),
+        count,
+        errors,
+        truncated,
+        completion_tokens,
+        reasoning_tokens,
+        cut_in_thoughts,
+        prompt_tokens,
+    )
 
 
 def _prediction(
     example: Example, completion: Completion, model: ModelIdentity, config: dict[str, Any]
 ) -> dict[str, Any]:
     earlier = [{"role": turn.role, "content": turn.content} for turn in example.earlier_turns]
+    thoughts: dict[str, Any] = {}
+    if completion.reasoning_tokens or completion.reasoning is not None or completion.is_cut_in_thoughts:
+        thoughts["reasoning_tokens"] = completion.reasoning_tokens
+        thoughts["is_cut_in_thoughts"] = completion.is_cut_in_thoughts
     return {
         "id": example.id,
         **({"earlier_turns": earlier} if earlier else {}),
         "question": example.question,
         "system_prompt": example.system,
         "predicted_answer": completion.text,
+        **({} if completion.reasoning is None else {"reasoning": completion.reasoning}),
         "ground_truth": example.reference,
         **({"other_ground_truths": example.other_references} if example.other_references else {}),
         "error": completion.error,
@@ -111,6 +129,7 @@ def _prediction(
             "model_revision": model.revision,
             "inference_time": completion.seconds,
             "token_count": completion.completion_tokens,
+            **thoughts,
             "prompt_tokens": completion.prompt_tokens,
             "truncated_prompt_tokens": completion.truncated_tokens,
             "finish_reason": completion.finish_reason,

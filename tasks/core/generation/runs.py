@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tasks.core.generation.activations import activation_bytes
+from tasks.core.generation.answer_reading import AnswerReader, ReadAnswer
 from tasks.core.generation.batching import RequestQueue
 from tasks.core.generation.budget import BudgetStore, LearnedBudget, TokenBudget
 from tasks.core.generation.engine import EngineChoice, GeneratedRow
@@ -115,8 +116,11 @@ def answer_missing(
     device: str,
     report: Callable[[GenerationProgress], None] | None = None,
     shard: Shard | None = None,
+    reader: AnswerReader | None = None,
 ) -> LedgerIndex:
     """Answer every row (of the shard) that no ledger of the run has; return where each row's line is.
+
+    `reader` splits thoughts from answers; without one, answers stay as the engine gives them.
 
     The caller holds the lock of `run`, or of the shard's directory, and has claimed `run`. Whatever ends this
     early, the rows finished until then are in the ledger, and calling it again goes on from there.
@@ -132,7 +136,9 @@ def answer_missing(
         parts = run.parts() if shard is None else [part]
         meter = _meter(before, own, parts, budget, report)
         try:
-            for completion in _completions(part, rows, missing, prompts, choice, budget, settings, device):
+            for completion in _completions(
+                part, rows, missing, prompts, choice, budget, settings, device, reader
+            ):
                 ledger.append(completion)
                 answered += 1
                 meter.add(
@@ -192,6 +198,7 @@ def _completions(
     budget: TokenBudget,
     settings: GenerationSettings,
     device: str,
+    reader: AnswerReader | None,
 ) -> Iterator[Completion]:
     if not missing.any():
         return
@@ -214,8 +221,9 @@ def _completions(
             largest_answer_tokens=settings.max_new_tokens,
         )
         for row in generate_all(choice.engine, queue, budget, device=device):
+            answer = _read(reader, row, store)
             for position in (row.position, *repeats.of(row.position)):
-                yield _completion(rows, store, row, position)
+                yield _completion(rows, store, row, answer, position)
     finally:
         store.remove()
 
@@ -258,16 +266,28 @@ def _problem(rows: RunRows, position: int, problem: str) -> Completion:
     return Completion(row_id, "", "error", 0, 0, 0.0, 0, error=problem)
 
 
-def _completion(rows: RunRows, store: PromptStore, row: GeneratedRow, position: int) -> Completion:
-    failed = row.finish_reason == "error"
+def _read(reader: AnswerReader | None, row: GeneratedRow, store: PromptStore) -> ReadAnswer:
+    if row.finish_reason == "error":
+        return ReadAnswer("")
+    if reader is None:
+        return ReadAnswer(row.text)
+    return reader.read(row.text, row.token_ids, store.token_ids(row.position))
+
+
+def _completion(
+    rows: RunRows, store: PromptStore, row: GeneratedRow, answer: ReadAnswer, position: int
+) -> Completion:
     return Completion(
         id=rows.ids[position].decode(),
-        text="" if failed else row.text,
+        text=answer.text,
         finish_reason=row.finish_reason,
         prompt_tokens=store.length(position),
         completion_tokens=len(row.token_ids),
         seconds=round(row.seconds, 4),
         batch_size=row.batch_size,
         truncated_tokens=store.truncated_tokens(position),
-        error=row.text if failed else None,
+        error=row.text if row.finish_reason == "error" else None,
+        reasoning=answer.reasoning,
+        reasoning_tokens=answer.reasoning_tokens,
+        is_cut_in_thoughts=answer.is_cut_in_thoughts,
     )

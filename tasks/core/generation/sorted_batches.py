@@ -40,7 +40,7 @@ class SortedBatchEngine:
         self._device = model.device
         self._settings = settings
         self._eos = eos_token_ids(model.model, model.tokenizer)
-        self._stop = StopRules(model.tokenizer, self._eos, settings.stop_strings)
+        self._stop = StopRules(model.tokenizer, self._eos, settings.stop_strings, settings.thought_markers)
         self._faults = Faults(model)
         self._independent_tokens = independent_tokens(model.model)
 
@@ -70,7 +70,7 @@ class SortedBatchEngine:
     def _row(
         self, request: Request, token_ids: list[int], fault: tuple[int, int], seconds: float, rows: int
     ) -> GeneratedRow:
-        kept, reason = self._stop.cut(token_ids, request.max_new_tokens)
+        kept, reason = self._stop.cut(token_ids, request.max_new_tokens, request.token_ids)
         mark, token = fault
         # A row that has ended goes on with padding while others answer, and what comes of that is nobody's answer.
         if mark and (token <= len(kept) or self._settings.num_beams > 1):
@@ -226,9 +226,13 @@ class _StopStringInAnswer:
     def __call__(self, input_ids: torch.Tensor, _scores: object, **_unused: object) -> torch.Tensor:
         import torch
 
-        # The answers' ends only: what comes before has been looked at.
-        answers = input_ids[:, max(self._width, input_ids.shape[1] - self._stop.window_tokens) :].tolist()
-        ended = [self._stop.ends_with_stop_string(answer) for answer in answers]
+        # The answers' ends first: what comes before has been looked at.
+        start = max(self._width, input_ids.shape[1] - self._stop.window_tokens)
+        ended = [
+            self._stop.may_end(tail)
+            and self._stop.ends_with_stop_string(row[self._width :].tolist(), row[: self._width].tolist())
+            for row, tail in zip(input_ids, input_ids[:, start:].tolist(), strict=True)
+        ]
         return torch.tensor(ended, device=input_ids.device)
 
 

@@ -1,33 +1,40 @@
-"""One answer, piece by piece as it is generated."""
+"""One answer, piece by piece as it is generated; thoughts are not part of it."""
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tasks.core.errors import DataError
+from tasks.core.generation.answer_reading import AnswerGate
 from tasks.core.generation.batching import Request
 from tasks.core.generation.sorted_batches import SortedBatchEngine
 from tasks.core.records import GenerationSettings, Prompt
 
 if TYPE_CHECKING:
+    import torch
+    from transformers import TextIteratorStreamer
+
     from tasks.core.models.loading import LoadedModel
+
+logger = logging.getLogger(__name__)
 
 
 def stream_answer(model: LoadedModel, prompt: Prompt, settings: GenerationSettings) -> Iterator[str]:
     """Yield pieces of text that joined are the answer; generation runs in a thread of its own.
 
-    The first error of that thread is raised here. Closing the iterator early stops generation.
-    Raises DataError when the prompt cannot be asked.
+    Nothing is yielded while the model thinks; when its thoughts never end, a warning says so. The first error of
+    that thread is raised here. Closing the iterator early stops generation. Raises DataError when the prompt
+    cannot be asked.
     """
     if prompt.problem is not None:
         raise DataError(
             f"the prompt cannot be answered: {prompt.problem}", "shorten it or change its settings"
         )
-    from transformers import TextIteratorStreamer
-
-    streamer = TextIteratorStreamer(model.tokenizer, skip_prompt=True, skip_special_tokens=True)
+    gate = AnswerGate(model.tokenizer, settings.thought_markers, prompt.token_ids)
+    streamer = _streamer(model, gate)
     engine = SortedBatchEngine(model, settings)
     request = Request(0, prompt.id, prompt.token_ids, settings.max_new_tokens)
     failure: list[BaseException] = []
@@ -44,12 +51,58 @@ def stream_answer(model: LoadedModel, prompt: Prompt, settings: GenerationSettin
     thread = threading.Thread(target=work, name="tuneproof-stream", daemon=True)
     thread.start()
     try:
-        yield from _without_stop_strings(streamer, settings.stop_strings)
+        yield from _without_stop_strings(_from_its_beginning(streamer, gate), settings.stop_strings)
     finally:
         cancelled.set()
         thread.join()
     if failure:
         raise failure[0]
+    if gate.is_thinking:
+        logger.warning(
+            "the model was cut in its thoughts after %d tokens, so there is no answer: raise max_new_tokens",
+            gate.token_count,
+        )
+
+
+def _streamer(model: LoadedModel, gate: AnswerGate) -> TextIteratorStreamer:
+    from transformers import TextIteratorStreamer
+
+    class AnswerStreamer(TextIteratorStreamer):
+        """Lets tokens through once they are the answer's."""
+
+        def put(self, value: torch.Tensor) -> None:
+            if self.next_tokens_are_prompt:
+                super().put(value)
+                return
+            import torch
+
+            answer_ids = gate.pass_on([int(token_id) for token_id in value.reshape(-1).tolist()])
+            if answer_ids:
+                super().put(torch.tensor(answer_ids))
+
+        def end(self) -> None:
+            import torch
+
+            rest = gate.end()
+            if rest:
+                super().put(torch.tensor(rest))
+            super().end()
+
+    options: dict[str, Any] = {"skip_prompt": True, "skip_special_tokens": True}
+    return AnswerStreamer(model.tokenizer, **options)
+
+
+def _from_its_beginning(pieces: Iterator[str], gate: AnswerGate) -> Iterator[str]:
+    """Drop the white space between thoughts and answer."""
+    begun = False
+    for piece in pieces:
+        if not begun and gate.first_piece:
+            begun = True
+            yield gate.first_piece
+        text = piece if begun or not gate.has_thought else piece.lstrip()
+        if text:
+            begun = True
+            yield text
 
 
 def _without_stop_strings(pieces: Iterator[str], stop_strings: tuple[str, ...]) -> Iterator[str]:

@@ -41,6 +41,7 @@ def identity_of(
 ) -> ModelIdentity:
     """Identity of located files; the settings' dtype and quantisation are part of it."""
     from tasks.core.data.prompts import chat_template_sha256
+    from tasks.core.prompts.thought_markers import find_markers
 
     base, adapter = source.base, source.adapter
     named = base if adapter is None else adapter
@@ -58,6 +59,7 @@ def identity_of(
         unties_embeddings=adapter is not None
         and changes_tied(checking.read_json(adapter.directory / "adapter_config.json"), config),
         template_end=_template_end(source, config, tokenizer),
+        thought_markers=find_markers(tokenizer).flat,
     )
     _warn_of_differences(source, identity)
     return identity

@@ -103,13 +103,15 @@ KNOWN_MARKERS = ThoughtMarkers(
 class Split(NamedTuple):
     """A text taken apart. `is_cut`: its thoughts never close, so there is no answer.
 
-    `answer_start` is where in the text the answer begins, or its end when it is cut; 0 where nothing was thought.
+    `answer_start` is where in the text the answer begins, or its end when it is cut; `pair` are the markers that were
+    there, None where nothing was thought.
     """
 
     answer: str
     reasoning: str | None = None
     is_cut: bool = False
     answer_start: int = 0
+    pair: MarkerPair | None = None
 
 
 def split(text: str, markers: ThoughtMarkers, starts_inside: bool = False) -> Split:
@@ -131,11 +133,19 @@ def split(text: str, markers: ThoughtMarkers, starts_inside: bool = False) -> Sp
         closed = _closed(text, opened)
         if closed is None:
             thoughts.append(_cleaned(text[opened.start :]))
-            return Split("", _joined(thoughts), True, len(text))
+            return Split("", _joined(thoughts), True, len(text), pair)
         thoughts.append(_cleaned(text[opened.start : closed.start]))
         position, pair = _after_space(text, closed.end), closed.pair
         opened = _opened_at(text, position, (pair,)) if pair.opening else None
-    return _without_wrapper(text, position, pair, _joined(thoughts))
+    if pair.answer_opening and text.startswith(pair.answer_opening, position):
+        position = _after_space(text, position + len(pair.answer_opening))
+    return Split(without_answer_end(text[position:], pair), _joined(thoughts), False, position, pair)
+
+
+def without_answer_end(answer: str, pair: MarkerPair) -> str:
+    """The answer without the marker that the format puts behind it, if it has one."""
+    ended = _pattern(pair).answer_end.search(answer)
+    return answer if ended is None else answer[: ended.start()]
 
 
 def open_pair(prompt: str, markers: ThoughtMarkers) -> MarkerPair | None:
@@ -157,7 +167,16 @@ def could_open(text: str, markers: ThoughtMarkers) -> bool:
     begun = text.lstrip()
     if _opened_at(begun, 0, markers.pairs) is not None:
         return True
-    return any(pair.opening.startswith(begun) for pair in markers.pairs)
+    return any(
+        pair.opening.startswith(begun)
+        or (_is_channel(pair) and begun.startswith("<|channel|>") and "<|message|>" not in begun)
+        for pair in markers.pairs
+    )
+
+
+def has_closing(text: str, markers: ThoughtMarkers) -> bool:
+    """Whether a closing marker stands anywhere in `text`."""
+    return any(_pattern(pair).closing.search(text) for pair in markers.pairs)
 
 
 # --- where thoughts begin and end
@@ -272,15 +291,6 @@ def _is_fenced(before: str) -> bool:
 # --- the parts, tidied
 
 
-def _without_wrapper(text: str, position: int, pair: MarkerPair, reasoning: str | None) -> Split:
-    """The answer from `position` on, without the markers that the format puts around answers."""
-    if pair.answer_opening and text.startswith(pair.answer_opening, position):
-        position = _after_space(text, position + len(pair.answer_opening))
-    answer = text[position:]
-    ended = _pattern(pair).answer_end.search(answer)
-    return Split(answer if ended is None else answer[: ended.start()], reasoning, False, position)
-
-
 def _after_space(text: str, position: int) -> int:
     return len(text) - len(text[position:].lstrip())
 
@@ -307,6 +317,10 @@ _NOTHING = re.compile("(?!)")
 _HEADER = re.compile(_MESSAGE.format(_THINKING_CHANNELS) + r"|<\|(?:end|call)\|>\s*\Z")
 
 
+def _is_channel(pair: MarkerPair) -> bool:
+    return "<|channel|>" in pair.opening and "<|message|>" in pair.opening
+
+
 class _Patterns(NamedTuple):
     opening: re.Pattern[str]
     closing: re.Pattern[str]
@@ -315,7 +329,7 @@ class _Patterns(NamedTuple):
 
 @cache
 def _pattern(pair: MarkerPair) -> _Patterns:
-    if "<|channel|>" in pair.opening and "<|message|>" in pair.opening:
+    if _is_channel(pair):
         closing = pair.closing.partition("<|channel|>")[2].partition("<|message|>")[0] or "final"
         return _Patterns(
             re.compile(_MESSAGE.format(_THINKING_CHANNELS)),
