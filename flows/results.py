@@ -42,7 +42,10 @@ def show_run(manifest: RunManifest, config: Config) -> None:
     path = Store(config.pipeline.runs_dir).address_of(f"{manifest.run_name}/{manifest.predictions_path}")
     errors = f", {manifest.error_count} of them with an error" if manifest.error_count else ""
     cut = f", {manifest.truncated_prompt_count} prompts cut to fit" if manifest.truncated_prompt_count else ""
-    say(f"answers: {path} ({manifest.row_count} rows{errors}{cut})")
+    lost = (
+        f", {manifest.cut_in_thoughts_count} cut in their thoughts" if manifest.cut_in_thoughts_count else ""
+    )
+    say(f"answers: {path} ({manifest.row_count} rows{errors}{cut}{lost})")
 
 
 def show_scores(summary: EvaluationSummary, config: Config, *, run: str | None = None) -> None:

@@ -76,7 +76,9 @@ class ProgressArtifact:
 
 
 def show_sample_predictions(run_name: str, predictions: Iterable[Prediction]) -> None:
-    """Show the first answers as a table."""
+    """Show the first answers as a table, with their thoughts where there are any."""
+    shown = list(itertools.islice(predictions, SAMPLE_ROWS))
+    thinks = any(prediction.reasoning for prediction in shown)
     rows = [
         {
             "question": _cell(prediction.question),
@@ -84,7 +86,8 @@ def show_sample_predictions(run_name: str, predictions: Iterable[Prediction]) ->
             "reference": _cell(prediction.ground_truth),
             "error": _cell(prediction.error),
         }
-        for prediction in itertools.islice(predictions, SAMPLE_ROWS)
+        | ({"thoughts": _cell(prediction.reasoning)} if thinks else {})
+        for prediction in shown
     ]
     description = f"First {len(rows)} answers of the run {run_name}"
     key = artifact_key(f"sample-{run_name}")

@@ -50,7 +50,7 @@ ComputedMetric = Literal[
     "exact_match", "f1", "squad_exact_match", "squad_f1", "bleu_score", "chrf", "rouge_score", "contains",
     "numeric_match", "gsm8k_strict", "gsm8k_flexible", "regex_match",
     "json_valid", "json_match", "length", "token_length", "empty_rate", "refusal_rate", "truncation_rate",
-    "perplexity",
+    "cut_in_thoughts_rate", "perplexity",
 ]  # fmt: skip
 JudgedMetric = Literal[
     "factual_correctness", "answer_accuracy", "answer_relevancy", "answer_correctness", "preference"

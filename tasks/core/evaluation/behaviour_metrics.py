@@ -13,6 +13,7 @@ from tasks.core.evaluation.metric import BatchScores, Direction, Kind, Metric, M
 from tasks.core.records import Prediction
 
 NO_TOKEN_COUNT = "the run did not count tokens"
+NO_THOUGHT_COUNT = "the tokens of its thoughts were not counted"
 NO_FINISH_REASON = "the run does not say how the answer ended"
 
 # Openings by which models decline in English; a heuristic, looked for in the first 200 characters.
@@ -56,12 +57,21 @@ def _score_length(rows: Sequence[Prediction]) -> BatchScores:
     )
 
 
+def _score_cut_in_thoughts(rows: Sequence[Prediction]) -> BatchScores:
+    values = np.array([float(row.metadata.is_cut_in_thoughts) for row in rows])
+    return BatchScores({"cut_in_thoughts_rate": values}, [None] * len(rows))
+
+
 def _score_tokens(rows: Sequence[Prediction]) -> BatchScores:
-    counts = [row.metadata.token_count for row in rows]
-    values = np.array([np.nan if count is None else float(count) for count in counts])
-    return BatchScores(
-        {"answer_tokens": values}, [NO_TOKEN_COUNT if count is None else None for count in counts]
-    )
+    """Tokens of the answers alone: those of the thoughts are not theirs."""
+    values, reasons = np.full(len(rows), np.nan), list[str | None]()
+    for i, row in enumerate(rows):
+        count, thoughts = row.metadata.token_count, row.metadata.reasoning_tokens
+        has_uncounted = not thoughts and (row.reasoning is not None or row.metadata.is_cut_in_thoughts)
+        reasons.append(NO_TOKEN_COUNT if count is None else NO_THOUGHT_COUNT if has_uncounted else None)
+        if count is not None and not has_uncounted:
+            values[i] = count - thoughts
+    return BatchScores({"answer_tokens": values}, reasons)
 
 
 def _behaviour(
@@ -101,7 +111,10 @@ BEHAVIOUR_FAMILIES = (
         "token_length",
         (
             _length(
-                "answer_tokens", "Tokens of the answer.", "the model's tokenizer", unscored=NO_TOKEN_COUNT
+                "answer_tokens",
+                "Tokens of the answer, without those of its thoughts.",
+                "the model's tokenizer",
+                unscored=f"{NO_TOKEN_COUNT}, or {NO_THOUGHT_COUNT}",
             ),
         ),
         _score_tokens,
@@ -127,5 +140,16 @@ BEHAVIOUR_FAMILIES = (
             ),
         ),
         _score_truncation,
+    ),
+    MetricFamily(
+        "cut_in_thoughts_rate",
+        (
+            _behaviour(
+                "cut_in_thoughts_rate",
+                "The model's thoughts never ended, so there is no answer.",
+                "markers of thoughts; see docs/thinking-models.md",
+            ),
+        ),
+        _score_cut_in_thoughts,
     ),
 )

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tasks.core.config import given_markers
 from tasks.core.errors import EvaluationError
 from tasks.core.evaluation import wording
 from tasks.core.evaluation.champions import champion_line
@@ -23,7 +25,7 @@ from tasks.core.evaluation.outputs import (
 )
 from tasks.core.evaluation.overlap import training_overlap
 from tasks.core.evaluation.report import write_report
-from tasks.core.evaluation.row_view import row_views
+from tasks.core.evaluation.row_view import RowView, row_views
 from tasks.core.evaluation.run_scoring import RunScoring, predictions_of
 from tasks.core.evaluation.scoring_models import ScoringModels
 from tasks.core.evaluation.spreadsheet import write_spreadsheet
@@ -150,6 +152,7 @@ def settings_of(config: EvaluatorConfig) -> EvaluationSettings:
         seed=config.seed,
         llm=config.llm if config.judged_metrics else None,
         embedding=config.embedding,
+        thought_markers=given_markers(config.thought_markers),
     )
 
 
@@ -163,10 +166,13 @@ def write_reports(files: EvaluationFiles) -> EvaluationFiles:
     summary = read_summary(files.summary_path)
     predictions_path = files.directory / summary.candidate.predictions_path
     baseline_path = files.directory / summary.baseline.predictions_path if summary.baseline else None
-    write_spreadsheet(
-        files.spreadsheet_path, summary, row_views(predictions_path, baseline_path, files.scores_path)
-    )
-    write_report(files.report_path, summary, row_views(predictions_path, baseline_path, files.scores_path))
+
+    def rows() -> Iterator[RowView]:
+        markers = summary.settings.thought_markers
+        return row_views(predictions_path, baseline_path, files.scores_path, markers)
+
+    write_spreadsheet(files.spreadsheet_path, summary, rows())
+    write_report(files.report_path, summary, rows())
     return files
 
 

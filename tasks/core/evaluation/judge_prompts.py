@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from tasks.core.prompts.thoughts import KNOWN_MARKERS, split
 from tasks.core.records import Message
 
 _DATA_RULE = (
@@ -27,7 +28,6 @@ _SEVERAL = (
     "and leave the others out of account."
 )
 _FENCE = re.compile(r"```[\w-]*\s*\n(.*?)\n?\s*```", re.DOTALL)
-_THOUGHTS = re.compile(r"\A\s*<think(?:ing)?>.*?</think(?:ing)?>", re.DOTALL)
 
 
 class Verdict(BaseModel):
@@ -128,7 +128,9 @@ def _schema(verdict: type[Verdict]) -> dict[str, Any]:
 
 def read_verdict(text: str, form: type[Verdict]) -> Verdict | str:
     """The verdict in a reply, which may stand in a code fence or after thoughts; a string says what is wrong."""
-    text = _THOUGHTS.sub("", text)
+    thought = split(text, KNOWN_MARKERS)
+    if "{" in thought.answer:  # else the text only speaks of a marker
+        text = thought.answer
     fenced = _FENCE.search(text)
     candidates = [text.strip(), *([fenced[1]] if fenced else [])]
     start, end = text.find("{"), text.rfind("}")

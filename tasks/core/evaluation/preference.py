@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import cast
 
 import numpy as np
@@ -13,7 +12,6 @@ from tasks.core.evaluation.judge_metrics import NO_PARTNER, PREFERENCE, ask_rows
 from tasks.core.evaluation.judge_prompts import JudgePrompt, PreferenceVerdict, preference_prompt
 from tasks.core.evaluation.metric import ERROR_ROW, ErrorPolicy, FloatArray, Sources
 from tasks.core.evaluation.scoring import ScoreTable
-from tasks.core.generation.published import read_predictions
 from tasks.core.records import Prediction
 
 _WIN, _TIE, _LOSS = 1.0, 0.5, 0.0
@@ -21,7 +19,7 @@ _WIN, _TIE, _LOSS = 1.0, 0.5, 0.0
 
 def with_preference(
     tables: tuple[ScoreTable, ScoreTable],
-    predictions: tuple[Path, Path],
+    predictions: tuple[Iterable[Prediction], Iterable[Prediction]],
     sources: Sources,
     error_rows: ErrorPolicy,
 ) -> tuple[ScoreTable, ScoreTable]:
@@ -32,11 +30,11 @@ def with_preference(
     run only are unscored. Two calls a row.
     """
     first, second = tables
-    others = {row.id: row for row in read_predictions(predictions[1])}
+    others = {row.id: row for row in predictions[1]}
     values = np.full(first.row_count, np.nan)
     reasons: list[str | None] = [NO_PARTNER] * first.row_count
     batch: list[tuple[int, Prediction, Prediction]] = []
-    for i, row in enumerate(read_predictions(predictions[0])):
+    for i, row in enumerate(predictions[0]):
         partner = others.get(row.id)
         if partner is not None:
             batch.append((i, row, partner))

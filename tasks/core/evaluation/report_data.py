@@ -53,7 +53,10 @@ def _interest(row: RowView, metric: str) -> float:
 
 
 def compact(row: RowView, number: int) -> dict[str, Any]:
-    """One row with short keys: n number, q question, s system prompt, r reference, c/b answers, v/w scores."""
+    """One row with short keys: n number, q question, s system prompt, r reference, c/b answers, v/w scores.
+
+    Of an answer: t text, e error, k tokens, h thoughts, i tokens of the thoughts, lost: cut in its thoughts.
+    """
     return {
         "id": row.id,
         "n": number + 1,
@@ -70,7 +73,10 @@ def compact(row: RowView, number: int) -> dict[str, Any]:
 
 
 def _answer(answer: Answer) -> dict[str, Any]:
-    return {"t": answer.text, "e": answer.error, "cut": answer.cut, "k": answer.tokens}
+    told: dict[str, Any] = {"t": answer.text, "e": answer.error, "cut": answer.cut, "k": answer.tokens}
+    if answer.reasoning is not None or answer.cut_in_thoughts:
+        told |= {"h": answer.reasoning, "i": answer.reasoning_tokens, "lost": answer.cut_in_thoughts}
+    return told
 
 
 def pack_rows(rows: Sequence[dict[str, Any]], other_bytes: int) -> tuple[str, int]:
@@ -93,7 +99,8 @@ def _cut(row: dict[str, Any], limit: int) -> dict[str, Any]:
     cut = {**row, **{key: _shorten(row[key], limit) for key in ("q", "s", "r")}}
     for key in ("c", "b"):
         if row[key] is not None:
-            cut[key] = {**row[key], "t": _shorten(row[key]["t"], limit), "e": _shorten(row[key]["e"], limit)}
+            texts = {name: _shorten(row[key].get(name), limit) for name in ("t", "e", "h")}
+            cut[key] = {**row[key], **{name: text for name, text in texts.items() if name in row[key]}}
     return cut
 
 

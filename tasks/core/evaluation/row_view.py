@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from tasks.core.errors import EvaluationError
+from tasks.core.evaluation.answers import read_answers
 from tasks.core.evaluation.outputs import RowScores, read_scores
-from tasks.core.generation.published import read_predictions
 from tasks.core.records import Prediction, Record
 
 
@@ -18,6 +18,9 @@ class Answer(Record):
     error: str | None
     cut: bool
     tokens: int | None
+    reasoning: str | None = None
+    reasoning_tokens: int = 0
+    cut_in_thoughts: bool = False
 
     @classmethod
     def of(cls, prediction: Prediction) -> Answer:
@@ -27,6 +30,9 @@ class Answer(Record):
             error=prediction.error,
             cut=prediction.metadata.finish_reason == "length",
             tokens=prediction.metadata.token_count,
+            reasoning=prediction.reasoning,
+            reasoning_tokens=prediction.metadata.reasoning_tokens,
+            cut_in_thoughts=prediction.metadata.is_cut_in_thoughts,
         )
 
 
@@ -49,13 +55,22 @@ def _shown(references: tuple[str, ...]) -> str | None:
     return f"{references[0]}\n(also right: {'; '.join(references[1:])})"
 
 
-def row_views(predictions_path: Path, baseline_path: Path | None, scores_path: Path) -> Iterator[RowView]:
+def row_views(
+    predictions_path: Path,
+    baseline_path: Path | None,
+    scores_path: Path,
+    markers: Sequence[str] | None = None,
+) -> Iterator[RowView]:
     """Join predictions and scores in the candidate's order; only the baseline's answers are held in memory.
+
+    `markers` as in the settings: by which thoughts are taken from answers that still hold them.
 
     Raises EvaluationError when the scores are not those of the predictions.
     """
-    baseline = {} if baseline_path is None else {p.id: Answer.of(p) for p in read_predictions(baseline_path)}
-    predictions, scores = read_predictions(predictions_path), read_scores(scores_path)
+    baseline = {}
+    if baseline_path is not None:
+        baseline = {row.id: Answer.of(row) for row in read_answers(baseline_path, markers)}
+    predictions, scores = read_answers(predictions_path, markers), read_scores(scores_path)
     while True:
         prediction, row = next(predictions, None), next(scores, None)
         if prediction is None and row is None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tasks.core.errors import EvaluationError
+from tasks.core.evaluation.answers import read_answers
 from tasks.core.evaluation.figures import summarize_metrics
 from tasks.core.evaluation.judge_metrics import PREFERENCE
 from tasks.core.evaluation.metric import ScoredRun, Sources
@@ -16,7 +17,6 @@ from tasks.core.evaluation.metrics import resolve
 from tasks.core.evaluation.preference import with_preference
 from tasks.core.evaluation.scoring import ScoreTable, score_predictions
 from tasks.core.evaluation.summary import EvaluationSettings, RunSummary
-from tasks.core.generation.published import read_predictions
 from tasks.core.generation.run_dir import RunDir
 from tasks.core.records import Prediction, RunManifest
 
@@ -35,7 +35,7 @@ class RunScoring:
         predictions_path, manifest = _predictions(run_path)
         references_path = None if manifest is None else RunDir(run_path).references_path
         return score_predictions(
-            read_predictions(predictions_path),
+            read_answers(predictions_path, self.settings.thought_markers),
             resolve(self.settings.metrics, ScoredRun(self.sources, references_path)),
             error_rows=self.settings.error_rows,
             processes=self.processes,
@@ -48,8 +48,11 @@ class RunScoring:
         other = self.table(other_path)
         if PREFERENCE.name not in self.settings.metrics:
             return table, other
-        paths = _predictions(candidate_path)[0], _predictions(other_path)[0]
-        return with_preference((table, other), paths, self.sources, self.settings.error_rows)
+        mine, theirs = (
+            read_answers(_predictions(path)[0], self.settings.thought_markers)
+            for path in (candidate_path, other_path)
+        )
+        return with_preference((table, other), (mine, theirs), self.sources, self.settings.error_rows)
 
     def summary(self, run_path: Path, table: ScoreTable) -> RunSummary:
         """Figures of a run and where its answers came from."""
@@ -62,6 +65,7 @@ class RunScoring:
             distinct_questions=len(set(table.questions.tolist())),
             error_rows=int(table.errors.sum()),
             truncated_rows=int(table.truncated.sum()),
+            cut_in_thoughts_rows=int(table.cut_in_thoughts.sum()),
             metrics=summarize_metrics(table, self.settings),
         )
         return run if manifest is None else run.model_copy(update=_origin(manifest))
@@ -69,7 +73,7 @@ class RunScoring:
 
 def predictions_of(run_path: Path) -> Iterator[Prediction]:
     """The rows of a run. Raises EvaluationError when there is no such run."""
-    return read_predictions(_predictions(run_path)[0])
+    return read_answers(_predictions(run_path)[0])
 
 
 def predictions_sha256(run_path: Path) -> str:
@@ -110,6 +114,7 @@ def _origin(manifest: RunManifest) -> dict[str, object]:
         "device": manifest.device,
         "generation_seconds": seconds,
         "completion_tokens": tokens,
+        "reasoning_tokens": manifest.reasoning_tokens,
         "prompt_tokens": manifest.prompt_tokens,
         "completion_tokens_per_second": tokens / seconds if seconds > 0 else None,
         "peak_memory_bytes": manifest.peak_memory_bytes,

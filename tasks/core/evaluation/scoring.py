@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import TypeVar
 
@@ -55,6 +55,7 @@ class ScoreTable:
     errors: NDArray[np.bool_]
     truncated: NDArray[np.bool_]
     empty: NDArray[np.bool_]
+    cut_in_thoughts: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, dtype=np.bool_))
 
     @property
     def row_count(self) -> int:
@@ -138,6 +139,7 @@ class _Columns:
         self._errors: list[bool] = []
         self._truncated: list[bool] = []
         self._empty: list[bool] = []
+        self._cut_in_thoughts: list[bool] = []
         self._values: dict[str, list[FloatArray]] = {metric.name: [] for metric in self._metrics}
         self._statistics: dict[str, list[FloatArray]] = {metric.name: [] for metric in self._metrics}
         self._reasons: dict[str, list[str | None]] = {metric.name: [] for metric in self._metrics}
@@ -150,6 +152,7 @@ class _Columns:
         self._errors.extend(errors)
         self._truncated.extend(row.metadata.finish_reason == "length" for row in rows)
         self._empty.extend(row.error is None and not row.predicted_answer.strip() for row in rows)
+        self._cut_in_thoughts.extend(row.metadata.is_cut_in_thoughts for row in rows)
         for family, scores in zip(self._families, batches, strict=True):
             for metric in family.metrics:
                 self._add_metric(metric, scores, errors)
@@ -193,6 +196,7 @@ class _Columns:
             errors=np.array(self._errors, dtype=bool),
             truncated=np.array(self._truncated, dtype=bool),
             empty=np.array(self._empty, dtype=bool),
+            cut_in_thoughts=np.array(self._cut_in_thoughts, dtype=bool),
         )
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tasks.core.evaluation.outputs import replacing
-from tasks.core.evaluation.row_view import RowView
+from tasks.core.evaluation.row_view import Answer, RowView
 from tasks.core.evaluation.summary import EvaluationSummary, MetricComparison, MetricSummary
 from tasks.core.evaluation.wording import setting_rows
 
@@ -30,8 +30,11 @@ _SCORE_HEADER = (
     "p value (Holm)", "p value method", "wins", "ties", "losses", "rows", "unscored", "minimum detectable",
 )  # fmt: skip
 _ROW_HEADER = (
-    "id", "question", "system prompt", "reference", "candidate answer", "candidate error", "candidate cut",
-    "candidate tokens", "baseline answer", "baseline error", "baseline cut", "baseline tokens",
+    "id", "question", "system prompt", "reference",
+    "candidate answer", "candidate error", "candidate cut", "candidate tokens", "candidate thoughts",
+    "candidate cut in thoughts", "candidate tokens of thoughts",
+    "baseline answer", "baseline error", "baseline cut", "baseline tokens", "baseline thoughts",
+    "baseline cut in thoughts", "baseline tokens of thoughts",
 )  # fmt: skip
 
 
@@ -143,11 +146,20 @@ def _row_cells(rows: Iterable[RowView], names: Sequence[str]) -> Iterable[Sequen
             row.question,
             row.system_prompt,
             row.reference,
-            candidate.text,
-            candidate.error,
-            candidate.cut,
-            candidate.tokens,
-            *((baseline.text, baseline.error, baseline.cut, baseline.tokens) if baseline else (None,) * 4),
+            *_answer_cells(candidate),
+            *(_answer_cells(baseline) if baseline else (None,) * 7),
             *(scores.get(name, unscored.get(name)) for name in names),
             *(other.get(name, other_unscored.get(name)) for name in names),
         )
+
+
+def _answer_cells(answer: Answer) -> Sequence[Cell]:
+    return (
+        answer.text,
+        answer.error,
+        answer.cut,
+        answer.tokens,
+        answer.reasoning,
+        answer.cut_in_thoughts,
+        answer.reasoning_tokens,
+    )

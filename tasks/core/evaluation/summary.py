@@ -52,6 +52,7 @@ class RunSummary(Record):
     distinct_questions: int
     error_rows: int
     truncated_rows: int
+    cut_in_thoughts_rows: int = Field(0, description="rows whose thoughts never ended, so without an answer")
     cut_prompt_rows: int = Field(0, description="rows whose prompt was cut on the left to fit")
     run_key: str | None = None
     identity: RunIdentity | None = None
@@ -61,7 +62,8 @@ class RunSummary(Record):
     engine: str | None = None
     device: str | None = None
     generation_seconds: float | None = None
-    completion_tokens: int | None = None
+    completion_tokens: int | None = Field(None, description="those of thoughts included")
+    reasoning_tokens: int | None = Field(None, description="completion tokens that were spent on thoughts")
     prompt_tokens: int | None = None
     completion_tokens_per_second: float | None = None
     peak_memory_bytes: int | None = None
@@ -273,6 +275,10 @@ class EvaluationSettings(Record):
     seed: int
     llm: str | None = None
     embedding: str | None = None
+    thought_markers: tuple[str, ...] | None = Field(
+        None,
+        description="by which thoughts were taken from answers that still held them; None: well-known ones",
+    )
 
 
 class EvaluationSummary(Record):

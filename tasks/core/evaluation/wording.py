@@ -164,6 +164,8 @@ def notes(
     missing = () if no_baseline_reason is None else (f"Nothing is compared: {no_baseline_reason}.",)
     return (
         *missing,
+        *_thought_notes(candidate, "candidate"),
+        *(_thought_notes(baseline, "baseline") if baseline else ()),
         *_comparison_notes(comparison, primary or candidate.leading_metric.name),
         *_setting_notes(candidate, baseline),
         *_run_notes(candidate, "candidate"),
@@ -204,6 +206,15 @@ def _setting_notes(candidate: RunSummary, baseline: RunSummary | None) -> Iterat
     if others:
         listed = "; ".join(map(str, others))
         yield f"The two runs differ in more than the weights (baseline -> candidate): {listed}."
+
+
+def _thought_notes(run: RunSummary, who: str) -> Iterator[str]:
+    if run.cut_in_thoughts_rows:
+        yield (
+            f"{run.cut_in_thoughts_rows:,} of {run.rows:,} answers of the {who} "
+            f"({shown(run.cut_in_thoughts_rows / run.rows, True)} %) were cut in their thoughts and count as empty; "
+            "a larger max_new_tokens lets it finish."
+        )
 
 
 def _run_notes(run: RunSummary, who: str) -> Iterator[str]:

@@ -211,4 +211,7 @@ class AnswerGate:
 
     def end(self) -> Sequence[int]:
         """What is left at the end: tokens that looked like a marker's beginning and were none."""
-        return self._held if self._now.state == "open" else ()
+        if self._now.state != "open":
+            return ()
+        self._now = Beginning("answer")
+        return self._held

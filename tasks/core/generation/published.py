@@ -31,6 +31,8 @@ from tasks.core.records import (
 )
 
 _ORIGINAL_NAMES = {"question": "user_prompt", "predicted_answer": "assistant_response"}
+# Where other programs put the thoughts that they keep apart.
+_REASONING_NAMES = ("reasoning", "reasoning_content", "thinking")
 _TEXTS = ("id", "question", "system_prompt", "predicted_answer")
 
 
@@ -199,6 +201,8 @@ def _completed(row: Any, occurrences: dict[str, int]) -> dict[str, Any]:
             row[name] = row[original]
     row |= {name: _as_text(row[name]) for name in _TEXTS if name in row}
     row["predicted_answer"] = row["predicted_answer"] or ""
+    thoughts = (row.get(name) for name in _REASONING_NAMES)
+    row["reasoning"] = next((text for text in thoughts if isinstance(text, str) and text.strip()), None)
     if "ground_truth" in row:
         row |= _references(row)
     if row.get("id") is None:

@@ -20,7 +20,6 @@ from tasks.core.records import GenerationSettings
 
 if TYPE_CHECKING:
     import torch
-    from transformers import TextIteratorStreamer
 
     from tasks.core.models.loading import LoadedModel
 
@@ -79,7 +78,7 @@ class SortedBatchEngine:
             request.position, kept, self._stop.text(kept), reason, seconds, batch_size=rows
         )  # fmt: skip
 
-    def stream(self, request: Request, streamer: TextIteratorStreamer, cancelled: threading.Event) -> None:
+    def stream(self, request: Request, streamer: Any, cancelled: threading.Event) -> None:
         """Answer one request, feeding `streamer`; setting `cancelled` ends it at the next token.
 
         Raises NoAnswerError where the logits become no numbers.

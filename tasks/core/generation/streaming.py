@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from tasks.core.errors import DataError
 from tasks.core.generation.answer_reading import AnswerGate
@@ -15,7 +15,6 @@ from tasks.core.records import GenerationSettings, Prompt
 
 if TYPE_CHECKING:
     import torch
-    from transformers import TextIteratorStreamer
 
     from tasks.core.models.loading import LoadedModel
 
@@ -34,7 +33,7 @@ def stream_answer(model: LoadedModel, prompt: Prompt, settings: GenerationSettin
             f"the prompt cannot be answered: {prompt.problem}", "shorten it or change its settings"
         )
     gate = AnswerGate(model.tokenizer, settings.thought_markers, prompt.token_ids)
-    streamer = _streamer(model, gate)
+    streamer = _AnswerStreamer(model, gate)
     engine = SortedBatchEngine(model, settings)
     request = Request(0, prompt.id, prompt.token_ids, settings.max_new_tokens)
     failure: list[BaseException] = []
@@ -51,7 +50,7 @@ def stream_answer(model: LoadedModel, prompt: Prompt, settings: GenerationSettin
     thread = threading.Thread(target=work, name="tuneproof-stream", daemon=True)
     thread.start()
     try:
-        yield from _without_stop_strings(_from_its_beginning(streamer, gate), settings.stop_strings)
+        yield from _without_stop_strings(_from_its_beginning(iter(streamer), gate), settings.stop_strings)
     finally:
         cancelled.set()
         thread.join()
@@ -64,32 +63,37 @@ def stream_answer(model: LoadedModel, prompt: Prompt, settings: GenerationSettin
         )
 
 
-def _streamer(model: LoadedModel, gate: AnswerGate) -> TextIteratorStreamer:
-    from transformers import TextIteratorStreamer
+class _AnswerStreamer:
+    """A streamer for transformers' `generate` that lets tokens through once they are the answer's."""
 
-    class AnswerStreamer(TextIteratorStreamer):
-        """Lets tokens through once they are the answer's."""
+    def __init__(self, model: LoadedModel, gate: AnswerGate) -> None:
+        from transformers import TextIteratorStreamer
 
-        def put(self, value: torch.Tensor) -> None:
-            if self.next_tokens_are_prompt:
-                super().put(value)
-                return
-            import torch
+        self._streamer = TextIteratorStreamer(model.tokenizer, skip_prompt=True, skip_special_tokens=True)
+        self._gate = gate
+        self._is_prompt = True
 
-            answer_ids = gate.pass_on([int(token_id) for token_id in value.reshape(-1).tolist()])
-            if answer_ids:
-                super().put(torch.tensor(answer_ids))
+    def put(self, value: torch.Tensor) -> None:
+        """Take the prompt, then one token after the other."""
+        if self._is_prompt:
+            self._is_prompt = False
+            self._streamer.put(value)
+        else:
+            self._pass_on(self._gate.pass_on([int(token_id) for token_id in value.reshape(-1).tolist()]))
 
-        def end(self) -> None:
-            import torch
+    def end(self) -> None:
+        """Let through what is left, and end."""
+        self._pass_on(self._gate.end())
+        self._streamer.end()
 
-            rest = gate.end()
-            if rest:
-                super().put(torch.tensor(rest))
-            super().end()
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._streamer)
 
-    options: dict[str, Any] = {"skip_prompt": True, "skip_special_tokens": True}
-    return AnswerStreamer(model.tokenizer, **options)
+    def _pass_on(self, token_ids: Sequence[int]) -> None:
+        import torch
+
+        if token_ids:
+            self._streamer.put(torch.tensor(list(token_ids)))
 
 
 def _from_its_beginning(pieces: Iterator[str], gate: AnswerGate) -> Iterator[str]:

@@ -162,6 +162,12 @@ def prompt_is_inside(prompt: str, markers: ThoughtMarkers) -> bool:
     return open_pair(prompt, markers) is not None
 
 
+def opens_with(text: str, pair: MarkerPair) -> bool:
+    """Whether `text` begins with the opening marker of `pair`, white space aside."""
+    begun = text.lstrip()
+    return bool(pair.opening) and _opened_at(begun, 0, (pair,)) is not None
+
+
 def could_open(text: str, markers: ThoughtMarkers) -> bool:
     """Whether `text`, the beginning of something still being written, has or may yet get an opening marker."""
     begun = text.lstrip()

@@ -36,8 +36,8 @@
   }
   for (const row of rows) {
     for (const key of ["q", "s", "r"]) if (row[key]) row[key] = visible(row[key]);
-    for (const answer of [row.c, row.b]) if (answer) { answer.t = visible(answer.t); if (answer.e) answer.e = visible(answer.e); }
-    row.hay = [row.id, row.q, row.s, row.r, row.c.t, row.c.e, row.b?.t, row.b?.e].filter(Boolean).join("\n").toLowerCase();
+    for (const answer of [row.c, row.b]) if (answer) for (const key of ["t", "e", "h"]) if (answer[key]) answer[key] = visible(answer[key]);
+    row.hay = [row.id, row.q, row.s, row.r, row.c.t, row.c.e, row.c.h, row.b?.t, row.b?.e, row.b?.h].filter(Boolean).join("\n").toLowerCase();
   }
 
   let metric = overview.leading;
@@ -61,6 +61,7 @@
     ] : []),
     ["errors", ["Errors", (row) => Boolean(row.c.e || row.b?.e)]],
     ["cut", ["Cut at the token limit", (row) => Boolean(row.c.cut || row.b?.cut)]],
+    ...(rows.some((row) => row.c.lost || row.b?.lost) ? [["lost", ["Cut in thoughts", (row) => Boolean(row.c.lost || row.b?.lost)]]] : []),
     ["unscored", ["Not scored", (row) => score(row) === null || (row.b !== null && before(row) === null)]],
   ]);
   let filter = "all";
@@ -134,7 +135,7 @@
     const isOpen = open.has(row.n);
     const value = change(row);
     const tone = gain(row) > 0 ? "candidate" : gain(row) < 0 ? "baseline" : "";
-    const badges = [row.c.e ? "error" : null, row.c.cut ? "cut" : null].filter(Boolean).map((word) => make("span", { class: "badge" }, word));
+    const badges = [row.c.e ? "error" : null, row.c.lost ? "cut in thoughts" : row.c.cut ? "cut" : null].filter(Boolean).map((word) => make("span", { class: "badge" }, word));
     const line = make("tr", { class: `row${isOpen ? " open" : ""}`, "data-row": row.n, onclick: () => { if (!String(getSelection())) toggle(row); } },
       make("td", { class: "c-n" }, make("button", { type: "button", class: "opener", "aria-expanded": String(isOpen), "aria-label": `Row ${row.n}`, onclick: (event) => { event.stopPropagation(); toggle(row); } }, String(row.n))),
       make("td", {}, make("span", { class: "clip", dir: "auto" }, row.q.slice(0, 300))),
@@ -197,12 +198,18 @@
   }
 
   function answerPane(title, answer, difference) {
-    const facts = [answer.k === null ? null : `${answer.k.toLocaleString("en")} tokens`, answer.cut ? "cut at the token limit" : null].filter(Boolean).join(", ");
+    const thoughtTokens = answer.i ? `, ${answer.i.toLocaleString("en")} of them thoughts` : "";
+    const facts = [answer.k === null ? null : `${answer.k.toLocaleString("en")} tokens${thoughtTokens}`, answer.lost ? "cut in its thoughts" : answer.cut ? "cut at the token limit" : null].filter(Boolean).join(", ");
     const text = make("div", { class: "text", dir: "auto", tabindex: "0", role: "region", "aria-label": title });
     if (answer.e) { text.classList.add("error"); text.textContent = `Error: ${answer.e}`; }
-    else if (!answer.t) { text.classList.add("empty"); text.textContent = "empty"; }
+    else if (!answer.t) { text.classList.add("empty"); text.textContent = answer.lost ? "no answer: cut in its thoughts" : "empty"; }
     else mark(text, answer.t, difference);
-    return make("div", { class: "pane" }, make("h3", {}, title, make("small", {}, facts)), text);
+    return make("div", { class: "pane" }, make("h3", {}, title, make("small", {}, facts)), text, answer.h ? thoughts(title, answer.h) : null);
+  }
+
+  function thoughts(title, text) {
+    return make("details", { class: "thoughts" }, make("summary", {}, "Thoughts"),
+      make("div", { class: "text", dir: "auto", tabindex: "0", role: "region", "aria-label": `${title}, thoughts` }, text));
   }
 
   /* `difference` is [old text, new text, which side this pane shows as "ins" (new) or "del" (old)]. */
