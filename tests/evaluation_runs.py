@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from tasks.core.evaluation.summary import Decision, EvaluationSummary, GateCheck, Verdict
 from tasks.core.models.registry import write_manifest
@@ -54,11 +56,15 @@ def write_run(
     finished_at: str = "2026-01-01T00:05:00+00:00",
     rows_sha256: str = "d" * 64,
     temperature: float = 1.0,
+    lines: list[dict[str, Any]] | None = None,
 ) -> Path:
-    """Write predictions and manifest the way a finished run has them."""
+    """Write predictions and manifest the way a finished run has them; `lines` are written in their place."""
     rows = list(predictions)
     directory.mkdir(parents=True)
-    content = "".join(prediction.model_dump_json() + "\n" for prediction in rows).encode()
+    written = (
+        [prediction.model_dump_json() for prediction in rows] if lines is None else map(json.dumps, lines)
+    )
+    content = "".join(f"{line}\n" for line in written).encode()
     (directory / "inferencer_output.jsonl").write_bytes(content)
     identity = RunIdentity(
         model=ModelIdentity(
