@@ -20,7 +20,6 @@ _COMPARED = frozenset(("thoughts", "rows"))
 """Markers of thoughts are the model's own, as its template is; rows have a check of their own."""
 
 
-
 def check(name: str, outcome: Outcome, detail: str) -> GateCheck:
     """One thing the gate looked at; `detail` is a sentence."""
     return GateCheck(name=name, outcome=outcome, detail=detail)
