@@ -13,6 +13,7 @@ from tasks.core.data.sources import described_data
 from tasks.core.evaluation.evaluate import evaluation_files, report_run, score_run, settings_of
 from tasks.core.evaluation.gate import Gating, primary_of
 from tasks.core.evaluation.judge import Progress
+from tasks.core.evaluation.metric import Metric
 from tasks.core.evaluation.metrics import reported, resolve
 from tasks.core.evaluation.nights import ChallengeBook
 from tasks.core.evaluation.outputs import EvaluationFiles, read_summary
@@ -164,9 +165,12 @@ class Evaluator:
         """Return the models that metrics may ask for; each is made when it is asked for."""
         return ScoringModels(self.settings, api_key=self.judge_api_key, on_progress=self.on_progress)
 
-    def check_metrics(self) -> None:
-        """Raise a TuneproofError for a metric that does not exist, or a gate that cannot be; loads nothing."""
-        primary_of(reported(resolve(self.settings.metrics)), self.config.gate)
+    def check_metrics(self) -> Metric | None:
+        """Give the metric that will decide; loads nothing.
+
+        Raises a TuneproofError for a metric that does not exist, or a gate that cannot be.
+        """
+        return primary_of(reported(resolve(self.settings.metrics)), self.config.gate)
 
     def check_runs(self, *, candidate: bool = True) -> None:
         """Raise EvaluationError when the run or a named baseline is not there; nothing is brought from a URL.

@@ -15,8 +15,10 @@ from tasks.core.data.preflight import check_disk_space, find_overlap
 from tasks.core.data.prompts import PromptBuilder
 from tasks.core.data.sources import DataId, described_data, load_rows
 from tasks.core.errors import TuneproofError
-from tasks.core.evaluation.metrics import resolve
+from tasks.core.evaluation.metrics import reported, resolve
+from tasks.core.evaluation.outlook import outlook
 from tasks.core.evaluation.scoring_models import ScoringModels
+from tasks.core.evaluation.wording import is_share
 from tasks.core.generation.ledger import index_ledgers
 from tasks.core.generation.rows import RunRows, index_rows
 from tasks.core.generation.run_dir import RunDir
@@ -24,6 +26,7 @@ from tasks.core.generation.run_sync import RunSync
 from tasks.core.models.context_length import context_length_of, possible_length
 from tasks.core.models.loading import ModelSpec, identify, load_tokenizer
 from tasks.core.models.locating import locate
+from tasks.core.models.registry import promoted_run
 from tasks.core.records import Example, ModelIdentity, RunIdentity
 from tasks.core.storage import Store
 from tasks.core.training.job import check_schedule
@@ -45,11 +48,12 @@ _REJECTIONS_SHOWN = 5
 
 @dataclass(slots=True)
 class PlannedPhase:
-    """One phase: facts (label, text), and the problems that would end it."""
+    """One phase: facts (label, text), the problems that would end it, and of inference the test rows."""
 
     name: str
     facts: list[tuple[str, str]] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
+    row_count: int | None = None
 
     def tell(self, label: str, text: object) -> None:
         """Add a fact."""
@@ -91,7 +95,8 @@ def make_plan(
         planned.append(_plan_inference(config, after_training=FINE_TUNING in phases))
     if EVALUATION in phases:
         evaluator = Evaluator(config, run=run, baseline=baseline)
-        planned.append(_plan_evaluation(evaluator, after_inference=INFERENCE in phases))
+        test_rows = planned[-1].row_count if INFERENCE in phases else None
+        planned.append(_plan_evaluation(evaluator, test_rows, after_inference=INFERENCE in phases))
     return Plan(tuple(planned))
 
 
@@ -216,6 +221,7 @@ def _plan_inference(config: Config, *, after_training: bool) -> PlannedPhase:
         rows = index_rows(lambda: inferencer.examples(dataset))
         problems = sum(example.problem is not None for example in rows.examples())
         described = f"{len(rows)} of {described_data(settings.required_testing_data_id)}"
+        phase.row_count = len(rows)
         phase.tell("test rows", described + _unusable(problems, "become error rows"))
         check_disk_space(inferencer.runs.local, len(rows) * _BYTES_PER_ANSWER)
     generation = inferencer.generation_settings()
@@ -266,7 +272,7 @@ def _tell_overlap(phase: PlannedPhase, config: Config, rows: RunRows) -> None:
 # --- evaluation
 
 
-def _plan_evaluation(evaluator: Evaluator, *, after_inference: bool) -> PlannedPhase:
+def _plan_evaluation(evaluator: Evaluator, test_rows: int | None, *, after_inference: bool) -> PlannedPhase:
     phase, settings = PlannedPhase(EVALUATION), evaluator.settings
     with phase.finding():
         families = resolve(settings.metrics)
@@ -281,6 +287,7 @@ def _plan_evaluation(evaluator: Evaluator, *, after_inference: bool) -> PlannedP
         phase.tell("answers", "those of the inference phase")
         with phase.finding():
             evaluator.check_runs(candidate=False)
+            _tell_outlook(phase, evaluator, test_rows)
         return phase
     with phase.finding():
         evaluator.check_runs()
@@ -289,7 +296,26 @@ def _plan_evaluation(evaluator: Evaluator, *, after_inference: bool) -> PlannedP
         phase.tell(
             "compared with", runs.baseline_path or f"nothing: {runs.no_baseline_reason or 'not asked for'}"
         )
+        if runs.candidate_path.is_dir():
+            _tell_outlook(phase, evaluator, RunDir(runs.candidate_path).read_manifest().row_count)
     return phase
+
+
+def _tell_outlook(phase: PlannedPhase, evaluator: Evaluator, rows: int | None) -> None:
+    """What so many rows can show, and which checks of the gate they cannot decide."""
+    if not rows:
+        return
+    gate = evaluator.config.gate
+    primary = evaluator.check_metrics()
+    if primary is None:
+        return
+    reports = reported(resolve(evaluator.settings.metrics))
+    shares = [metric.name for metric in reports if is_share(metric.minimum, metric.maximum)]
+    guards = shares if gate.guard_metrics == "others" else list(gate.guard_metrics)
+    has_champion = promoted_run(Store(evaluator.config.pipeline.models_dir).local) is not None
+    named = [name for name in guards if name != primary.name]
+    for told in outlook(rows, gate, named, evaluator.settings.confidence, has_champion=has_champion):
+        phase.tell("gate", told)
 
 
 # --- words

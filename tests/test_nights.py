@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from tasks.core.config import GateConfig
 from tasks.core.evaluation.nights import (
     CHALLENGES_NAME,
     ChallengeBook,
@@ -18,6 +19,7 @@ from tasks.core.evaluation.nights import (
     overlap,
     sketch,
 )
+from tasks.core.evaluation.outlook import outlook
 from tasks.core.storage import Store
 
 
@@ -136,3 +138,14 @@ def test_what_the_gate_is_told_names_the_challenge() -> None:
     told = challenge_of(mine, 4, [mine], challenges=30, confidence=0.95, against="champion")
     assert (told.number, told.challenges) == (4, 30)
     assert told.allowed_p_value == pytest.approx(0.1 / 30)
+
+
+def test_a_plan_says_what_its_rows_can_show_and_which_checks_they_cannot_decide() -> None:
+    gate = GateConfig(guard_metrics=("json_valid",))
+    told = list(outlook(200, gate, ["json_valid"], 0.95, has_champion=False))
+    assert told[0].startswith("200 rows show a true gain of 10.9 points over the base in 4 of 5 cases")
+    assert "that Json valid does not fall by 3 points needs about 873 rows" in told[1]
+    assert "too few here" in told[1]
+    against_champion = next(outlook(200, gate, [], 0.95, has_champion=True))
+    assert "14.6 points over the champion" in against_champion and "p at most 0.0033" in against_champion
+    assert "fewer than gate.minimum_rows = 50" in next(outlook(40, gate, [], 0.95, has_champion=False))

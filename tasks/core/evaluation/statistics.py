@@ -192,6 +192,21 @@ def detectable_ratio(p_value: float, usual: float) -> float:
     return (normal_quantile(1 - p_value / 2) + power) / (normal_quantile(1 - usual / 2) + power)
 
 
+def paired_difference_shown(rows: int, changed: float, p_value: float) -> float:
+    """The smallest true difference of two shares (0 to 1) that paired rows show with 80 % power.
+
+    `changed` is the share of rows on which the sides differ; normal approximation of McNemar's test.
+    """
+    reach = normal_quantile(1 - p_value / 2) + normal_quantile(POWER)
+    return min(1.0, reach * float(np.sqrt(changed / rows)))
+
+
+def paired_rows_needed(difference: float, changed: float, p_value: float) -> int:
+    """How many paired rows show a true difference of two shares with 80 % power; see `paired_difference_shown`."""
+    reach = normal_quantile(1 - p_value / 2) + normal_quantile(POWER)
+    return int(np.ceil(changed * (reach / difference) ** 2))
+
+
 def standard_error(draws: FloatArray) -> float:
     """Standard deviation of the resamples' figures; 0 without spread."""
     finite = draws[np.isfinite(draws)]
