@@ -58,6 +58,7 @@ def table_of(
         errors=np.zeros(rows, bool),
         truncated=np.zeros(rows, bool),
         empty=np.zeros(rows, bool) if empty is None else empty.astype(bool),
+        characters=np.ones(rows, np.int64),
     )
 
 

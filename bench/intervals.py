@@ -56,6 +56,7 @@ def table_of(metric: Metric, values: FloatArray, questions: NDArray[np.uint64] |
         errors=np.zeros(count, dtype=bool),
         truncated=np.zeros(count, dtype=bool),
         empty=np.zeros(count, dtype=bool),
+        characters=np.ones(count, dtype=np.int64),
     )
 
 

@@ -211,3 +211,34 @@ def test_other_number_formats_are_other_settings(tmp_path: Path) -> None:
     found = Evaluator(load_config(overrides=settings, environ={}), run="tuned").score().verdict
     assert found is not None and found.decision == "inconclusive"
     assert "quantization: 4bit -> none; dtype: bfloat16 -> float32" in found.reasons[0]
+
+
+def test_much_longer_answers_are_told(tmp_path: Path) -> None:
+    everything = " ".join(map(str, range(0, 200, 2)))
+    listing = [one.model_copy(update={"predicted_answer": everything}) for one in answers(some(100, 100))]
+    found = verdict(tmp_path, listing, answers(some(100, 60)), evaluator__metrics=["contains"])
+    assert any("answers are much longer: 3" in note for note in found.notes)
+
+
+def test_leaving_out_a_row_does_not_begin_the_count_anew(tmp_path: Path) -> None:
+    (tmp_path / "models").mkdir()
+    numbers = []
+    for night in range(3):
+        rows = [one for one in answers(some(100, 50 + night)) if one.id != f"{night:04d}-0"]
+        theirs = [one for one in answers(some(100, 50)) if one.id != f"{night:04d}-0"]
+        found = verdict(tmp_path, rows, theirs)
+        assert found.challenge is not None
+        numbers.append(found.challenge.number)
+    assert numbers == [1, 2, 3]
+
+
+def test_an_interval_of_a_heavy_question_stays_within_what_there_can_be(tmp_path: Path) -> None:
+    def rows(easy: bool, right: int) -> list[Prediction]:
+        shown = answers([easy if i < 100 else i < right for i in range(200)])
+        return [
+            one.model_copy(update={"question": "easy"}) if i < 100 else one for i, one in enumerate(shown)
+        ]
+
+    found = verdict(tmp_path, rows(True, 130), rows(False, 165))
+    assert found.decision == "inconclusive"
+    assert "interval \N{MINUS SIGN}100.0 to +100.0" in found.reasons[0]

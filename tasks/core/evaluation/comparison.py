@@ -88,6 +88,8 @@ def compare_tables(
         failed_rows=int(np.count_nonzero(compared.failed)),
         metrics=tuple(metrics),
         rates=tuple(_rates(candidate, baseline, pairing, compared.failed)),
+        candidate_characters=_mean_length(candidate, pairing.candidate[~compared.failed]),
+        baseline_characters=_mean_length(baseline, pairing.baseline[~compared.failed]),
     )
 
 
@@ -260,7 +262,10 @@ class _Paired:
         jackknife = self._difference(metric, self._left.without_one(), self._right.without_one())
         sizes = np.unique(self._questions, return_counts=True)[1]
         if stats.has_heavy_cluster(sizes):
-            return stats.heavy_cluster_interval(difference, jackknife, sizes, self._settings.confidence)
+            reach = metric.maximum - metric.minimum
+            return stats.heavy_cluster_interval(
+                difference, jackknife, sizes, confidence=self._settings.confidence, reach=reach
+            )
         return stats.bca_interval(difference, draws, jackknife, self._settings.confidence)
 
     def _p_value(
@@ -291,6 +296,10 @@ def _winner(interval: stats.Interval | None, p_value: float, sign: int, confiden
     if interval is None or not stats.shows_difference((interval.low, interval.high), p_value, confidence):
         return "undecided"
     return "candidate" if sign * interval.low > 0 else "baseline"
+
+
+def _mean_length(table: ScoreTable, rows: NDArray[np.int64]) -> float | None:
+    return rounded(float(table.characters[rows].mean())) if len(rows) else None
 
 
 def _largest(questions: NDArray[np.uint64]) -> int:

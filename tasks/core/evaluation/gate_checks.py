@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 _NAMES: dict[Opponent, str] = {"base": "the base model", "champion": "the champion", "run": "the baseline"}
 
 
+_MUCH_LONGER, _SHORT_CHARACTERS = 2.5, 40
+
+
 @dataclass(frozen=True, slots=True)
 class Finding:
     """A check, and whether its failure speaks against the model (rejects) or only against the evidence."""
@@ -87,6 +90,12 @@ class Checks:
         for compared in self._in.comparison.metrics:
             if compared.name not in guarded and compared.better == "baseline":
                 yield f"{label(compared.name)} falls, and is no guard (gate.guard_metrics): {self._figures(compared)}."
+        mine, theirs = self._in.comparison.candidate_characters, self._in.comparison.baseline_characters
+        if mine is not None and theirs is not None and mine > _MUCH_LONGER * max(theirs, _SHORT_CHARACTERS):
+            yield (
+                f"The candidate's answers are much longer: {mine:,.0f} characters on average against {theirs:,.0f}. "
+                "Metrics that look for something in an answer, and judges, may favour length: read some rows."
+            )
         challenge = self._in.challenge
         if challenge is not None and challenge.number > challenge.challenges:
             yield (

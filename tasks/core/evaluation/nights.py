@@ -107,9 +107,11 @@ def look_at(
     candidate: RunSummary, opponent: RunSummary, compared: MetricComparison, table: ScoreTable
 ) -> Look:
     """The look that this comparison is; `table` holds the candidate's rows."""
-    identity = opponent.identity
+    identity = (
+        opponent.identity
+    )  # a file of answers is known by its name: a row more or less is no other opponent
     weights = (
-        opponent.predictions_sha256
+        f"file {opponent.run_name}"
         if identity is None
         else f"{identity.model.weights_sha256} {identity.model.adapter_sha256}"
     )

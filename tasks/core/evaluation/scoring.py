@@ -42,7 +42,7 @@ class ScoreTable:
 
     `values[metric]`: shape (n,), NaN where unscored. `statistics[metric]`: shape (n, width), zeros
     where unscored. `reasons[metric][i]` says why. `questions` (all that was asked) and `references`: hashes; equal =
-    same text, blanks and Unicode form aside. `empty`: no answer, though no error.
+    same text, blanks and Unicode form aside. `empty`: no answer, though no error; `characters`: its length.
     """
 
     ids: tuple[str, ...]
@@ -55,6 +55,7 @@ class ScoreTable:
     errors: NDArray[np.bool_]
     truncated: NDArray[np.bool_]
     empty: NDArray[np.bool_]
+    characters: NDArray[np.int64]
     cut_in_thoughts: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, dtype=np.bool_))
 
     @property
@@ -139,6 +140,7 @@ class _Columns:
         self._errors: list[bool] = []
         self._truncated: list[bool] = []
         self._empty: list[bool] = []
+        self._characters: list[int] = []
         self._cut_in_thoughts: list[bool] = []
         self._values: dict[str, list[FloatArray]] = {metric.name: [] for metric in self._metrics}
         self._statistics: dict[str, list[FloatArray]] = {metric.name: [] for metric in self._metrics}
@@ -152,6 +154,7 @@ class _Columns:
         self._errors.extend(errors)
         self._truncated.extend(row.metadata.finish_reason == "length" for row in rows)
         self._empty.extend(row.error is None and not row.predicted_answer.strip() for row in rows)
+        self._characters.extend(len(row.predicted_answer) for row in rows)
         self._cut_in_thoughts.extend(row.metadata.is_cut_in_thoughts for row in rows)
         for family, scores in zip(self._families, batches, strict=True):
             for metric in family.metrics:
@@ -196,6 +199,7 @@ class _Columns:
             errors=np.array(self._errors, dtype=bool),
             truncated=np.array(self._truncated, dtype=bool),
             empty=np.array(self._empty, dtype=bool),
+            characters=np.array(self._characters, dtype=np.int64),
             cut_in_thoughts=np.array(self._cut_in_thoughts, dtype=bool),
         )
 

@@ -116,9 +116,10 @@ def has_heavy_cluster(sizes: NDArray[np.int64]) -> bool:
 
 
 def heavy_cluster_interval(
-    observed: float, jackknife: FloatArray, sizes: NDArray[np.int64], confidence: float
+    observed: float, jackknife: FloatArray, sizes: NDArray[np.int64], *, confidence: float, reach: float
 ) -> Interval:
-    """Interval where one cluster holds a large part of the rows; `sizes` are the clusters' rows.
+    """Interval where one cluster holds a large part of the rows; `sizes` are the clusters' rows, `reach` the largest
+    difference that there can be.
 
     The jackknife variance of clusters (CR3; Bell and McCaffrey 2002) with the t distribution of as many degrees of
     freedom as clusters of equal size would carry the same weight, (sum of sizes)^2 / (sum of squares), less one. The
@@ -130,8 +131,8 @@ def heavy_cluster_interval(
     count = len(jackknife)
     variance = (count - 1) / count * float(((jackknife - observed) ** 2).sum()) if count else 0.0
     effective = float(sizes.sum()) ** 2 / float((sizes.astype(np.float64) ** 2).sum())
-    reach = float(stdtrit(max(1.0, effective - 1), (1 + confidence) / 2)) * variance**0.5
-    return Interval(observed - reach, observed + reach, JACKKNIFE_T)
+    width = float(stdtrit(max(1.0, effective - 1), (1 + confidence) / 2)) * variance**0.5
+    return Interval(max(-reach, observed - width), min(reach, observed + width), JACKKNIFE_T)
 
 
 def varies(draws: FloatArray) -> bool:

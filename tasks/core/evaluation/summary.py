@@ -149,6 +149,10 @@ class Comparison(Record):
     failed_rows: int = Field(0, description="paired rows left out because one run, or both, failed there")
     metrics: tuple[MetricComparison, ...]
     rates: tuple[RateComparison, ...] = ()
+    candidate_characters: float | None = Field(
+        None, description="mean length of its answers where neither failed"
+    )
+    baseline_characters: float | None = None
 
     @property
     def unlike_rows(self) -> int:
