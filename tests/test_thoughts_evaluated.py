@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import base64
+import gzip
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +110,43 @@ def test_an_answer_that_quotes_markers_is_scored_whole(tmp_path: Path) -> None:
 def test_a_reference_with_thoughts_is_compared_by_its_answer(tmp_path: Path) -> None:
     answers = [{"predicted_answer": "<think>a</think>4", "ground_truth": "<think>\nb\n</think>\n\n4"}]
     assert value(scored(answers_file(tmp_path / "a.jsonl", answers), tmp_path), "exact_match") == 1.0
+
+
+def test_every_right_answer_is_read_without_its_thoughts(tmp_path: Path) -> None:
+    references = ["<think>b</think>four", "<think>c</think>4"]
+    answers = [{"predicted_answer": "<think>a</think>4", "ground_truth": references}]
+    assert value(scored(answers_file(tmp_path / "a.jsonl", answers), tmp_path), "exact_match") == 1.0
+
+
+def test_references_are_read_by_the_markers_that_the_answers_were_split_by(tmp_path: Path) -> None:
+    own = {"generation_config": {"thought_markers": ["<plan>", "</plan>"]}, "is_cut_in_thoughts": False}
+    off = {"generation_config": {"thought_markers": []}}
+    answers = [
+        {"predicted_answer": "4", "ground_truth": "<plan>b</plan>4", "metadata": own},
+        {"predicted_answer": "<think>a</think>4", "ground_truth": "<think>a</think>4", "metadata": off},
+    ]
+    assert value(scored(answers_file(tmp_path / "a.jsonl", answers), tmp_path), "exact_match") == 1.0
+
+
+def test_report_and_spreadsheet_show_thoughts_apart_from_the_answer(tmp_path: Path) -> None:
+    import openpyxl
+
+    answers = ["<think>I add.</think>0", "<think>I add and"]
+    path = answers_file(tmp_path / "answers.jsonl", answers)
+    scored(path, tmp_path)
+    files = evaluation_files(path)
+    html = files.report_path.read_text(encoding="utf-8")
+    found = re.search(r'id="packed-rows"[^>]*>([^<]*)<', html)
+    assert found is not None
+    rows = json.loads(gzip.decompress(base64.b64decode(found[1])))
+    assert [(row["c"]["t"], row["c"]["h"], row["c"]["lost"]) for row in rows] == [
+        ("0", "I add.", False),
+        ("", "I add and", True),
+    ]
+    header, *lines = openpyxl.load_workbook(files.spreadsheet_path)["rows"].iter_rows(values_only=True)
+    named = [dict(zip(header, line, strict=False)) for line in lines]
+    assert [row["candidate thoughts"] for row in named] == ["I add.", "I add and"]
+    assert [row["candidate cut in thoughts"] for row in named] == [False, True]
 
 
 def test_thoughts_stay_in_answers_when_the_setting_says_so(tmp_path: Path) -> None:

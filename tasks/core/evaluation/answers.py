@@ -28,7 +28,7 @@ def read_answers(path: Path, setting: Sequence[str] | None = None) -> Iterator[P
 
 
 def _split_row(row: Prediction, markers: ThoughtMarkers, inside: bool, leaves_own: bool) -> Prediction:
-    changes = _without_thoughts_in_reference(row, markers)
+    changes = _without_thoughts_in_references(row, _markers_of_references(row, markers, leaves_own))
     if row.error is None and not _is_split(row, leaves_own):
         found = split(row.predicted_answer, markers)
         if found.pair is None and inside and row.reasoning is None and row.predicted_answer:
@@ -42,11 +42,24 @@ def _split_row(row: Prediction, markers: ThoughtMarkers, inside: bool, leaves_ow
     return row.model_copy(update=changes) if changes else row
 
 
-def _without_thoughts_in_reference(row: Prediction, markers: ThoughtMarkers) -> dict[str, object]:
-    if row.ground_truth is None:
-        return {}
-    found = split(row.ground_truth, markers)
-    return {} if found.pair is None or found.is_cut else {"ground_truth": found.answer}
+def _markers_of_references(row: Prediction, markers: ThoughtMarkers, leaves_own: bool) -> ThoughtMarkers:
+    """References are read as the answer was: by the markers that generation was given, if it was given some."""
+    own = row.metadata.generation_config.get("thought_markers") if leaves_own else None
+    return ThoughtMarkers.from_setting(own) if isinstance(own, list) else markers
+
+
+def _without_thoughts_in_references(row: Prediction, markers: ThoughtMarkers) -> dict[str, object]:
+    changes: dict[str, object] = {}
+    if row.ground_truth is not None:
+        first, *others = (_answer_in(text, markers) for text in row.references)
+        if (first, *others) != row.references:
+            changes = {"ground_truth": first, "other_ground_truths": tuple(others)}
+    return changes
+
+
+def _answer_in(reference: str, markers: ThoughtMarkers) -> str:
+    found = split(reference, markers)
+    return reference if found.is_cut else found.answer
 
 
 def _is_split(row: Prediction, leaves_own: bool) -> bool:
