@@ -129,7 +129,13 @@ def test_pissa_on_an_adapter_gives_a_full_model_that_answers_as_trained(
 
 @pytest.mark.parametrize(
     "other",
-    [{"load_in_4bit": True}, {"use_dora": True}, {"loftq_config": {"loftq_bits": 4}}, {"bias": "all"}],
+    [
+        {"load_in_4bit": True},
+        {"use_dora": True},
+        {"loftq_config": {"loftq_bits": 4}},
+        {"bias": "all"},
+        {"modules_to_save": ("lm_head",)},
+    ],
 )
 def test_pissa_does_not_go_with_what_it_cannot_start_from(other: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="pissa"):

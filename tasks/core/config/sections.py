@@ -418,11 +418,14 @@ class FineTunerConfig(RunNaming, ModelLoading, ChatTemplateSettings, ColumnNames
                 "loftq_config starts an adapter from unquantised weights: "
                 "set load_in_4bit, load_in_8bit and full_finetuning to false, or remove loftq_config"
             )
-        unlike_lora = self.loftq_config is not None or self.use_dora or self.bias != "none"
-        if self.init_lora_weights == "pissa" and (quantised or unlike_lora):
+        more_than_lora = bool(self.modules_to_save) or self.use_dora or self.bias != "none"
+        if self.init_lora_weights == "pissa" and (
+            quantised or more_than_lora or self.loftq_config is not None
+        ):
             raise ValueError(
                 'init_lora_weights = "pissa" starts from unquantised weights and plain LoRA: '
-                'set load_in_4bit, load_in_8bit and use_dora to false, bias to "none", and remove loftq_config'
+                'set load_in_4bit, load_in_8bit and use_dora to false, bias to "none", and remove loftq_config and '
+                "modules_to_save"
             )
         if self.early_stopping_patience is not None and self.validation_data_id is None:
             raise ValueError(

@@ -76,10 +76,9 @@ class TrainingIdentity(Record):
             "validation rows": None if data.validation is None else data.validation.sha256,
             "rows in an optimizer step": config.device_train_batch_size * config.grad_accumulation,
         }
+        # Where validation happens decides which checkpoint is the best.
         if data.validation is not None and config.save_steps != defaults["save_steps"]:
-            settings["updates between validations"] = (
-                config.save_steps
-            )  # they say which checkpoint is the best
+            settings["updates between validations"] = config.save_steps
         if data.train.earlier_count:
             settings["rows of earlier answers"] = data.train.earlier_count
         if data.template.writes_more:
