@@ -10,7 +10,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from cyclopts import App, Parameter
+from cyclopts import App, Parameter, validators
 
 from flows import results
 from flows.console import complain, prepare_console, say, unreachable_prefect, unusable_place
@@ -125,6 +125,25 @@ def finetune(config: ConfigPath = None, /, *, common: Common = NO_COMMON, settin
         return None
     trained = _flow("flows.finetuning", "finetune")(loaded)
     return results.show_model(trained)
+
+
+@app.command
+def preview(
+    config: ConfigPath = None,
+    /,
+    *,
+    rows: Annotated[
+        int, Parameter(help="How many rows of each section.", validator=validators.Number(gte=1))
+    ] = 3,
+    settings: Settings = None,
+) -> None:
+    """Show the first prompts with their special tokens, and what is learnt of them; loads no weights."""
+    loaded = _prepare(config, NO_COMMON, settings)
+    _check_data(loaded)
+    from flows.previews import show_previews
+    from tasks.previewing import preview as previews_of
+
+    show_previews(previews_of(loaded, rows))
 
 
 @app.command
@@ -406,6 +425,15 @@ def _prepare(path: Path | None, common: Common, settings: dict[str, Any] | None)
     if common.hf_key:
         os.environ["HF_TOKEN"] = common.hf_key
     return load_config(path, settings)
+
+
+def _check_data(config: Config) -> None:
+    """Refuse data that is not there before libraries are loaded that take seconds."""
+    from tasks.core.data.sources import check_source
+
+    for data_id in (config.fine_tuner.training_data_id, config.inferencer.testing_data_id):
+        if data_id is not None:
+            check_source(data_id)
 
 
 def _flow(module: str, name: str) -> Callable[..., Any]:

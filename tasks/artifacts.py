@@ -21,6 +21,8 @@ from prefect.artifacts import (
 )
 from prefect.exceptions import PrefectException
 
+from tasks.core.config import FineTunerConfig
+from tasks.core.errors import TuneproofError
 from tasks.core.evaluation.lineage import lineage_markdown
 from tasks.core.evaluation.summary import (
     Comparison,
@@ -42,6 +44,7 @@ SAMPLE_ROWS = 10
 _CELL_LENGTH = 300
 _KEY_LENGTH = 90
 _OPPONENTS = {"base": "its base model's run", "champion": "the champion's run", "run": "the run"}
+_PREVIEWED_ROWS = 3
 _UPDATE_INTERVAL_SECONDS = 1.0
 _TEXT_INTERVAL_SECONDS = 10.0
 
@@ -104,6 +107,20 @@ def show_losses(manifest: ModelManifest) -> None:
     _tolerant(lambda: create_table_artifact(table=rows, key=key, description=description))
     plot, plot_key = data_uri(loss_plot(losses, manifest.best_step)), artifact_key(f"loss-plot-{run_name}")
     _tolerant(lambda: create_image_artifact(image_url=plot, key=plot_key, description=description))
+
+
+def show_prompts(run_name: str, settings: FineTunerConfig) -> None:
+    """Show the first training rows as the model got them, and what was learnt of them."""
+    from tasks.core.prompts.preview import markdown
+    from tasks.previewing import preview_training
+
+    try:
+        text = markdown([preview_training(settings, _PREVIEWED_ROWS)])
+    except TuneproofError as error:  # data that was there at the beginning may be gone after hours
+        logger.warning("the prompts could not be shown: %s", error.what)
+        return
+    key, told = artifact_key(f"prompts-{run_name}"), f"The first rows that {run_name} learnt"
+    _tolerant(lambda: create_markdown_artifact(text, key=key, description=told))
 
 
 def show_scores(run_name: str, summary: EvaluationSummary) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from tasks.artifacts import show_losses
+from tasks.artifacts import show_losses, show_prompts
 from tasks.assets import record_model
 from tasks.core.config import Config
 from tasks.finetuner import FineTune, left_text, losses_text
@@ -35,6 +35,7 @@ def train_model(config: Config, started_at: datetime | None = None) -> TrainedMo
             show(progress.step, progress.total_steps, ", ".join(filter(None, parts)))
 
         trained = FineTune(config, on_progress=report, started_at=started_at).run()
+    show_prompts(trained.manifest.run_name, config.fine_tuner)
     show_losses(trained.manifest)
     record_model(trained.model_dir, trained.manifest)
     return trained

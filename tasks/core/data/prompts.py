@@ -88,6 +88,7 @@ class PromptBuilder:
         self._tokenizer = ChatTokenizer(tokenizer)
         self._answers = AnswerFinder(self._template, question_part, answer_part)
         self._eos_id: int | None = tokenizer.eos_token_id
+        self._bos_id: int | None = tokenizer.bos_token_id
         self._max_sequence_length = max_sequence_length
         self._reserve_tokens = reserve_tokens
         self._unwarned_tokens = trained_tokens
@@ -104,6 +105,14 @@ class PromptBuilder:
     def uses_plain_template(self) -> bool:
         """True if the model has no chat template and a plain one is used."""
         return self._template.is_plain
+
+    @property
+    def begins_with_bos(self) -> bool:
+        """Whether prompts begin with the tokenizer's start token."""
+        ids = self._tokenizer.encode(
+            self._template.render((Message("user", "a"),), add_generation_prompt=True)
+        )
+        return bool(ids) and ids[0] == self._bos_id
 
     @property
     def thinking(self) -> Thinking:

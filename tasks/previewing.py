@@ -1,0 +1,122 @@
+"""Previews of training and inference: what their first rows look like to the model. Loads tokenizers, no weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tasks.core.config import Config, FineTunerConfig, InferencerConfig
+from tasks.core.data.columns import ColumnMapping, examples
+from tasks.core.data.prompts import PromptBuilder
+from tasks.core.data.sources import described_data, load_rows
+from tasks.core.errors import ConfigError, ModelNotFoundError
+from tasks.core.models.context_length import context_length_of, possible_length
+from tasks.core.models.loading import ModelSpec, load_tokenizer
+from tasks.core.models.locating import locate
+from tasks.core.prompts.preview import Preview, inference_rows, template_facts, training_rows
+from tasks.inferencer import Inferencer
+
+if TYPE_CHECKING:
+    from tasks.core.records import Example
+
+
+def preview(config: Config, rows: int) -> tuple[Preview, ...]:
+    """Preview each section that names data: what is learnt, then what is asked. Raises a TuneproofError."""
+    found = []
+    if config.fine_tuner.training_data_id is not None:
+        found.append(preview_training(config.fine_tuner, rows))
+    if config.inferencer.testing_data_id is not None:
+        found.append(_preview_inference(config, rows))
+    if not found:
+        raise ConfigError(
+            "neither [fine_tuner] training_data_id nor [inferencer] testing_data_id is set",
+            "name the data of at least one of them; there is nothing to preview else",
+        )
+    return tuple(found)
+
+
+def preview_training(settings: FineTunerConfig, rows: int) -> Preview:
+    """Preview the first training rows with what is learnt of them."""
+    spec = _base_spec(settings)
+    tokenizer = load_tokenizer(spec)
+    context = context_length_of(spec)
+    builder = PromptBuilder(
+        tokenizer,
+        max_sequence_length=possible_length(context, max_sequence_length=settings.max_sequence_length),
+        long_prompts=settings.long_prompts,
+        train_on_responses_only=settings.train_on_responses_only,
+        question_part=settings.question_part,
+        answer_part=settings.answer_part,
+        chat_template_kwargs=settings.chat_template_kwargs,
+    )
+    facts = [("model", settings.base_model_id), ("data", described_data(settings.required_training_data_id))]
+    facts += [("learnt", "answers" if settings.train_on_responses_only else "prompts and answers")]
+    facts += _system_prompt(settings)
+    facts += template_facts(builder, tokenizer, _source(settings), _config_dir(spec))
+    if builder.thinking.may_think:
+        facts.append(("thoughts", "rows without any are learnt behind a prompt that asks for none"))
+    dataset = load_rows(
+        settings.required_training_data_id,
+        split=settings.training_data_split,
+        revision=settings.training_data_revision,
+        max_rows=rows,
+    )
+    found = examples(dataset, ColumnMapping.of(settings.model_dump()))
+    return Preview("training", tuple(facts), training_rows(builder, tokenizer, found, rows))
+
+
+def _preview_inference(config: Config, rows: int) -> Preview:
+    settings = config.inferencer
+    inferencer = Inferencer(config)
+    try:
+        spec, name = inferencer.model_spec(), inferencer.discover().chosen.model_id
+    except ModelNotFoundError:
+        spec, name = (
+            _base_spec(config.fine_tuner),
+            f"{config.fine_tuner.base_model_id} (none is fine-tuned yet)",
+        )
+    tokenizer = load_tokenizer(spec)
+    builder = PromptBuilder(
+        tokenizer,
+        max_sequence_length=possible_length(
+            context_length_of(spec),
+            max_sequence_length=settings.max_sequence_length,
+            max_new_tokens=settings.max_new_tokens,
+        ),
+        reserve_tokens=settings.max_new_tokens,
+        long_prompts=settings.long_prompts,
+        chat_template_kwargs=settings.chat_template_kwargs,
+    )
+    facts = [("model", name), ("data", described_data(settings.required_testing_data_id))]
+    facts += _system_prompt(settings)
+    facts += template_facts(builder, tokenizer, _source(settings), _config_dir(spec))
+    found: Iterator[Example] = inferencer.examples(inferencer.load_dataset())
+    return Preview("inference", tuple(facts), inference_rows(builder, tokenizer, found, rows))
+
+
+def _base_spec(settings: FineTunerConfig) -> ModelSpec:
+    return ModelSpec(
+        settings.base_model_id,
+        revision=settings.base_model_revision,
+        device="cpu",
+        trust_remote_code=settings.trust_remote_code,
+        chat_template=settings.chat_template,
+    )
+
+
+def _config_dir(spec: ModelSpec) -> Path | None:
+    directory = locate(spec.model_id, spec.revision, with_weights=False).directory
+    return directory if directory.is_dir() else None
+
+
+def _source(settings: FineTunerConfig | InferencerConfig) -> str:
+    return "the model's own" if settings.chat_template is None else "the one of the setting chat_template"
+
+
+def _system_prompt(settings: FineTunerConfig | InferencerConfig) -> list[tuple[str, Any]]:
+    if settings.system_prompt_override_text is not None:
+        return [("system prompt", f"system_prompt_override_text: {settings.system_prompt_override_text!r}")]
+    if settings.system_prompt_column is not None:
+        return [("system prompt", f"the column {settings.system_prompt_column!r}")]
+    return [("system prompt", "the conversation's own, or none")]
