@@ -473,6 +473,33 @@ def test_test_questions_in_the_training_data_are_found_kept_and_stop_the_promoti
     assert evaluated(runs).overlap == summary.overlap
 
 
+@pytest.mark.parametrize("skipped", [0, 2])
+def test_training_data_that_changed_is_told_whatever_was_skipped(tmp_path: Path, skipped: int) -> None:
+    data = tmp_path / "train.jsonl"
+    rows = [{"question": f"What is {i}?", "answer": str(i) if i >= skipped else ""} for i in range(20)]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    ids = [example.id for example in examples(rows, ColumnMapping("question", "answer"))]
+    columns = {"question_column": "question", "ground_truth_column": "answer", "training_data_split": "train"}
+    columns |= {"system_prompt_column": None, "system_prompt_override_text": None}
+    manifest = training(tmp_path / "model").model_copy(
+        update={
+            "training_data_id": str(data),
+            "training_row_count": 20 - skipped,
+            "skipped_row_count": skipped,
+            "training_rows_sha256": hashlib.sha256("\n".join(ids[skipped:]).encode()).hexdigest(),
+            "training_dataset_sha256": hashlib.sha256("\n".join(ids).encode()).hexdigest(),
+            "settings": columns,
+        }
+    )
+    tested = [Prediction(id="one", question="What is 7?", ground_truth="7")]
+    found = training_overlap(manifest, tested, tmp_path / "first")
+    assert isinstance(found, OverlapSummary) and found.exact_test_rows == 1
+    rows[7]["question"] = "Who is it?"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    changed = training_overlap(manifest, tested, tmp_path / "second")
+    assert isinstance(changed, str) and "has changed since the training" in changed
+
+
 def test_conversations_in_the_training_data_are_compared_by_all_turns(tmp_path: Path) -> None:
     def conversation(i: int) -> dict[str, Any]:
         said = f"Tell me about city number {i}", f"It is city {i}.", "And how many people live there today?"

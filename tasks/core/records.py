@@ -318,6 +318,9 @@ class ModelManifest(Record):
     chat_template_sha256: str
     training_data_id: str
     training_rows_sha256: str
+    training_dataset_sha256: str | None = Field(
+        None, description="over the ids of all rows, those too that were skipped; none in older models"
+    )
     training_row_count: int
     skipped_row_count: int = 0
     truncated_row_count: int = 0

@@ -1,14 +1,16 @@
 """Checks before the long work starts: test questions that training has seen, and room on the disk.
 
 Near duplicates are pairs of questions whose sets of five-word sequences have a Jaccard similarity of
-at least `NEAR_SIMILARITY`, counted exactly, not sampled. Sequences that very many test rows share are
-the wording of a template, not the content of a question; they do not count.
+at least `NEAR_SIMILARITY`, counted exactly, not sampled, and pairs of which one holds the other word for
+word (at least `CONTAINED_WORDS` words). Sequences that very many test rows share are the wording of a
+template, not the content of a question; they do not count. Nor are questions near that ask with other numbers.
 """
 
 from __future__ import annotations
 
 import re
 import shutil
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
@@ -18,27 +20,36 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from tasks.core.data.question_words import is_number, question_words
 from tasks.core.errors import StorageError
 from tasks.core.records import Example
 
 NEAR_SIMILARITY = 0.6
 WORDS_IN_SEQUENCE = 5
+CONTAINED_WORDS = 6
+_LONG_WORDS = 13  # that many words in a row are no common phrase, however long the text around them
+_CONTAINED_SHARE = 0.5
+_CONTAINED_SEQUENCES = CONTAINED_WORDS - WORDS_IN_SEQUENCE + 1  # so many of them must be more than a template
 _TEMPLATE_SHARE = 0.01
 _TEMPLATE_ROWS = 10
 _MAX_PAIRS = 100
 _ROWS_AT_ONCE = 2000
-_NOT_A_WORD = re.compile(r"[\W_]+")
 _CONTENT_ID = re.compile(r"([0-9a-f]{16})-\d+\Z")
 _HASH_FACTOR = np.uint64(0x9E3779B97F4A7C15)
 
 Hashes = NDArray[np.uint64]
+Places = NDArray[np.int64]
+Kind = Literal["exact", "contained", "near"]
 
 
 @dataclass(frozen=True, slots=True)
 class OverlapPair:
-    """A test row and the first training row found that asks the same; `similarity` is 0 to 1."""
+    """A test row and the first training row found that asks the same.
 
-    kind: Literal["exact", "near"]
+    `similarity` is 0 to 1: of near questions that of their sequences, of a contained one its part of the longer.
+    """
+
+    kind: Kind
     similarity: float
     train_id: str
     test_id: str
@@ -48,7 +59,10 @@ class OverlapPair:
 
 @dataclass(frozen=True, slots=True)
 class Overlap:
-    """How many test rows ask what training rows ask; `pairs` are the first of them, exact ones first."""
+    """How many test rows ask what training rows ask; `pairs` are the first of them, exact ones first.
+
+    `near_test_rows` counts the contained ones too.
+    """
 
     train_rows: int
     test_rows: int
@@ -63,7 +77,7 @@ class Overlap:
 
 
 def find_overlap(train: Iterable[Example], test: Iterable[Example]) -> Overlap:
-    """Compare the questions (all user turns of a conversation); case, space and punctuation do not count.
+    """Compare the questions (all user turns of a conversation) in the form of `question_words`.
 
     Rows whose ids are hashes of the same content are the same too, as where a file of answers lacks earlier turns.
     Rows without a usable question are left out of the comparison but counted. `train` is streamed once;
@@ -75,8 +89,8 @@ def find_overlap(train: Iterable[Example], test: Iterable[Example]) -> Overlap:
         train_rows += len(chunk)
         index.match(chunk)
     exact = [pair for pair in index.found.values() if pair.kind == "exact"]
-    near = [pair for pair in index.found.values() if pair.kind == "near"]
-    near.sort(key=lambda pair: -pair.similarity)
+    near = [pair for pair in index.found.values() if pair.kind != "exact"]
+    near.sort(key=lambda pair: (pair.kind, -pair.similarity))
     pairs = (*exact, *near)[:_MAX_PAIRS]
     return Overlap(train_rows, index.row_count, len(exact), len(near), pairs)
 
@@ -104,13 +118,6 @@ def _size(count: float) -> str:
     return f"{count:.1f} GB"
 
 
-def _words(example: Example) -> list[str]:
-    if example.problem is not None:
-        return []
-    turns = [turn.content for turn in example.messages or () if turn.role == "user"] or [example.question]
-    return _NOT_A_WORD.sub(" ", " ".join(turns).casefold()).split()
-
-
 def _keys(example: Example, words: Sequence[str]) -> list[int]:
     """What two rows share when they are the same: their words, or the content that their ids are made of."""
     if not words:
@@ -132,6 +139,54 @@ def _sequence_hashes(words: Sequence[str]) -> Hashes:
     return np.unique(mixed)
 
 
+def _asked_words(example: Example) -> list[str]:
+    if example.problem is not None:
+        return []
+    turns = [turn.content for turn in example.messages or () if turn.role == "user"] or [example.question]
+    return question_words("\n".join(turns))
+
+
+def _other_numbers(one: Sequence[str], other: Sequence[str]) -> bool:
+    """Whether two questions differ in numbers: only in these, or each has one that the other lacks."""
+    numbers = [[word for word in words if is_number(word)] for words in (one, other)]
+    if numbers[0] == numbers[1]:
+        return False
+    counts = [Counter(found) for found in numbers]
+    if not (counts[0] <= counts[1] or counts[1] <= counts[0]):
+        return True
+    plain = [[word for word in words if not is_number(word)] for words in (one, other)]
+    shorter, longer = sorted((one, other), key=len)
+    is_longer = list(longer[: len(shorter)]) == list(shorter) and _goes_on(longer[len(shorter) :])
+    return plain[0] == plain[1] or is_longer
+
+
+def _goes_on(words: Sequence[str]) -> bool:
+    """Whether words behind a question only add numbers: "... the sum of 1 and 2" is not "... of 1 and 2 and 3"."""
+    return any(map(is_number, words)) and len({word for word in words if not is_number(word)}) <= 1
+
+
+def _contained_share(one: Sequence[str], other: Sequence[str]) -> float:
+    """The shorter's part of the longer that holds it word for word; 0 where none does so in a way that tells."""
+    shorter, longer = sorted((one, other), key=len)
+    held, text = f"\0{chr(0).join(shorter)}\0", f"\0{chr(0).join(longer)}\0"
+    start = text.find(held)
+    if start < 0 or len(shorter) < CONTAINED_WORDS:
+        return 0.0
+    behind = text[start + len(held) :].strip("\0").split("\0")
+    return 0.0 if _goes_on(behind) or _other_numbers(shorter, longer) else len(shorter) / len(longer)
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """What test rows have of a training row's sequences: their places in the vocabulary, with and without templates."""
+
+    position: int
+    places: Places
+    telling: Places
+    size: int
+    telling_size: int
+
+
 class _TestIndex:
     """Word sequences of the test rows, and the pairs found so far: the first for each test row."""
 
@@ -142,11 +197,12 @@ class _TestIndex:
         self._rows_of_text: dict[int, list[int]] = {}
         hashes: list[Hashes] = []
         for row, example in enumerate(test):
-            words = _words(example)
+            words = _asked_words(example)
             for key in _keys(example, words):
                 self._rows_of_text.setdefault(key, []).append(row)
             hashes.append(_sequence_hashes(words))
         self._vocabulary, place, counts = np.unique(_joined(hashes), return_inverse=True, return_counts=True)
+        self._counts = counts
         self._is_template = counts > max(_TEMPLATE_ROWS, _TEMPLATE_SHARE * len(test))
         row_of_place = np.repeat(np.arange(len(test)), [len(row) for row in hashes])
         counted = ~self._is_template[place]
@@ -154,45 +210,82 @@ class _TestIndex:
         # The rows that hold sequence k are _rows[_starts[k]:_starts[k + 1]].
         self._rows = row_of_place[np.argsort(place, kind="stable")]
         self._starts = np.concatenate(([0], np.cumsum(counts)))
+        self._rows_of_anchor = self._anchors(place, [len(row) for row in hashes])
+        self._is_anchor = np.zeros(len(counts), bool)
+        self._is_anchor[list(self._rows_of_anchor)] = True
+
+    def _anchors(self, place: Places, sizes: Sequence[int]) -> dict[int, list[int]]:
+        """Rows by their rarest sequence: a text that holds all their words holds this one."""
+        anchors: dict[int, list[int]] = {}
+        start = 0
+        for row, size in enumerate(sizes):
+            own = place[start : start + size]
+            start += size
+            if self._sizes[row] >= _CONTAINED_SEQUENCES:
+                anchors.setdefault(int(own[self._counts[own].argmin()]), []).append(row)
+        return anchors
 
     def match(self, train: Sequence[Example]) -> None:
         """Record which test rows the rows of `train` ask too."""
-        words = [_words(example) for example in train]
+        words = [_asked_words(example) for example in train]
         for example, row in zip(train, words, strict=True):
             for match in chain.from_iterable(self._rows_of_text.get(key, ()) for key in _keys(example, row)):
-                if match not in self.found or self.found[match].kind == "near":
+                if match not in self.found or self.found[match].kind != "exact":
                     self.found[match] = self._pair("exact", 1.0, example, match)
-        for position, known, size in self._known_sequences([_sequence_hashes(row) for row in words]):
-            self._match_near(train[position], known, size)
+        for known in self._known_sequences([_sequence_hashes(row) for row in words]):
+            example, asked = train[known.position], words[known.position]
+            if len(known.telling) >= NEAR_SIMILARITY * known.telling_size:
+                self._match_near(example, asked, known)
+            self._match_contained(example, asked, known)
 
-    def _known_sequences(self, hashes: Sequence[Hashes]) -> Iterator[tuple[int, NDArray[np.int64], int]]:
-        """Rows that can reach the similarity: position, sequences that test rows have too, count of all."""
+    def _known_sequences(self, hashes: Sequence[Hashes]) -> Iterator[_Known]:
+        """Of the rows that have anything in common with test rows, which sequences these are."""
         flat = _joined(hashes)
         if not len(flat) or not len(self._vocabulary):
             return
         places = np.minimum(np.searchsorted(self._vocabulary, flat), len(self._vocabulary) - 1)
         is_known = self._vocabulary[places] == flat
         is_template = is_known & self._is_template[places]
+        is_telling = is_known & ~is_template
         start = 0
         for position, row in enumerate(hashes):
             span = slice(start, start + len(row))
             start += len(row)
-            known = places[span][is_known[span] & ~is_template[span]]
-            size = len(row) - int(np.count_nonzero(is_template[span]))
-            if size and len(known) >= NEAR_SIMILARITY * size:
-                yield position, known, size
+            telling = places[span][is_telling[span]]
+            if len(telling):
+                telling_size = len(row) - int(np.count_nonzero(is_template[span]))
+                yield _Known(position, places[span][is_known[span]], telling, len(row), telling_size)
 
-    def _match_near(self, example: Example, known: NDArray[np.int64], size: int) -> None:
-        rows = np.concatenate([self._rows[self._starts[k] : self._starts[k + 1]] for k in known])
+    def _holders(self, place: int) -> Places:
+        return self._rows[self._starts[place] : self._starts[place + 1]]
+
+    def _match_near(self, example: Example, words: Sequence[str], known: _Known) -> None:
+        rows = np.concatenate([self._holders(place) for place in known.telling.tolist()])
         shared = np.bincount(rows, minlength=self.row_count)
-        similarity = shared / np.maximum(1, size + self._sizes - shared)
+        similarity = shared / np.maximum(1, known.telling_size + self._sizes - shared)
         for row in np.flatnonzero(similarity >= NEAR_SIMILARITY).tolist():
-            if row not in self.found:
+            if row not in self.found and not _other_numbers(words, _asked_words(self._test[row])):
                 self.found[row] = self._pair("near", float(similarity[row]), example, row)
 
-    def _pair(
-        self, kind: Literal["exact", "near"], similarity: float, train: Example, row: int
-    ) -> OverlapPair:
+    def _match_contained(self, example: Example, words: Sequence[str], known: _Known) -> None:
+        """Test rows of which the row holds all, then those that hold all of the row."""
+        rows = [
+            row
+            for place in known.telling[self._is_anchor[known.telling]].tolist()
+            for row in self._rows_of_anchor[place]
+        ]
+        if len(known.places) == known.size and len(known.telling) >= _CONTAINED_SEQUENCES:
+            rows += self._holders(int(known.places[self._counts[known.places].argmin()])).tolist()
+        for row in rows:
+            if row in self.found:
+                continue
+            asked = _asked_words(self._test[row])
+            share = _contained_share(words, asked)
+            # A short instruction is not the question that it stands in.
+            if share and (len(asked) <= len(words) or len(words) >= _LONG_WORDS or share >= _CONTAINED_SHARE):
+                self.found[row] = self._pair("contained", share, example, row)
+
+    def _pair(self, kind: Kind, similarity: float, train: Example, row: int) -> OverlapPair:
         test = self._test[row]
         return OverlapPair(kind, similarity, train.id, test.id, train.question, test.question)
 

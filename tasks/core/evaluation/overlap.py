@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 CACHE_NAME = "overlap.json"
 _QUESTIONS_KEPT = 20
-_METHOD = "all user turns, and ids"  # another one makes what was kept worthless
+_METHOD = "all user turns, and ids; numbers, contained ones"  # another one makes what was kept worthless
 
 
 class _Kept(Record):
@@ -69,7 +69,7 @@ def _asked(row: Prediction) -> Example:
 
 
 def _key(trained: ModelManifest, rows: Iterable[Example]) -> str:
-    digest = hashlib.sha256(f"{_METHOD}\n{trained.training_rows_sha256}".encode())
+    digest = hashlib.sha256(f"{_METHOD}\n{_dataset_sha256(trained) or trained.training_rows_sha256}".encode())
     for row in rows:
         digest.update(f"{row.id} {len(row.earlier_turns)}\n".encode())
     return digest.hexdigest()
@@ -83,8 +83,9 @@ def _look(trained: ModelManifest, rows: list[Example]) -> OverlapSummary | str:
         return error.what.partition("\n")[0]
     except (OSError, KeyError) as error:
         return f"{trained.training_data_id} cannot be read: {error}"
-    same_rows = trained.skipped_row_count > 0 or seen.hexdigest() == trained.training_rows_sha256
-    if overlap.train_rows != trained.training_row_count + trained.skipped_row_count or not same_rows:
+    if overlap.train_rows != trained.training_row_count + trained.skipped_row_count or (
+        _dataset_sha256(trained) not in (None, seen.hexdigest())
+    ):
         return f"{trained.training_data_id} has changed since the training"
     return OverlapSummary(
         training_data_id=trained.training_data_id,
@@ -95,6 +96,13 @@ def _look(trained: ModelManifest, rows: list[Example]) -> OverlapSummary | str:
         share=overlap.share,
         questions=tuple(pair.test_question for pair in overlap.pairs[:_QUESTIONS_KEPT]),
     )
+
+
+def _dataset_sha256(trained: ModelManifest) -> str | None:
+    """Fingerprint of all rows, skipped ones too; older models have one of the learnt rows only."""
+    if trained.training_dataset_sha256 is None and trained.skipped_row_count == 0:
+        return trained.training_rows_sha256
+    return trained.training_dataset_sha256
 
 
 def _training_examples(trained: ModelManifest) -> Iterator[Example]:

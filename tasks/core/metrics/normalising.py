@@ -13,7 +13,7 @@ import unicodedata
 from collections.abc import Iterator
 
 _WITHOUT_WIDTH = dict.fromkeys(map(ord, "\u00ad\u200b\u200c\u200d\u2060\ufeff"))
-_TYPOGRAPHY = str.maketrans(
+TYPOGRAPHY = str.maketrans(
     {
         **dict.fromkeys("\u2018\u2019\u201a\u201b\u02bc\u00b4`", "'"),
         **dict.fromkeys("\u201c\u201d\u201e\u201f\u00ab\u00bb\u300c\u300d\u300e\u300f", '"'),
@@ -30,7 +30,7 @@ _FINE = re.compile(r"(?:(?<![\w.])[-+])?\d+(?:[.,]\d+)*|[^\W\d_]+(?:['.&-][^\W\d
 
 def words(text: str) -> list[str]:
     """The words of a text in the form in which two answers are compared; none only for a text of blanks."""
-    form = unicodedata.normalize("NFKC", text).translate(_TYPOGRAPHY).translate(_WITHOUT_WIDTH)
+    form = unicodedata.normalize("NFKC", text).translate(TYPOGRAPHY).translate(_WITHOUT_WIDTH)
     tokens = form.casefold().split()
     kept = [plain for token in tokens if (plain := token if token.isalpha() else _plain(token))]
     if not kept:

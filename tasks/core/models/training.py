@@ -229,6 +229,7 @@ def _manifest(run_name: str, job: Job, fitted: Fitted, started_at: str) -> Model
         chat_template_sha256=job.data.chat_template_sha256,
         training_data_id=train_rows.data_id,
         training_rows_sha256=train_rows.sha256,
+        training_dataset_sha256=train_rows.dataset_sha256,
         training_row_count=train_rows.dataset_count,
         skipped_row_count=train_rows.skipped_count,
         truncated_row_count=train_rows.truncated_count,

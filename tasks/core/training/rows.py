@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from array import array
 from collections.abc import Iterable
@@ -77,6 +78,7 @@ class TokenizedRows:
 class RowSet:
     """The rows of one dataset that can be learnt from, and what became of the others.
 
+    `sha256` is over the ids of the rows that are learnt, `dataset_sha256` over those of all rows, skipped ones too.
     `rows` are those of the dataset, and `earlier_count` more for answers of conversations that could not be learnt
     in the row of the last answer. `thinking_count` of them have thoughts to learn; `unlearnt_count` answers were
     lost in rows that were too long.
@@ -85,6 +87,7 @@ class RowSet:
     data_id: str
     rows: TokenizedRows
     sha256: str
+    dataset_sha256: str
     skipped_count: int
     truncated_count: int
     earlier_count: int = 0
@@ -209,12 +212,17 @@ def _read(
         described,
         rows,
         count.sha256,
+        count.dataset_sha256,
         count.skipped,
         count.truncated,
         count.earlier,
         count.thinking,
         count.unlearnt,
     )
+
+
+def _fingerprint(ids: Iterable[str]) -> str:
+    return hashlib.sha256("\n".join(ids).encode()).hexdigest()
 
 
 @dataclass(slots=True)
@@ -228,13 +236,18 @@ class _Count:
     unlearnt: int = 0
     reasons: list[str] = field(default_factory=list)
     ids: list[str] = field(default_factory=list)
+    skipped_ids: dict[int, str] = field(default_factory=dict)  # by place in the dataset
 
     @property
     def sha256(self) -> str:
         """Fingerprint (hex) of the rows that are learnt, in order; ids carry the content."""
-        import hashlib
+        return _fingerprint(self.ids)
 
-        return hashlib.sha256("\n".join(self.ids).encode()).hexdigest()
+    @property
+    def dataset_sha256(self) -> str:
+        """Fingerprint (hex) of all rows of the dataset, in order."""
+        learnt, places = iter(self.ids), range(len(self.ids) + len(self.skipped_ids))
+        return _fingerprint(self.skipped_ids[at] if at in self.skipped_ids else next(learnt) for at in places)
 
     def takes(self, row: TrainingRow) -> bool:
         problem = row.problem
@@ -242,7 +255,9 @@ class _Count:
             problem = "nothing of the answer is left to learn"
         if problem is not None:
             self.unlearnt += row.is_earlier
-            self.skipped += not row.is_earlier
+            if not row.is_earlier:
+                self.skipped_ids[len(self.ids) + self.skipped] = row.id
+                self.skipped += 1
             if len(self.reasons) < _REASONS_SHOWN and not row.is_earlier:
                 self.reasons.append(f"{row.id}: {problem}")
             return False
