@@ -82,7 +82,7 @@ class Judge:
                 if reply.failure is not None:
                     found[digest] = NoVerdict(f"judge: {reply.failure}")
                     continue
-                outcome = read_verdict(reply.text, prompt.verdict)
+                outcome = read_verdict(reply.text, prompt.verdict, prompt.judged)
                 if not isinstance(outcome, str):
                     found[digest] = outcome
                 elif number < _ROUNDS:
