@@ -68,6 +68,11 @@ class Judge:
         self._asked: set[str] = set()
         self._failures: Counter[str] = Counter()
 
+    @property
+    def identity(self) -> str:
+        """What judges: model and address, or digests of a local model."""
+        return self._backend.identity
+
     def ask(self, prompts: Sequence[JudgePrompt]) -> list[Verdict | NoVerdict]:
         """One verdict, or the reason why there is none, for each prompt."""
         digests = [prompt.digest(self._backend.identity) for prompt in prompts]
