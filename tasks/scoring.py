@@ -10,6 +10,7 @@ from prefect.cache_policies import NO_CACHE
 
 from tasks.artifacts import show_scores
 from tasks.core.evaluation.summary import EvaluationSummary
+from tasks.devices import held_device
 from tasks.evaluator import Evaluator
 from tasks.progress import shown_progress
 from tasks.secret_blocks import judge_key_of
@@ -18,9 +19,10 @@ logger = logging.getLogger(__name__)
 
 
 def check_evaluation(evaluator: Evaluator) -> None:
-    """Raise a TuneproofError for settings that an evaluation would refuse; calls no model."""
+    """Raise a TuneproofError for settings that an evaluation would refuse, or a judge's endpoint that is not there."""
     evaluator.judge_api_key = evaluator.judge_api_key or judge_key_of(evaluator.settings)
     evaluator.check()
+    evaluator.models().probe()
 
 
 @task(cache_policy=NO_CACHE, persist_result=False)
@@ -28,6 +30,8 @@ def score_predictions(evaluator: Evaluator) -> EvaluationSummary:
     """Score the run, compare it with its baseline, write scores and summary; show both."""
     evaluator.judge_api_key = evaluator.judge_api_key or judge_key_of(evaluator.settings)
     with ExitStack() as stack:
+        if evaluator.settings.uses_a_local_model:  # it may take the GPU that another run is using
+            stack.enter_context(held_device("auto", evaluator.config.pipeline.gpu_concurrency_limit))
         if evaluator.settings.judged_metrics:
             shown = shown_progress("judging", evaluator.find_runs().candidate_path.stem)
             evaluator.on_progress = stack.enter_context(shown)
