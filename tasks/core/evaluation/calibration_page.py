@@ -46,12 +46,18 @@ def figures(found: Calibrated) -> Iterator[tuple[str, str, str]]:
         yield "no verdict", f"{record.unjudged_rows:,} rows", found.unjudged[0][1]
     if found.position is not None:
         place = found.position
-        yield "changes with the order", f"{place.changed:,} of {place.rows:,} rows", "when both texts change places"
+        yield (
+            "changes with the order",
+            f"{place.changed:,} of {place.rows:,} rows",
+            "when both texts change places",
+        )
         if place.first is not None and record.metric == PREFERENCE.name:
             yield "choices of what stands first", percent(place.first), "50 % without bias"
         elif place.first is not None:
             yield "answer first less reference first", f"{place.first:+.3f}", "0 without bias"
     if found.shorter is not None and found.longer is not None:
-        surely = "" if found.length is None else f"rho {found.length.rho:+.2f}, p = {found.length.p_value:.2g}"
+        surely = (
+            "" if found.length is None else f"rho {found.length.rho:+.2f}, p = {found.length.p_value:.2g}"
+        )
         yield "judge less person, longer half", f"{found.longer:+.3f}", surely
         yield "judge less person, shorter half", f"{found.shorter:+.3f}", ""

@@ -62,9 +62,7 @@ class Checks:
             *(rise.beyond_p_value for rise in rises),
         ]
         adjusted = stats.holm(p_values)
-        found = [
-            Finding(self._primary_check(adjusted[0]), rejects=may_decide(self._in, self._primary.name))
-        ]
+        found = [Finding(self._primary_check(adjusted[0]), rejects=may_decide(self._in, self._primary.name))]
         guards = adjusted[1 : 1 + len(self._guards)]
         found += [
             Finding(self._guard_check(guard, p), rejects=may_decide(self._in, guard.name))

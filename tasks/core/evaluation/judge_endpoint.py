@@ -171,7 +171,9 @@ class EndpointJudge:
             )
             return
         except APITimeoutError:
-            logger.warning("the judge's endpoint %s does not answer at once; it is asked all the same", self.endpoint)
+            logger.warning(
+                "the judge's endpoint %s does not answer at once; it is asked all the same", self.endpoint
+            )
             return
         except APIConnectionError as error:
             status, message = None, self._endpoint.without_key(str(error.__cause__ or error))

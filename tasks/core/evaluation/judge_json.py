@@ -10,7 +10,9 @@ from typing import Any
 LONGEST_CHARACTERS = 100_000
 """Longest text that is looked through."""
 _MOST_BROKEN = 1_000
-_MOST_FOLLOWED_CHARACTERS = 1_000_000  # within what is broken off, each of which may be followed to the text's end
+_MOST_FOLLOWED_CHARACTERS = (
+    1_000_000  # within what is broken off, each of which may be followed to the text's end
+)
 _OPENING = re.compile(r"[{\[]")
 _BEGUN = re.compile(r'\{\s*"')
 

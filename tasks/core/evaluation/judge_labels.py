@@ -130,7 +130,5 @@ def _value(row: Mapping[str, Any], place: str, *, rated: bool) -> float:
             )
         return float(label) / _TOP_RATING  # type: ignore[arg-type]
     if not is_number or not 0 <= label <= 1:  # type: ignore[operator]
-        raise DataError(
-            f"{place} has the label {label!r:.80}", "write a value from 0 to 1, or true or false"
-        )
+        raise DataError(f"{place} has the label {label!r:.80}", "write a value from 0 to 1, or true or false")
     return float(label)  # type: ignore[arg-type]
