@@ -311,6 +311,31 @@ def report(
     results.rewrite_report(run, _prepare(config, NO_COMMON, settings), open_report=open_report)
 
 
+judge = App(name="judge", help="Compare the judge model with people.", help_format="plaintext")
+app.command(judge)
+
+
+@judge.command
+def calibrate(
+    labels: Path,
+    config: ConfigPath = None,
+    /,
+    *,
+    metric: Annotated[str | None, Parameter(help="Judged metric of rows that name none.")] = None,
+    out: Annotated[
+        Path | None, Parameter(help="HTML page to write; LABELS.calibration.html if not given.")
+    ] = None,
+    settings: Settings = None,
+) -> None:
+    """Compare the judge with the labels of people; what it shows is kept, and a gate asks for it.
+
+    LABELS is a file of JSON lines; see docs/judge.md.
+    """
+    from flows.judging import calibrate as run
+
+    run(labels, _prepare(config, NO_COMMON, settings), metric=metric, page_path=out)
+
+
 @Parameter(name="*")
 @dataclass(frozen=True)
 class Serving:

@@ -12,6 +12,7 @@ from flows.naming import name_of_run, rename_run, told_rows
 from flows.outcomes import already_done
 from flows.parameters import Confidence, ConfigSource, Settings, Text, load_settings
 from flows.promotion import promote_if_decided
+from tasks.core.evaluation.evaluate import require_verdicts
 from tasks.core.evaluation.metrics import available
 from tasks.core.evaluation.summary import EvaluationSummary
 from tasks.evaluator import Evaluator
@@ -69,6 +70,7 @@ def evaluate(
     verdict = summary.verdict
     rename_run(summary.candidate.run_name, verdict.decision if verdict else told_rows(summary.candidate.rows))
     emit_evaluation_finished(evaluator.runs.url_of(files.directory), summary)
+    require_verdicts(summary, files.report_path)
     if promote:
         promote_if_decided(loaded, summary)
     return summary

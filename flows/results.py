@@ -305,7 +305,7 @@ def write_leaderboard_page(config: Config, path: Path | None) -> None:
 
 def compare(run_a: str, run_b: str, config: Config, *, directory: Path | None, open_report: bool) -> None:
     """Compare two runs, print the scores of both with the change, and where the report is."""
-    from tasks.core.evaluation.evaluate import compare_runs
+    from tasks.core.evaluation.evaluate import compare_runs, require_verdicts
     from tasks.core.evaluation.remote_runs import find_and_bring
     from tasks.core.evaluation.run_lookup import training_manifest
     from tasks.core.evaluation.scoring_models import ScoringModels
@@ -322,6 +322,7 @@ def compare(run_a: str, run_b: str, config: Config, *, directory: Path | None, o
     )
     _show_comparison(summary)
     _show_finding(summary, files.report_path)
+    require_verdicts(summary, files.report_path)
     if open_report:
         _open(files.report_path)
 

@@ -147,8 +147,14 @@ class Evaluator:
             _same_answers(runs.candidate_path, summary.candidate)
             and summary.settings == settings_of(self.settings)
             and self._same_opponents(runs, summary)
+            and (summary.verdict is None or not self.settings.judged_metrics or self._same_standings(summary))
+            and not summary.without_verdicts
         )
         return summary if known else None
+
+    def _same_standings(self, earlier: EvaluationSummary) -> bool:
+        """Whether the judge may decide by the same metrics for the same reasons: it may be calibrated by now."""
+        return self.models().standings() == earlier.judges
 
     def _same_opponents(self, runs: ComparedRuns, earlier: EvaluationSummary) -> bool:
         """Whether the gate would look at the same opponents by the same rules again."""

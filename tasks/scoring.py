@@ -11,6 +11,7 @@ from prefect.cache_policies import NO_CACHE
 from tasks.artifacts import show_scores
 from tasks.core.evaluation.summary import EvaluationSummary
 from tasks.core.interruption import keeps, way_on
+from tasks.devices import held_device
 from tasks.evaluator import Evaluator
 from tasks.progress import shown_progress
 from tasks.secret_blocks import judge_key_of
@@ -19,9 +20,10 @@ logger = logging.getLogger(__name__)
 
 
 def check_evaluation(evaluator: Evaluator) -> None:
-    """Raise a TuneproofError for settings that an evaluation would refuse; calls no model."""
+    """Raise a TuneproofError for settings that an evaluation would refuse, or a judge's endpoint that is not there."""
     evaluator.judge_api_key = evaluator.judge_api_key or judge_key_of(evaluator.settings)
     evaluator.check()
+    evaluator.models().probe()
 
 
 @task(cache_policy=NO_CACHE, persist_result=False)
@@ -31,6 +33,8 @@ def score_predictions(evaluator: Evaluator) -> EvaluationSummary:
     run_name = evaluator.find_runs().candidate_path.stem
     keeps(lambda: f"the answers of {run_name} are kept, and what a judge has said; {way_on()} goes on")
     with ExitStack() as stack:
+        if evaluator.settings.uses_a_local_model:  # it may take the GPU that another run is using
+            stack.enter_context(held_device("auto", evaluator.config.pipeline.gpu_concurrency_limit))
         if evaluator.settings.judged_metrics:
             shown = shown_progress("judging", run_name)
             evaluator.on_progress = stack.enter_context(shown)

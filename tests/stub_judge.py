@@ -26,7 +26,8 @@ class Call:
     @property
     def texts(self) -> dict[str, Any]:
         """The JSON object to judge."""
-        return json.loads(self.body["messages"][1]["content"])
+        _mark, data, _mark_again, _reminder = self.body["messages"][1]["content"].split("\n")
+        return json.loads(data)
 
     @property
     def form(self) -> str | None:

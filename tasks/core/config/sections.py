@@ -627,6 +627,16 @@ class EvaluatorConfig(RunNaming):
     judge_cache_dir: NonEmpty | None = Field(
         None, description="Folder of the judge's replies, which are paid once; none = in the cache folder."
     )
+    judge_calibration: NonEmpty | None = Field(
+        None,
+        description="File or URL of the judge's calibrations (`tuneproof judge calibrate`); none = "
+        "judge_calibration.json beside its replies.",
+    )
+    judge_minimum_kappa: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.6,
+        description="Kappa with people that a judge must reach, by the lower end of its interval, before its metric "
+        "may decide about a model; 0 = none is asked.",
+    )
     cost_per_million_input_tokens: Annotated[float, Field(ge=0)] | None = Field(
         None, description="Price of a million prompt tokens of the judge model, in US dollars."
     )
@@ -665,6 +675,14 @@ class EvaluatorConfig(RunNaming):
         judged = bool(self.judged_metrics) and not (self.llm or LOCAL_MODEL).startswith(LOCAL_MODEL)
         embedded = bool(self.embedded_metrics) and not (self.embedding or LOCAL_MODEL).startswith(LOCAL_MODEL)
         return judged or embedded
+
+    @property
+    def uses_a_local_model(self) -> bool:
+        """Whether a metric runs a model in this process, on a GPU if there is one."""
+        judge, embedding = (name or LOCAL_MODEL for name in (self.llm, self.embedding))
+        judged = bool(self.judged_metrics) and judge.startswith(LOCAL_MODEL)
+        embedded = bool(self.embedded_metrics) and embedding.startswith(LOCAL_MODEL)
+        return judged or embedded or "bert_score" in self.metrics
 
     @model_validator(mode="after")
     def _what_the_judge_needs(self) -> Self:

@@ -83,6 +83,7 @@ def score_run(
     models = models or ScoringModels(config)
     scoring = RunScoring(settings, files.directory, models, config.scoring_processes)
     try:
+        models.probe()
         table = scoring.table(candidate_dir)
         baseline_table = baseline = comparison = None
         if baseline_dir is not None:
@@ -96,6 +97,7 @@ def score_run(
             champion_comparison = compare_tables(against_champion, champion_table, settings)
         repeat_dir = None if gating is None else find_repeat(candidate_dir)
         repeated = None if repeat_dir is None else scoring.table(repeat_dir)
+        judges = () if gating is None else models.standings()
     finally:
         models.close()
     candidate = scoring.summary(candidate_dir, table)
@@ -113,6 +115,7 @@ def score_run(
         champion_comparison=champion_comparison,
         overlap=overlap if isinstance(overlap, OverlapSummary) else None,
         judge=models.judge_usage,
+        judges=judges,
         embedding=models.embedding_usage,
         training=_training(model_manifest),
         settings=settings,
@@ -120,6 +123,8 @@ def score_run(
         tuneproof_version=_version("tuneproof"),
         library_versions={name: _version(name) for name in _LIBRARIES},
     )
+    if summary.without_verdicts:
+        summary = summary.model_copy(update={"notes": (wording.no_verdicts(summary), *summary.notes)})
     if gating is not None and primary is not None:
         noise = noise_floor(candidate_dir, table, repeated, primary)
         known = Known(primary, table, noise, overlap, model_manifest)
@@ -154,6 +159,15 @@ def settings_of(config: EvaluatorConfig) -> EvaluationSettings:
         embedding=config.embedding,
         thought_markers=given_markers(config.thought_markers),
     )
+
+
+def require_verdicts(summary: EvaluationSummary, report_path: Path) -> None:
+    """Raise EvaluationError when a judged metric has no verdict on any row; what was found is written by then."""
+    if summary.without_verdicts:
+        raise EvaluationError(
+            wording.no_verdicts(summary),
+            f"let the judge's endpoint answer, then evaluate again (docs/judge.md); other scores: {report_path}",
+        )
 
 
 def report_run(candidate_dir: Path) -> EvaluationFiles:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from tasks.core.errors import EvaluationError
 from tasks.core.evaluation.gate_checks import Checks, is_same_model
+from tasks.core.evaluation.judge_calibration import JudgeStanding
 from tasks.core.evaluation.metric import Metric
 from tasks.core.evaluation.nights import ChallengeBook, challenge_of, look_at
 from tasks.core.evaluation.scoring import ScoreTable
@@ -84,7 +85,7 @@ class GateInputs:
 
     `missing_champion` says why a champion that exists could not be compared. `overlap` is None with a reason
     where it could not be looked for. `same_template` is None where the training is not known. `challenge` is None
-    where nobody counts them.
+    where nobody counts them. `judges` says for each judged metric whether it may decide.
     """
 
     candidate: RunSummary
@@ -97,6 +98,7 @@ class GateInputs:
     same_template: bool | None = None
     missing_champion: str | None = None
     challenge: Challenge | None = None
+    judges: Sequence[JudgeStanding] = ()
 
 
 def primary_of(metrics: Sequence[Metric], settings: GateConfig) -> Metric | None:
@@ -172,6 +174,7 @@ def reach_verdict(summary: EvaluationSummary, gating: Gating, known: Known) -> V
         same_template=same_template,
         missing_champion=gating.missing_champion,
         challenge=_challenge(summary, opponent, comparison, against, gating, known),
+        judges=summary.judges,
     )
     return decide(inputs, known.primary, gating.settings)
 

@@ -11,7 +11,7 @@ from tasks.core.errors import EvaluationError
 from tasks.core.evaluation import statistics as stats
 from tasks.core.evaluation.evidence_checks import RATE_OF_METRIC, evidence_checks, rate_rises
 from tasks.core.evaluation.metric import Metric
-from tasks.core.evaluation.origin_checks import check, origin_checks
+from tasks.core.evaluation.origin_checks import check, judged_check, may_decide, origin_checks
 from tasks.core.evaluation.summary import (
     GateCheck,
     MetricComparison,
@@ -65,10 +65,10 @@ class Checks:
             *(rise.beyond_p_value for rise in rises),
         ]
         adjusted = stats.holm(p_values)
-        found = [Finding(self._primary_check(adjusted[0]), rejects=True)]
+        found = [Finding(self._primary_check(adjusted[0]), rejects=may_decide(self._in, self._primary.name))]
         guards = adjusted[1 : 1 + len(self._guards)]
         found += [
-            Finding(self._guard_check(guard, p), rejects=True)
+            Finding(self._guard_check(guard, p), rejects=may_decide(self._in, guard.name))
             for guard, p in zip(self._guards, guards, strict=True)
         ]
         found += [
@@ -80,6 +80,7 @@ class Checks:
             *evidence_checks(self._in, self._settings, self._primary, self._guards),
             self._effect_check(),
             self._noise_check(),
+            judged_check(self._in, [self._primary.name, *(guard.name for guard in self._guards)]),
             *origin_checks(self._in, self._settings),
         )
         return found + [Finding(looked_at) for looked_at in evidence if looked_at is not None]

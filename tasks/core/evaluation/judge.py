@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from tasks.core.errors import EvaluationError
 from tasks.core.evaluation.judge_prompts import JudgePrompt, Verdict, read_verdict
 from tasks.core.evaluation.judge_replies import Reply, ReplyStore
 from tasks.core.evaluation.summary import JudgeUsage
@@ -45,6 +46,9 @@ class JudgeBackend(Protocol):
     def check(self) -> None:
         """Raise a TuneproofError when a package or the model is missing; loads and calls nothing."""
 
+    def probe(self) -> None:
+        """Raise EvaluationError when the model cannot be reached; costs nothing, or one token."""
+
     def reply(self, prompts: Sequence[JudgePrompt], keep: Callable[[int, Reply], None]) -> None:
         """Hand `keep` the position and reply of each prompt as soon as it is there, perhaps from other threads.
 
@@ -67,6 +71,24 @@ class Judge:
         self._cached: set[str] = set()
         self._asked: set[str] = set()
         self._failures: Counter[str] = Counter()
+        self._unreachable: EvaluationError | None = None
+
+    @property
+    def identity(self) -> str:
+        """What judges: model and address, or digests of a local model."""
+        return self._backend.identity
+
+    def probe(self) -> None:
+        """Raise EvaluationError when the judge cannot be reached, unless kept replies may be all that is needed.
+
+        Then it is raised when the first prompt must be asked.
+        """
+        try:
+            self._backend.probe()
+        except EvaluationError as error:
+            if not len(self._store):
+                raise
+            self._unreachable = error
 
     def ask(self, prompts: Sequence[JudgePrompt]) -> list[Verdict | NoVerdict]:
         """One verdict, or the reason why there is none, for each prompt."""
@@ -82,7 +104,7 @@ class Judge:
                 if reply.failure is not None:
                     found[digest] = NoVerdict(f"judge: {reply.failure}")
                     continue
-                outcome = read_verdict(reply.text, prompt.verdict)
+                outcome = read_verdict(reply.text, prompt.verdict, prompt.judged)
                 if not isinstance(outcome, str):
                     found[digest] = outcome
                 elif number < _ROUNDS:
@@ -110,6 +132,8 @@ class Judge:
             self._count(reply)
             self._tell(len(replies), len(prompts))
 
+        if missing and self._unreachable is not None:
+            raise self._unreachable
         if missing:
             self._backend.reply([prompts[key] for key in missing], keep)
         return replies

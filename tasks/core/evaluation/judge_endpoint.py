@@ -154,6 +154,50 @@ class EndpointJudge:
         """Raise EvaluationError when the client's package is missing; see JudgeBackend."""
         _ = self._client
 
+    def probe(self) -> None:
+        """Look whether the endpoint is there, takes the key and knows the model; see JudgeBackend.
+
+        The list of models costs nothing. Where it does not name the model, which may be known by another name, one
+        token is asked for. Any answer but 401, 403 and 404 is left to the calls that follow.
+        """
+        from openai import APIConnectionError, APIStatusError, APITimeoutError, OpenAIError
+
+        client = self._client.with_options(max_retries=1, timeout=min(10.0, self._endpoint.timeout_seconds))
+        try:
+            if self.model in {found.id for found in client.models.list()}:
+                return
+            client.chat.completions.create(
+                model=self.model, messages=[{"role": "user", "content": "Reply: ok"}], max_tokens=1
+            )
+            return
+        except APITimeoutError:
+            logger.warning(
+                "the judge's endpoint %s does not answer at once; it is asked all the same", self.endpoint
+            )
+            return
+        except APIConnectionError as error:
+            status, message = None, self._endpoint.without_key(str(error.__cause__ or error))
+        except APIStatusError as error:
+            was_about_list = error.request.url.path.endswith("/models")
+            if error.status_code not in _WRONG_KEY_STATUS and (error.status_code != 404 or was_about_list):
+                return
+            status, message = error.status_code, self._endpoint.without_key(error.message)
+        except (OpenAIError, ValueError, AttributeError, TypeError, LookupError):
+            return
+        # Beyond the except block, so that no exception of ours holds the request with its key.
+        raise self._refusal(status, message)
+
+    def _refusal(self, status: int | None, message: str) -> EvaluationError:
+        if status is None:
+            return EvaluationError(
+                f"the judge's endpoint {self.endpoint} cannot be reached: {message}",
+                "start it or correct judge_base_url; nothing was scored, verdicts so far are kept",
+            )
+        return EvaluationError(
+            f"the judge {self.model} at {self.endpoint} refuses to work ({status}): {message}",
+            "check llm, judge_base_url and the key that judge_api_key points to; verdicts so far are kept",
+        )
+
     @cached_property
     def _client(self) -> OpenAI:
         return self._endpoint.client()
@@ -264,10 +308,7 @@ class EndpointJudge:
     def _after_refusal(self, status: int, message: str, manner: _Manner) -> Reply | None:
         """None when the call is worth another try in a plainer manner. Raises EvaluationError for a wrong key."""
         if status in _WRONG_KEY_STATUS or (status == 404 and not self._replies):
-            raise EvaluationError(
-                f"the judge {self.model} at {self.endpoint} refuses to work ({status}): {message}",
-                "check llm, judge_base_url and the key that judge_api_key points to; verdicts so far are kept",
-            )
+            raise self._refusal(status, message)
         if status not in _REFUSED_STATUS:
             return self._unanswered_reply(f"the endpoint failed ({status})")
         plainer = manner.without(message.lower())

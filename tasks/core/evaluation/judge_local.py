@@ -43,6 +43,10 @@ class LocalJudge:
 
         locate(self.model, with_weights=False)
 
+    def probe(self) -> None:
+        """Look for the model again; see JudgeBackend."""
+        self.check()
+
     @cached_property
     def _spec(self) -> ModelSpec:
         from tasks.core.models.loading import ModelSpec

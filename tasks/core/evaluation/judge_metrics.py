@@ -14,9 +14,11 @@ from tasks.core.evaluation.judge_prompts import (
     FactualVerdict,
     JudgePrompt,
     RelevancyVerdict,
+    Texts,
     Verdict,
     accuracy_prompt,
     factual_prompt,
+    preference_prompt,
     relevancy_prompt,
 )
 from tasks.core.evaluation.metric import (
@@ -123,6 +125,11 @@ class FactualScore:
         return BatchScores({FACTUAL_CORRECTNESS.name: values}, reasons)
 
 
+def accuracy_prompts(question: str, answer: str, reference: Texts) -> list[JudgePrompt]:
+    """Answer against reference, and the other way round."""
+    return [accuracy_prompt(question, answer, reference), accuracy_prompt(question, reference, answer)]
+
+
 @dataclass(frozen=True, slots=True)
 class AccuracyScore:
     """Mean of two ratings (0, 1, 2; divided by 2): answer against reference, and the other way round."""
@@ -134,15 +141,7 @@ class AccuracyScore:
         values, reasons, judged = _start(rows, with_reference=True)
         prompts = {}
         for i in judged:
-            question, answer, reference = (
-                rows[i].question,
-                rows[i].predicted_answer,
-                rows[i].references,
-            )
-            prompts[i] = [
-                accuracy_prompt(question, answer, reference),
-                accuracy_prompt(question, reference, answer),
-            ]
+            prompts[i] = accuracy_prompts(rows[i].question, rows[i].predicted_answer, rows[i].references)
         for i, verdicts in ask_rows(self.sources, prompts, reasons).items():
             ratings = [cast(AccuracyVerdict, verdict).rating / _TOP_RATING for verdict in verdicts]
             values[i] = sum(ratings) / len(ratings)
@@ -201,6 +200,18 @@ class CorrectnessScore:
 def score_nothing(rows: Sequence[Prediction]) -> BatchScores:
     """Leave all rows unscored by `preference`, until `with_preference` has both runs."""
     return BatchScores({PREFERENCE.name: np.full(len(rows), np.nan)}, [NO_PARTNER] * len(rows))
+
+
+def prompt_sha256(metric: str) -> str:
+    """Digest of what a judge is asked for a metric, whatever the row; another one is another way to judge."""
+    asked = {
+        FACTUAL_CORRECTNESS.name: factual_prompt("", "", ""),
+        ANSWER_CORRECTNESS.name: factual_prompt("", "", ""),
+        ANSWER_ACCURACY.name: accuracy_prompt("", "", ""),
+        ANSWER_RELEVANCY.name: relevancy_prompt(""),
+        PREFERENCE.name: preference_prompt("", "", "", ""),
+    }
+    return asked[metric].digest(metric)
 
 
 def _bind_factual(run: ScoredRun) -> ScoreRows:

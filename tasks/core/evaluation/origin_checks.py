@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Literal
 
 from tasks.core.evaluation.summary import GateCheck
@@ -32,6 +32,21 @@ def origin_checks(inputs: GateInputs, settings: GateConfig) -> Iterator[GateChec
     yield _settings_check(inputs)
     yield _template_check(inputs)
     yield _overlap_check(inputs, settings)
+
+
+def may_decide(inputs: GateInputs, metric: str) -> bool:
+    """Whether a metric may speak for or against a model: a judged one only where its judge agrees with people."""
+    return all(judge.may_decide for judge in inputs.judges if judge.metric == metric)
+
+
+def judged_check(inputs: GateInputs, deciding: Sequence[str]) -> GateCheck | None:
+    """Whether the judge of each deciding metric was compared with people; None where none of them is judged."""
+    judges = [judge for judge in inputs.judges if judge.metric in deciding]
+    if not judges:
+        return None
+    open_ones = [judge for judge in judges if not judge.may_decide]
+    told = " ".join(judge.told for judge in open_ones or judges)
+    return check("The judge agrees with people", "undecided" if open_ones else "passed", told)
 
 
 def _settings_check(inputs: GateInputs) -> GateCheck:

@@ -9,7 +9,13 @@ from typing import cast
 import numpy as np
 
 from tasks.core.evaluation.judge_metrics import NO_PARTNER, PREFERENCE, ask_rows
-from tasks.core.evaluation.judge_prompts import JudgePrompt, PreferenceVerdict, preference_prompt
+from tasks.core.evaluation.judge_prompts import (
+    JudgePrompt,
+    PreferenceVerdict,
+    Texts,
+    Verdict,
+    preference_prompt,
+)
 from tasks.core.evaluation.metric import ERROR_ROW, ErrorPolicy, FloatArray, Sources
 from tasks.core.evaluation.scoring import ScoreTable
 from tasks.core.records import Prediction
@@ -67,13 +73,25 @@ def _judge(
         elif mine.predicted_answer == theirs.predicted_answer:
             values[i] = _TIE
         else:
-            texts = mine.predicted_answer, theirs.predicted_answer
-            prompts[i] = [
-                preference_prompt(mine.question, *order, mine.references) for order in (texts, texts[::-1])
-            ]
+            prompts[i] = preference_prompts(
+                mine.question, mine.predicted_answer, theirs.predicted_answer, mine.references
+            )
     for i, verdicts in ask_rows(sources, prompts, reasons).items():
-        straight, swapped = (cast(PreferenceVerdict, verdict).better for verdict in verdicts)
-        values[i] = {("first", "second"): _WIN, ("second", "first"): _LOSS}.get((straight, swapped), _TIE)
+        values[i] = preference_of(verdicts)
+
+
+def preference_prompts(question: str, mine: str, other: str, reference: Texts) -> list[JudgePrompt]:
+    """Both orders of two answers."""
+    return [
+        preference_prompt(question, mine, other, reference),
+        preference_prompt(question, other, mine, reference),
+    ]
+
+
+def preference_of(verdicts: Sequence[Verdict]) -> float:
+    """The value of the verdicts on both orders: a win or a loss only where they agree."""
+    straight, swapped = (cast(PreferenceVerdict, verdict).better for verdict in verdicts)
+    return {("first", "second"): _WIN, ("second", "first"): _LOSS}.get((straight, swapped), _TIE)
 
 
 def _with_values(table: ScoreTable, values: FloatArray, reasons: list[str | None]) -> ScoreTable:

@@ -21,8 +21,10 @@ from tasks.core.evaluation.embedding import (
     LocalEmbedder,
 )
 from tasks.core.evaluation.judge import Judge, JudgeBackend, Progress
+from tasks.core.evaluation.judge_calibration import CalibrationBook, JudgeStanding, standing_of
 from tasks.core.evaluation.judge_endpoint import Endpoint, EndpointJudge, Prices
 from tasks.core.evaluation.judge_local import DEFAULT_REPLY_TOKENS, LocalJudge
+from tasks.core.evaluation.judge_metrics import prompt_sha256
 from tasks.core.evaluation.judge_replies import ReplyStore
 from tasks.core.evaluation.similarity_metrics import BERT_SCORE, TokenMatcher
 from tasks.core.evaluation.summary import EmbeddingUsage, JudgeUsage
@@ -105,6 +107,33 @@ class ScoringModels:
             self.embedder.check()
         if BERT_SCORE.name in config.metrics:
             self.token_matcher.check()
+
+    def probe(self) -> None:
+        """Find out at once whether the judge's endpoint is there; what is wrong is raised when it must be asked.
+
+        Where no reply is kept from earlier it must be asked, so it is raised now. Raises EvaluationError.
+        """
+        if self._config.judged_metrics:
+            self.judge.probe()
+
+    def judge_identity(self, metric: str) -> str:
+        """What a calibration of the judge by a metric holds for, the embedding model included where one takes part."""
+        if metric in self._config.embedded_metrics:
+            return f"{self.judge.identity} and {self._config.embedding or PACKAGED_NAME}"
+        return self.judge.identity
+
+    def standings(self) -> tuple[JudgeStanding, ...]:
+        """Whether each judged metric of the settings may decide about a model."""
+        config = self._config
+        if not config.judged_metrics:
+            return ()
+        known = CalibrationBook.of(config).read() if config.judge_minimum_kappa else ()
+        return tuple(
+            standing_of(
+                metric, self.judge_identity(metric), prompt_sha256(metric), known, config.judge_minimum_kappa
+            )
+            for metric in config.judged_metrics
+        )
 
     def described(self) -> dict[str, str]:
         """What judges and compares, by the word for it; for plans and messages."""

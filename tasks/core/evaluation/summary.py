@@ -6,9 +6,11 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from tasks.core.evaluation.judge_calibration import JudgeStanding
 from tasks.core.evaluation.metric import Direction, ErrorPolicy, Kind
 from tasks.core.records import LossPoint, Record, RunIdentity
 
+_ASKED = ("judge: ", "embedding: ")
 Winner = Literal["candidate", "baseline", "undecided"]
 Decision = Literal["promote", "reject", "inconclusive"]
 Opponent = Literal["base", "champion", "run"]
@@ -303,12 +305,23 @@ class EvaluationSummary(Record):
     champions: tuple[ChampionPoint, ...] = Field((), description="the line of champions, oldest first")
     overlap: OverlapSummary | None = None
     judge: JudgeUsage | None = None
+    judges: tuple[JudgeStanding, ...] = Field((), description="which judged metrics may decide, and why")
     embedding: EmbeddingUsage | None = None
     training: TrainingSummary | None
     settings: EvaluationSettings
     evaluated_at: str
     tuneproof_version: str
     library_versions: dict[str, str]
+
+    @property
+    def without_verdicts(self) -> dict[str, str]:
+        """Metrics that a judge or an embedding endpoint was asked for without any result: name -> a reason."""
+        found = {}
+        for metric in self.candidate.metrics:
+            asked = [reason for reason in metric.unscored_reasons if reason.startswith(_ASKED)]
+            if asked and metric.scored_rows <= metric.errors_counted_as_wrong:
+                found[metric.name] = asked[0]
+        return found
 
     @property
     def leading_metric(self) -> MetricSummary:

@@ -292,6 +292,12 @@ def _flat(nested: dict[str, object], prefix: str = "") -> Iterator[tuple[str, st
             yield f"{prefix}{key}", str(value)
 
 
+def no_verdicts(summary: EvaluationSummary) -> str:
+    """Which metrics were asked for in vain, and why."""
+    told = "; ".join(f"{name} ({reason})" for name, reason in summary.without_verdicts.items())
+    return f"There is no verdict on any of {summary.candidate.rows:,} rows for {told}."
+
+
 def model_notes(judge: JudgeUsage | None, embedding: EmbeddingUsage | None) -> Iterator[str]:
     """What the judge and the embedding model did, and what it cost."""
     if judge is not None:
