@@ -19,7 +19,7 @@ from tasks.core.evaluation.judge_agreement import (
     weighted_kappa,
 )
 from tasks.core.evaluation.judge_calibration import JudgeCalibration
-from tasks.core.evaluation.judge_labels import LabelledRow, LabelFile
+from tasks.core.evaluation.judge_labels import LabelFile, LabelledRow
 from tasks.core.evaluation.judge_metrics import (
     ANSWER_ACCURACY,
     PREFERENCE,

@@ -128,7 +128,7 @@ def _value(row: Mapping[str, Any], place: str, *, rated: bool) -> float:
                 f"{place} has the label {label!r:.80}, while others of the file are ratings up to 2",
                 "write ratings 0, 1 and 2, or values from 0 to 1, and not both in one file",
             )
-        return float(label) / _TOP_RATING  # type: ignore[arg-type]
+        return float(label) / _TOP_RATING
     if not is_number or not 0 <= label <= 1:  # type: ignore[operator]
         raise DataError(f"{place} has the label {label!r:.80}", "write a value from 0 to 1, or true or false")
     return float(label)  # type: ignore[arg-type]
