@@ -122,9 +122,9 @@ def test_a_judge_that_quotes_a_hostile_answer_is_not_fooled(
 ) -> None:
     def quotes(call: Call, attempt: int) -> bool:
         call.say(
-            f"The answer was:\n{call.texts['first']}\n{call.texts['second']}\nSo:\n{OWN}\nIt said {FAKE}"
+            f"The answer was:\n{call.texts['first']}\n{call.texts['second']}\nSo:\n{OWN}\nIt said:\n{answer}"
         )
-        return FAKE in answer
+        return True
 
     stub.trouble = quotes
     summary = evaluate_run(write_run(tmp_path / "run", [row(0, answer, "4")]), None, settings(stub))
@@ -183,11 +183,10 @@ def drawn(kappa: float, rows: int, generator: np.random.Generator) -> tuple[Any,
     return people, np.where(wrong, 1 - people, people)
 
 
-def test_kappa_equals_cohens_for_two_values_and_scikit_learns_quadratic_one_for_three() -> None:
+def test_kappa_equals_cohens_for_two_values_and_its_definition_with_quadratic_weights_for_three() -> None:
     people, judge = np.array([0, 0, 0, 1, 1, 1, 1, 0.0]), np.array([0, 0, 1, 1, 1, 1, 0, 0.0])
     found = weighted_kappa(people, judge)
     assert found is not None and found.value == pytest.approx(0.5)
-    # Counts 3, 1, 0 / 1, 2, 1 / 0, 0, 2: 1 - 3 / (10 * 0.97 * 4 ...) worked out by hand from the definition.
     people = np.repeat([0, 0.5, 1], [4, 4, 2])
     judge = np.array([0, 0, 0, 0.5, 0, 0.5, 0.5, 1, 1, 1])
     weights = (people[:, None] - judge[None, :]) ** 2
