@@ -62,11 +62,11 @@ def changes_of(section: type[BaseModel]) -> dict[str, Changes]:
 
 
 def _declared(section: type[BaseModel], key: str) -> Changes:
-    extra = section.model_fields[key].json_schema_extra
+    extra: Any = section.model_fields[key].json_schema_extra
     declared = extra.get("changes") if isinstance(extra, Mapping) else None
     if not isinstance(declared, list) or not declared:
         raise TypeError(f"{section.__name__}.{key} does not declare what it changes: make it with setting()")
-    found = [Changes(**one) for one in declared if isinstance(one, dict)]
+    found = [Changes(**one) for one in declared]
     outcome = getattr(section, "outcome", None)
     own = (one for one in found if len(found) == 1 or one.effect == outcome)
     return next(own, NOTHING)
