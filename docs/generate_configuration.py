@@ -7,6 +7,7 @@ from pathlib import Path
 
 from pydantic.fields import FieldInfo
 
+from tasks.core.config.changes import Changes, changes_of
 from tasks.core.config.describing import allowed, shown
 from tasks.core.config.sections import SECTIONS, Section
 
@@ -44,6 +45,9 @@ temperature = 0
 - An unknown key, a wrong type, a value out of bounds or two keys that contradict each other end the command
   with exit code 2. The message lists all of them with file, line, section, key, value and what is allowed.
 - Tokens are never settings. Set `HF_TOKEN` (or give `--hf-key`), `OPENAI_API_KEY`, `WANDB_API_KEY`.
+- The column *changes* says what another value makes other: the **answers** of a run, which then is another run; the
+  **weights** of a training, which then is another training; the **figures** of an evaluation (scores, comparison,
+  verdict), which then is done again; or **nothing** of these.
 - A file of the original fine-tune pipeline loads as it is; see [migrate.md](migrate.md).
 """
 
@@ -59,22 +63,23 @@ def _section(name: str, model: type[Section]) -> str:
     # Keys of the section itself come first, those it shares with other sections after them.
     own = [key for key in model.model_fields if key in model.__annotations__]
     shared = [key for key in model.model_fields if key not in model.__annotations__]
-    rows = [_row(key, model.model_fields[key]) for key in (*own, *shared)]
+    changes = changes_of(model)
+    rows = [_row(key, model.model_fields[key], changes[key]) for key in (*own, *shared)]
     return "\n".join(
         [
             f"## [{name}]\n",
             f"{purpose[0].upper()}{purpose[1:]}\n",
-            "| key | meaning | allowed | default |",
-            "|---|---|---|---|",
+            "| key | meaning | allowed | default | changes |",
+            "|---|---|---|---|---|",
             *rows,
             "",
         ]
     )
 
 
-def _row(key: str, field: FieldInfo) -> str:
+def _row(key: str, field: FieldInfo, changes: Changes) -> str:
     default = field.get_default(call_default_factory=True)
-    cells = (f"`{key}`", field.description or "", allowed(field), f"`{_toml(default)}`")
+    cells = (f"`{key}`", field.description or "", allowed(field), f"`{_toml(default)}`", changes.effect)
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 

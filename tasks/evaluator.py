@@ -162,7 +162,7 @@ class Evaluator:
         if verdict is not None and verdict.settings != self.config.gate.model_dump(mode="json"):
             return False
         missing = runs.missing_champion
-        if verdict is not None and missing and not any(missing in check.detail for check in verdict.checks):
+        if verdict is not None and missing and missing != verdict.missing_champion:
             return False
         opponents = (runs.baseline_path, earlier.baseline), (runs.champion_path, earlier.champion)
         return all(path == runs.candidate_path or _same_answers(path, run) for path, run in opponents)
@@ -249,7 +249,13 @@ def _check_readable(path: Path) -> None:
 def _same_answers(path: Path | None, earlier: RunSummary | None) -> bool:
     if path is None or earlier is None:
         return path is None and earlier is None
-    return predictions_sha256(path) == earlier.predictions_sha256
+    if predictions_sha256(path) != earlier.predictions_sha256:
+        return False
+    if not path.is_dir():
+        return True
+    manifest = RunDir(path).read_manifest()  # references may have been scored since
+    scored = manifest.reference_perplexity, manifest.reference_tokens
+    return scored == (earlier.reference_perplexity, earlier.reference_tokens)
 
 
 __all__ = ["ComparedRuns", "Evaluator"]

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, Literal, Self, Union, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Literal, Self, Union, get_args, get_origin
 
 from pydantic import (
     AfterValidator,
@@ -23,6 +23,17 @@ from pydantic import (
     model_validator,
 )
 
+from tasks.core.config.changes import (
+    ANSWERS,
+    FIGURES,
+    NOTHING,
+    WEIGHTS,
+    Effect,
+    answers,
+    figures,
+    setting,
+    weights,
+)
 from tasks.core.config.question_template import QuestionTemplate
 from tasks.core.errors import ConfigError
 
@@ -177,9 +188,15 @@ class Section(BaseModel):
 class RunNaming(Section):
     """How the run of this section is called."""
 
-    run_name: RunName | None = Field(None, description="Name of the run and its folder; none = made up.")
-    run_name_prefix: RunNamePart = Field("", description="Put before the run name.")
-    run_name_suffix: Annotated[str, Field(max_length=100)] = Field("", description="Put after the run name.")
+    run_name: RunName | None = setting(
+        None, NOTHING, description="Name of the run and its folder; none = made up."
+    )
+    run_name_prefix: RunNamePart = setting(
+        "", answers("weights"), NOTHING, description="Put before the run name."
+    )
+    run_name_suffix: Annotated[str, Field(max_length=100)] = setting(
+        "", answers("weights"), NOTHING, description="Put after the run name."
+    )
 
     @field_validator("run_name", mode="before")
     @classmethod
@@ -200,19 +217,34 @@ class RunNaming(Section):
 class ModelLoading(Section):
     """How weights are held in memory."""
 
-    dtype: DtypeName | None = Field(
-        None, description="Number format of the weights; none = as the checkpoint."
+    dtype: DtypeName | None = setting(
+        None,
+        weights("dtype"),
+        answers("dtype"),
+        description="Number format of the weights; none = as the checkpoint.",
     )
-    load_in_4bit: bool = Field(False, description="Quantise the weights to 4 bits (bitsandbytes NF4).")
-    load_in_8bit: bool = Field(False, description="Quantise the weights to 8 bits (bitsandbytes).")
-    device: DeviceName = Field(
-        "auto", description="auto, cpu, mps, cuda or cuda:N; auto = the best there is."
+    load_in_4bit: bool = setting(
+        False,
+        weights("quantization"),
+        answers("quantization"),
+        description="Quantise the weights to 4 bits (bitsandbytes NF4).",
     )
-    trust_remote_code: bool = Field(
-        False, description="Run Python code that comes with a model from the Hub. A risk; off unless needed."
+    load_in_8bit: bool = setting(
+        False,
+        weights("quantization"),
+        answers("quantization"),
+        description="Quantise the weights to 8 bits (bitsandbytes).",
     )
-    max_sequence_length: Annotated[int, Field(ge=16)] = Field(
-        4096, description="Longest prompt plus answer, in tokens."
+    device: DeviceName = setting(
+        "auto", NOTHING, description="auto, cpu, mps, cuda or cuda:N; auto = the best there is."
+    )
+    trust_remote_code: bool = setting(
+        False,
+        NOTHING,
+        description="Run Python code that comes with a model from the Hub. A risk; off unless needed.",
+    )
+    max_sequence_length: Annotated[int, Field(ge=16)] = setting(
+        4096, WEIGHTS, ANSWERS, description="Longest prompt plus answer, in tokens."
     )
 
     @model_validator(mode="after")
@@ -225,13 +257,17 @@ class ModelLoading(Section):
 class ChatTemplateSettings(Section):
     """How conversations are written."""
 
-    chat_template: NonEmpty | None = Field(
+    chat_template: NonEmpty | None = setting(
         None,
+        weights("chat template"),
+        answers("chat template"),
         description="Chat template in the place of the model's own: its Jinja text, or the path of a file with it; "
         "a trained model keeps it.",
     )
-    chat_template_kwargs: Annotated[dict[str, Any], InWords("a table")] | None = Field(
+    chat_template_kwargs: Annotated[dict[str, Any], InWords("a table")] | None = setting(
         None,
+        weights("chat template"),
+        ANSWERS,
         description="Variables for the chat template, e.g. { enable_thinking = false }; a trained model keeps those "
         "of its training.",
     )
@@ -262,22 +298,42 @@ class ChatTemplateSettings(Section):
 class ColumnNames(Section):
     """Which dataset columns hold what."""
 
-    question_column: NonEmpty | Annotated[tuple[NonEmpty, ...], Field(min_length=1)] = Field(
-        "question", description="Column with the question; several are put below one another."
+    question_column: NonEmpty | Annotated[tuple[NonEmpty, ...], Field(min_length=1)] = setting(
+        "question",
+        weights("training rows"),
+        answers("rows"),
+        description="Column with the question; several are put below one another.",
     )
-    question_template: NonEmpty | None = Field(
+    question_template: NonEmpty | None = setting(
         None,
+        weights("training rows"),
+        answers("rows"),
         description="Question made of columns in braces, such as {instruction}; takes the place of question_column.",
     )
-    ground_truth_column: NonEmpty = Field("answer", description="Column with the reference answer.")
-    reasoning_column: NonEmpty | None = Field(
-        None, description="Column with the thoughts that come before the reference answer, if any."
+    ground_truth_column: NonEmpty = setting(
+        "answer", weights("training rows"), answers("rows"), description="Column with the reference answer."
     )
-    system_prompt_column: NonEmpty | None = Field(None, description="Column with the system prompt, if any.")
-    system_prompt_override_text: str | None = Field(
-        None, description="System prompt for all rows; beats the column."
+    reasoning_column: NonEmpty | None = setting(
+        None,
+        weights("training rows"),
+        answers("rows"),
+        description="Column with the thoughts that come before the reference answer, if any.",
     )
-    max_rows: Count | None = Field(None, description="Use only the first rows of the dataset; none = all.")
+    system_prompt_column: NonEmpty | None = setting(
+        None, weights("training rows"), answers("rows"), description="Column with the system prompt, if any."
+    )
+    system_prompt_override_text: str | None = setting(
+        None,
+        weights("training rows"),
+        answers("rows"),
+        description="System prompt for all rows; beats the column.",
+    )
+    max_rows: Count | None = setting(
+        None,
+        weights("training rows"),
+        answers("rows"),
+        description="Use only the first rows of the dataset; none = all.",
+    )
 
     @field_validator("question_template")
     @classmethod
@@ -296,8 +352,10 @@ class ColumnNames(Section):
             )
         return self
 
-    long_prompts: LongPrompts = Field(
+    long_prompts: LongPrompts = setting(
         "truncate_left",
+        WEIGHTS,
+        ANSWERS,
         description="Prompts that do not fit: cut from the left of the user's text, or refuse the row.",
     )
 
@@ -305,100 +363,160 @@ class ColumnNames(Section):
 class FineTunerConfig(RunNaming, ModelLoading, ChatTemplateSettings, ColumnNames):
     """Section [fine_tuner]: the base model, the training data and how to train."""
 
-    base_model_id: NonEmpty = Field(
-        DEFAULT_BASE_MODEL_ID, description="Model to start from: Hub id, local folder, GGUF file or package:."
+    outcome: ClassVar[Effect] = "weights"
+
+    base_model_id: NonEmpty = setting(
+        DEFAULT_BASE_MODEL_ID,
+        weights("base weights"),
+        description="Model to start from: Hub id, local folder, GGUF file or package:.",
     )
-    base_model_revision: NonEmpty | None = Field(None, description="Branch, tag or commit of a Hub model.")
-    training_data_id: DataId | None = Field(
+    base_model_revision: NonEmpty | None = setting(
+        None, weights("base weights"), description="Branch, tag or commit of a Hub model."
+    )
+    training_data_id: DataId | None = setting(
         None,
+        weights("training rows"),
         description="Training data: Hub id, JSONL, JSON, CSV or Parquet file, folder or pattern; or a list of them.",
     )
-    training_data_split: NonEmpty | None = Field("train", description="Split to train on.")
-    training_data_revision: NonEmpty | None = Field(None, description="Branch, tag or commit of Hub data.")
-    validation_data_id: DataId | None = Field(
-        None, description="Data to measure the loss on, if any; the best checkpoint by it becomes the model."
+    training_data_split: NonEmpty | None = setting(
+        "train", weights("training rows"), description="Split to train on."
     )
-    validation_data_split: NonEmpty | None = Field("validation", description="Split to validate on.")
-    validation_data_revision: NonEmpty | None = Field(None, description="Branch, tag or commit of Hub data.")
-    dataset_num_proc: Count | None = Field(
+    training_data_revision: NonEmpty | None = setting(
+        None, weights("training rows"), description="Branch, tag or commit of Hub data."
+    )
+    validation_data_id: DataId | None = setting(
         None,
+        weights("validation rows"),
+        description="Data to measure the loss on, if any; the best checkpoint by it becomes the model.",
+    )
+    validation_data_split: NonEmpty | None = setting(
+        "validation", weights("validation rows"), description="Split to validate on."
+    )
+    validation_data_revision: NonEmpty | None = setting(
+        None, weights("validation rows"), description="Branch, tag or commit of Hub data."
+    )
+    dataset_num_proc: Count | None = setting(
+        None,
+        NOTHING,
         description="Processes that prepare a dataset of the Hub; none = one. Files are always read by one.",
     )
 
-    full_finetuning: bool = Field(False, description="Train all weights instead of a LoRA adapter.")
-    rank: Count = Field(16, description="LoRA rank: size of the adapter.")
-    lora_alpha: Count = Field(32, description="LoRA scale; the adapter is multiplied by lora_alpha / rank.")
-    lora_dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.05, description="Dropout in the adapter.")
-    target_modules: Literal["all-linear"] | tuple[NonEmpty, ...] = Field(
-        "all-linear", description='Layers that get an adapter: "all-linear" or a list of names.'
+    full_finetuning: bool = setting(
+        False, WEIGHTS, description="Train all weights instead of a LoRA adapter."
     )
-    modules_to_save: tuple[NonEmpty, ...] = Field(
+    rank: Count = setting(16, weights(kind="adapter"), description="LoRA rank: size of the adapter.")
+    lora_alpha: Count = setting(
+        32, weights(kind="adapter"), description="LoRA scale; the adapter is multiplied by lora_alpha / rank."
+    )
+    lora_dropout: Annotated[float, Field(ge=0, lt=1)] = setting(
+        0.05, weights(kind="adapter"), description="Dropout in the adapter."
+    )
+    target_modules: Literal["all-linear"] | tuple[NonEmpty, ...] = setting(
+        "all-linear",
+        weights(kind="adapter"),
+        description='Layers that get an adapter: "all-linear" or a list of names.',
+    )
+    modules_to_save: tuple[NonEmpty, ...] = setting(
         (),
+        weights(kind="adapter", came_later=True),
         description="Layers that learn in full beside the adapter and are saved with it; "
         '["embed_tokens", "lm_head"] for tokens that the base has never seen.',
     )
-    bias: Literal["none", "all", "lora_only"] = Field("none", description="Which biases are trained.")
-    use_rslora: bool = Field(False, description="Rank-stabilised LoRA: scale by lora_alpha / sqrt(rank).")
-    use_dora: bool = Field(
-        False, description="DoRA: the size of each weight column learns apart from its direction; slower."
+    bias: Literal["none", "all", "lora_only"] = setting(
+        "none", weights(kind="adapter"), description="Which biases are trained."
     )
-    init_lora_weights: Literal["default", "pissa"] = Field(
+    use_rslora: bool = setting(
+        False, weights(kind="adapter"), description="Rank-stabilised LoRA: scale by lora_alpha / sqrt(rank)."
+    )
+    use_dora: bool = setting(
+        False,
+        weights(kind="adapter", came_later=True),
+        description="DoRA: the size of each weight column learns apart from its direction; slower.",
+    )
+    init_lora_weights: Literal["default", "pissa"] = setting(
         "default",
+        weights(kind="adapter", came_later=True),
         description='First weights of the adapter: "default" adds nothing at first; "pissa" = the largest singular '
         "values of the base's weights, which learns faster; the saved adapter fits the unchanged base.",
     )
-    loftq_config: dict[Literal["loftq_bits", "loftq_iter"], Count] | None = Field(
-        None, description="LoftQ initialisation, e.g. { loftq_bits = 4, loftq_iter = 1 }; none = off."
+    loftq_config: dict[Literal["loftq_bits", "loftq_iter"], Count] | None = setting(
+        None,
+        weights(kind="adapter"),
+        description="LoftQ initialisation, e.g. { loftq_bits = 4, loftq_iter = 1 }; none = off.",
     )
 
-    epochs: Annotated[float, Field(gt=0)] = Field(3.0, description="Passes over the training data.")
-    device_train_batch_size: Count = Field(4, description="Rows a training step, per device.")
-    device_validation_batch_size: Count = Field(4, description="Rows a validation step, per device.")
-    grad_accumulation: Count = Field(2, description="Steps whose gradients are added before an update.")
-    learning_rate: Annotated[float, Field(gt=0, le=1)] = Field(3e-4, description="Peak learning rate.")
-    warmup_steps: Annotated[int, Field(ge=0)] = Field(
-        5, description="Updates until the peak learning rate, at most half of all updates."
+    epochs: Annotated[float, Field(gt=0)] = setting(
+        3.0, WEIGHTS, description="Passes over the training data."
     )
-    warmup_ratio: Annotated[float, Field(ge=0, le=1)] | None = Field(
-        None, description="The same as a share of all updates; none = warmup_steps."
+    device_train_batch_size: Count = setting(
+        4, weights("rows in an optimizer step"), description="Rows a training step, per device."
     )
-    lr_scheduler_type: SchedulerName = Field("linear", description="Course of the learning rate.")
-    optimizer: OptimizerName = Field("adamw_torch", description="Optimizer, by its transformers name.")
-    weight_decay: Annotated[float, Field(ge=0, le=1)] = Field(0.01, description="Weight decay.")
-    max_grad_norm: Annotated[float, Field(ge=0)] = Field(
-        1.0, description="Longer gradients are shortened to this norm; 0 = never."
+    device_validation_batch_size: Count = setting(
+        4, NOTHING, description="Rows a validation step, per device."
     )
-    neftune_noise_alpha: Annotated[float, Field(gt=0)] | None = Field(
+    grad_accumulation: Count = setting(
+        2,
+        weights("rows in an optimizer step"),
+        description="Steps whose gradients are added before an update.",
+    )
+    learning_rate: Annotated[float, Field(gt=0, le=1)] = setting(
+        3e-4, WEIGHTS, description="Peak learning rate."
+    )
+    warmup_steps: Annotated[int, Field(ge=0)] = setting(
+        5, WEIGHTS, description="Updates until the peak learning rate, at most half of all updates."
+    )
+    warmup_ratio: Annotated[float, Field(ge=0, le=1)] | None = setting(
+        None, weights(came_later=True), description="The same as a share of all updates; none = warmup_steps."
+    )
+    lr_scheduler_type: SchedulerName = setting("linear", WEIGHTS, description="Course of the learning rate.")
+    optimizer: OptimizerName = setting(
+        "adamw_torch", WEIGHTS, description="Optimizer, by its transformers name."
+    )
+    weight_decay: Annotated[float, Field(ge=0, le=1)] = setting(0.01, WEIGHTS, description="Weight decay.")
+    max_grad_norm: Annotated[float, Field(ge=0)] = setting(
+        1.0, weights(came_later=True), description="Longer gradients are shortened to this norm; 0 = never."
+    )
+    neftune_noise_alpha: Annotated[float, Field(gt=0)] | None = setting(
         None,
+        weights(came_later=True),
         description="NEFTune: noise of this size on the embeddings while training; none = off, usual is 5.",
     )
-    early_stopping_patience: Count | None = Field(
+    early_stopping_patience: Count | None = setting(
         None,
+        weights(came_later=True),
         description="End after so many validations in a row without a lower validation loss; none = never.",
     )
-    seed: Seed = Field(42, description="Random seed of data order, adapter and dropout.")
-    packing: bool = Field(False, description="Pack several short rows into one sequence.")
-    use_gradient_checkpointing: bool | Literal["unsloth"] = Field(
-        False, description='Recompute activations to save memory; "unsloth" counts as true.'
+    seed: Seed = setting(42, WEIGHTS, description="Random seed of data order, adapter and dropout.")
+    packing: bool = setting(False, WEIGHTS, description="Pack several short rows into one sequence.")
+    use_gradient_checkpointing: bool | Literal["unsloth"] = setting(
+        False, NOTHING, description='Recompute activations to save memory; "unsloth" counts as true.'
     )
-    train_on_responses_only: bool = Field(True, description="Loss on the answers only, not on the prompts.")
-    question_part: NonEmpty | None = Field(
-        None, description="Marker before a question; none = taken from the chat template."
+    train_on_responses_only: bool = setting(
+        True, WEIGHTS, description="Loss on the answers only, not on the prompts."
     )
-    answer_part: NonEmpty | None = Field(
-        None, description="Marker before an answer; none = taken from the chat template."
+    question_part: NonEmpty | None = setting(
+        None, WEIGHTS, description="Marker before a question; none = taken from the chat template."
+    )
+    answer_part: NonEmpty | None = setting(
+        None, WEIGHTS, description="Marker before an answer; none = taken from the chat template."
     )
 
-    log_steps: Count = Field(10, description="Updates between two logged losses.")
-    log_first_step: bool = Field(True, description="Log the first update too.")
-    save_steps: Count = Field(20, description="Updates between two checkpoints.")
-    save_total_limit: Count = Field(
-        3, description="Newest checkpoints kept; the one with the best validation loss is kept besides."
+    log_steps: Count = setting(10, NOTHING, description="Updates between two logged losses.")
+    log_first_step: bool = setting(True, NOTHING, description="Log the first update too.")
+    save_steps: Count = setting(
+        20, weights("updates between validations"), description="Updates between two checkpoints."
     )
-    resume: bool = Field(True, description="Go on from the newest checkpoint of an unfinished run.")
-    push_to_hub: bool = Field(False, description="Push the finished model to the Hub, as private.")
-    hf_user_id: NonEmpty | None = Field(None, description="Hub user or organisation to push to.")
-    report_to: ReportTarget = Field("none", description="Tracker that transformers reports to.")
+    save_total_limit: Count = setting(
+        3,
+        NOTHING,
+        description="Newest checkpoints kept; the one with the best validation loss is kept besides.",
+    )
+    resume: bool = setting(
+        True, NOTHING, description="Go on from the newest checkpoint of an unfinished run."
+    )
+    push_to_hub: bool = setting(False, NOTHING, description="Push the finished model to the Hub, as private.")
+    hf_user_id: NonEmpty | None = setting(None, NOTHING, description="Hub user or organisation to push to.")
+    report_to: ReportTarget = setting("none", NOTHING, description="Tracker that transformers reports to.")
 
     @property
     def required_training_data_id(self) -> str | tuple[str, ...]:
@@ -455,80 +573,111 @@ OwnEngine = Annotated[
 class InferencerConfig(RunNaming, ModelLoading, ChatTemplateSettings, ColumnNames):
     """Section [inferencer]: the model that answers, the test data and how to generate."""
 
-    model: NonEmpty | None = Field(
+    outcome: ClassVar[Effect] = "answers"
+
+    model: NonEmpty | None = setting(
         None,
+        answers("weights"),
         description='Model that answers: folder, Hub id, package: name, "promoted"; none = by run_name.',
     )
-    model_revision: NonEmpty | None = Field(None, description="Branch, tag or commit of a Hub model.")
-    hf_user_id: NonEmpty | None = Field(None, description="Hub user or organisation to search for models.")
-    run_name: RunName | None = Field(
-        None, description="Name of the run and its folder; also the model searched for; none = made up."
+    model_revision: NonEmpty | None = setting(
+        None, answers("weights"), description="Branch, tag or commit of a Hub model."
     )
-    testing_data_id: DataId | None = Field(
+    hf_user_id: NonEmpty | None = setting(
+        None, answers("weights"), description="Hub user or organisation to search for models."
+    )
+    run_name: RunName | None = setting(
         None,
+        answers("weights"),
+        description="Name of the run and its folder; also the model searched for; none = made up.",
+    )
+    testing_data_id: DataId | None = setting(
+        None,
+        answers("rows"),
         description="Test data: Hub id, JSONL, JSON, CSV or Parquet file, folder or pattern; or a list of them.",
     )
-    testing_data_split: NonEmpty | None = Field("test", description="Split to answer.")
-    testing_data_revision: NonEmpty | None = Field(None, description="Branch, tag or commit of Hub data.")
+    testing_data_split: NonEmpty | None = setting("test", answers("rows"), description="Split to answer.")
+    testing_data_revision: NonEmpty | None = setting(
+        None, answers("rows"), description="Branch, tag or commit of Hub data."
+    )
 
-    max_new_tokens: Count = Field(512, description="Longest answer, in tokens.")
-    min_new_tokens: Annotated[int, Field(ge=0)] = Field(0, description="Shortest answer, in tokens.")
-    do_sample: bool | None = Field(
-        None, description="Draw tokens at random; false = greedy; none = true when temperature is above 0."
+    max_new_tokens: Count = setting(512, ANSWERS, description="Longest answer, in tokens.")
+    min_new_tokens: Annotated[int, Field(ge=0)] = setting(
+        0, ANSWERS, description="Shortest answer, in tokens."
     )
-    temperature: Annotated[float, Field(ge=0, le=10)] = Field(
-        0.7, description="Randomness of the draw; 0 = greedy."
+    do_sample: bool | None = setting(
+        None,
+        ANSWERS,
+        description="Draw tokens at random; false = greedy; none = true when temperature is above 0.",
     )
-    top_k: Count | None = Field(None, description="Draw from the k likeliest tokens; none = all.")
-    top_p: Annotated[float, Field(gt=0, le=1)] | None = Field(
-        None, description="Draw from the likeliest tokens that sum to this probability; none = off."
+    temperature: Annotated[float, Field(ge=0, le=10)] = setting(
+        0.7, ANSWERS, description="Randomness of the draw; 0 = greedy."
     )
-    min_p: Annotated[float, Field(ge=0, le=1)] | None = Field(
-        0.1, description="Drop tokens below this share of the likeliest token's probability; none = off."
+    top_k: Count | None = setting(None, ANSWERS, description="Draw from the k likeliest tokens; none = all.")
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = setting(
+        None, ANSWERS, description="Draw from the likeliest tokens that sum to this probability; none = off."
     )
-    repetition_penalty: Annotated[float, Field(gt=0, le=10)] | None = Field(
-        None, description="Above 1 discourages tokens that occurred already; none = off."
+    min_p: Annotated[float, Field(ge=0, le=1)] | None = setting(
+        0.1,
+        ANSWERS,
+        description="Drop tokens below this share of the likeliest token's probability; none = off.",
     )
-    num_beams: Count = Field(1, description="Beams of beam search; 1 = no beam search.")
-    length_penalty: Annotated[float, Field(ge=-10, le=10)] | None = Field(
-        None, description="Beam search: above 0 favours longer answers; none = the model's default."
+    repetition_penalty: Annotated[float, Field(gt=0, le=10)] | None = setting(
+        None, ANSWERS, description="Above 1 discourages tokens that occurred already; none = off."
     )
-    early_stopping: bool = Field(False, description="Beam search: stop as soon as enough beams are done.")
-    stop_strings: tuple[NonEmpty, ...] = Field((), description="Texts that end an answer.")
-    seed: Seed = Field(42, description="Random seed; each row draws from its own stream.")
-    thought_markers: ThoughtMarkers = Field(
+    num_beams: Count = setting(1, ANSWERS, description="Beams of beam search; 1 = no beam search.")
+    length_penalty: Annotated[float, Field(ge=-10, le=10)] | None = setting(
+        None, ANSWERS, description="Beam search: above 0 favours longer answers; none = the model's default."
+    )
+    early_stopping: bool = setting(
+        False, ANSWERS, description="Beam search: stop as soon as enough beams are done."
+    )
+    stop_strings: tuple[NonEmpty, ...] = setting((), ANSWERS, description="Texts that end an answer.")
+    seed: Seed = setting(42, ANSWERS, description="Random seed; each row draws from its own stream.")
+    thought_markers: ThoughtMarkers = setting(
         "auto",
+        ANSWERS,
         description="Opening and closing markers of thoughts, which are kept apart from the answer; auto = those of "
         "the chat template or tokenizer, and well-known ones; none or [] = thoughts stay in the answer.",
     )
 
-    batch_size: Count | None = Field(None, description="Most rows at once; none = by memory.")
-    max_batch_tokens: Count | None = Field(None, description="Most tokens at once; none = by memory.")
-    engine: Literal["auto", "inflight", "continuous", "generate"] | OwnEngine = Field(
+    batch_size: Count | None = setting(None, NOTHING, description="Most rows at once; none = by memory.")
+    max_batch_tokens: Count | None = setting(
+        None, NOTHING, description="Most tokens at once; none = by memory."
+    )
+    engine: Literal["auto", "inflight", "continuous", "generate"] | OwnEngine = setting(
         "auto",
+        NOTHING,
         description="How batches are driven; auto = the fastest that fits; or module:Class of your own.",
     )
-    num_shards: Annotated[int, Field(ge=1, le=1024)] = Field(
-        1, description="Parts that the rows are split into, by content; the answers do not depend on it."
+    num_shards: Annotated[int, Field(ge=1, le=1024)] = setting(
+        1,
+        NOTHING,
+        description="Parts that the rows are split into, by content; the answers do not depend on it.",
     )
-    shard_runner: Literal["threads", "processes", "dask", "ray"] = Field(
+    shard_runner: Literal["threads", "processes", "dask", "ray"] = setting(
         "processes",
+        NOTHING,
         description="Where shards are answered: one after the other here, in processes, on a cluster.",
     )
-    shard_processes: Count | None = Field(
+    shard_processes: Count | None = setting(
         None,
+        NOTHING,
         description="Processes that answer shards at once; none = one per GPU, without GPU one per core.",
     )
-    shard_address: NonEmpty | None = Field(
-        None, description="Address of the Dask scheduler or Ray cluster; none = one is started here."
+    shard_address: NonEmpty | None = setting(
+        None, NOTHING, description="Address of the Dask scheduler or Ray cluster; none = one is started here."
     )
-    isolation: Literal["auto", "none", "process"] = Field(
+    isolation: Literal["auto", "none", "process"] = setting(
         "auto",
+        NOTHING,
         description="process = generate in a child process that may die without ending the run; "
         "auto = that on a CUDA device and in deployments, without shards.",
     )
-    score_references: bool = Field(
-        True, description="Also measure the perplexity that the model gives the reference answers."
+    score_references: bool = setting(
+        True,
+        figures("reference scores"),
+        description="Also measure the perplexity that the model gives the reference answers.",
     )
 
     @property
@@ -563,91 +712,123 @@ class InferencerConfig(RunNaming, ModelLoading, ChatTemplateSettings, ColumnName
 class EvaluatorConfig(RunNaming):
     """Section [evaluator]: what is measured and what it is compared with."""
 
-    run_name: RunName | None = Field(
-        None, description="Run to evaluate, as in [inferencer]; none = the one of the inferencer's settings."
+    run_name: RunName | None = setting(
+        None,
+        figures("answers"),
+        description="Run to evaluate, as in [inferencer]; none = the one of the inferencer's settings.",
     )
-    metrics: tuple[ComputedMetric | EmbeddedMetric | JudgedMetric | MetricWithColon, ...] = Field(
+    metrics: tuple[ComputedMetric | EmbeddedMetric | JudgedMetric | MetricWithColon, ...] = setting(
         ("exact_match", "f1", "bleu_score", "chrf", "rouge_score"),
+        FIGURES,
         description="Metrics to compute; see docs/metrics.md for what each one means and needs.",
     )
-    error_rows: Literal["wrong", "excluded"] = Field(
-        "wrong", description="Rows without an answer: count as wrong, or stay out of the scores."
+    error_rows: Literal["wrong", "excluded"] = setting(
+        "wrong", FIGURES, description="Rows without an answer: count as wrong, or stay out of the scores."
     )
-    baseline: NonEmpty = Field(
+    baseline: NonEmpty = setting(
         "base",
+        figures("compared runs"),
         description='Compared with: "base" (the base model), "champion" (the promoted one), "none", a run name '
         "or a run folder. A champion that answered the same rows is always compared too.",
     )
-    thought_markers: ThoughtMarkers = Field(
+    thought_markers: ThoughtMarkers = setting(
         "auto",
+        FIGURES,
         description="Opening and closing markers of thoughts in answers that still hold them, such as files from "
         "elsewhere; auto = well-known ones; none or [] = such answers are scored whole.",
     )
-    scoring_processes: Annotated[int, Field(ge=1, le=256)] = Field(
-        1, description="Processes that score; more than one pays from about 20000 rows."
+    scoring_processes: Annotated[int, Field(ge=1, le=256)] = setting(
+        1, NOTHING, description="Processes that score; more than one pays from about 20000 rows."
     )
-    bootstrap_resamples: Annotated[int, Field(ge=100, le=1_000_000)] = Field(
-        10_000, description="Resamples of the bootstrap intervals."
+    bootstrap_resamples: Annotated[int, Field(ge=100, le=1_000_000)] = setting(
+        10_000, FIGURES, description="Resamples of the bootstrap intervals."
     )
-    confidence: Annotated[float, Field(gt=0, lt=1)] = Field(0.95, description="Confidence of the intervals.")
-    seed: Seed = Field(42, description="Random seed of the bootstrap.")
-    llm: NonEmpty | None = Field(
+    confidence: Annotated[float, Field(gt=0, lt=1)] = setting(
+        0.95, FIGURES, description="Confidence of the intervals."
+    )
+    seed: Seed = setting(42, FIGURES, description="Random seed of the bootstrap.")
+    llm: NonEmpty | None = setting(
         None,
+        figures(used_by="judge"),
         description='Judge model: its name at the endpoint, or "local:" and a folder, Hub id or package: name.',
     )
-    embedding: NonEmpty | None = Field(
+    embedding: NonEmpty | None = setting(
         None,
+        figures(used_by="embedding"),
         description='Embedding model: its name at the endpoint, or "local:" and a sentence-transformers model; '
         "none = the packaged all-MiniLM-L6-v2.",
     )
-    judge_base_url: WebAddress | None = Field(
-        None, description="Address of an endpoint that speaks OpenAI's protocol; none = OpenAI's own."
-    )
-    embedding_base_url: WebAddress | None = Field(
-        None, description="The same for the embedding model; none = judge_base_url."
-    )
-    judge_api_key: KeyPlace = Field(
-        "${OPENAI_API_KEY}", description="Where the key of the endpoints is kept; never the key itself."
-    )
-    judge_concurrency: Annotated[int, Field(ge=1, le=256)] = Field(
-        8, description="Calls to the judge's endpoint at the same time."
-    )
-    judge_timeout_seconds: Annotated[float, Field(gt=0)] = Field(
-        60.0, description="Longest wait for one reply of the endpoint."
-    )
-    judge_max_retries: Annotated[int, Field(ge=0, le=100)] = Field(
-        5, description="Repeats of a call that was not answered, with growing pauses."
-    )
-    judge_max_tokens: Count = Field(
-        2048, description="Longest reply of the judge, in tokens; 768 for a local one unless set."
-    )
-    judge_budget_dollars: Annotated[float, Field(gt=0)] | None = Field(
-        None, description="Most that the judge may cost in one evaluation; none = no limit."
-    )
-    judge_cache_dir: NonEmpty | None = Field(
-        None, description="Folder of the judge's replies, which are paid once; none = in the cache folder."
-    )
-    judge_calibration: NonEmpty | None = Field(
+    judge_base_url: WebAddress | None = setting(
         None,
+        figures(used_by="judge"),
+        description="Address of an endpoint that speaks OpenAI's protocol; none = OpenAI's own.",
+    )
+    embedding_base_url: WebAddress | None = setting(
+        None,
+        figures(used_by="embedding"),
+        description="The same for the embedding model; none = judge_base_url.",
+    )
+    judge_api_key: KeyPlace = setting(
+        "${OPENAI_API_KEY}",
+        NOTHING,
+        description="Where the key of the endpoints is kept; never the key itself.",
+    )
+    judge_concurrency: Annotated[int, Field(ge=1, le=256)] = setting(
+        8, NOTHING, description="Calls to the judge's endpoint at the same time."
+    )
+    judge_timeout_seconds: Annotated[float, Field(gt=0)] = setting(
+        60.0, figures(used_by="judge"), description="Longest wait for one reply of the endpoint."
+    )
+    judge_max_retries: Annotated[int, Field(ge=0, le=100)] = setting(
+        5,
+        figures(used_by="judge"),
+        description="Repeats of a call that was not answered, with growing pauses.",
+    )
+    judge_max_tokens: Count | None = setting(
+        None,
+        figures(used_by="judge"),
+        description="Longest reply of the judge, in tokens; none = 2048, 768 for a local one.",
+    )
+    judge_budget_dollars: Annotated[float, Field(gt=0)] | None = setting(
+        None,
+        figures(used_by="judge"),
+        description="Most that the judge may cost in one evaluation; none = no limit.",
+    )
+    judge_cache_dir: NonEmpty | None = setting(
+        None,
+        NOTHING,
+        description="Folder of the judge's replies, which are paid once; none = in the cache folder.",
+    )
+    judge_calibration: NonEmpty | None = setting(
+        None,
+        figures(used_by="judge"),
         description="File or URL of the judge's calibrations (`tuneproof judge calibrate`); none = "
         "judge_calibration.json beside its replies.",
     )
-    judge_minimum_kappa: Annotated[float, Field(ge=0, le=1)] = Field(
+    judge_minimum_kappa: Annotated[float, Field(ge=0, le=1)] = setting(
         0.6,
+        figures(used_by="judge"),
         description="Kappa with people that a judge must reach, by the lower end of its interval, before its metric "
         "may decide about a model; 0 = none is asked.",
     )
-    cost_per_million_input_tokens: Annotated[float, Field(ge=0)] | None = Field(
-        None, description="Price of a million prompt tokens of the judge model, in US dollars."
-    )
-    cost_per_million_output_tokens: Annotated[float, Field(ge=0)] | None = Field(
-        None, description="Price of a million answer tokens of the judge model, in US dollars."
-    )
-    bert_score_model: NonEmpty = Field(
-        "roberta-large", description="Model of the metric bert_score: a Hub id or a folder."
-    )
-    bert_score_layer: Count | None = Field(
+    cost_per_million_input_tokens: Annotated[float, Field(ge=0)] | None = setting(
         None,
+        figures(used_by="judge"),
+        description="Price of a million prompt tokens of the judge model, in US dollars.",
+    )
+    cost_per_million_output_tokens: Annotated[float, Field(ge=0)] | None = setting(
+        None,
+        figures(used_by="judge"),
+        description="Price of a million answer tokens of the judge model, in US dollars.",
+    )
+    bert_score_model: NonEmpty = setting(
+        "roberta-large",
+        figures(used_by="bert_score"),
+        description="Model of the metric bert_score: a Hub id or a folder.",
+    )
+    bert_score_layer: Count | None = setting(
+        None,
+        figures(used_by="bert_score"),
         description="Its layer that is compared; none = the one that bert-score knows to be best, else the last.",
     )
 
@@ -702,80 +883,109 @@ class EvaluatorConfig(RunNaming):
 class GateConfig(Section):
     """Section [gate]: what a candidate must show before it is promoted."""
 
-    primary_metric: NonEmpty | None = Field(
-        None, description="Metric that must be better; none = the first metric that has a better and a worse."
+    primary_metric: NonEmpty | None = setting(
+        None,
+        figures("verdict"),
+        description="Metric that must be better; none = the first metric that has a better and a worse.",
     )
-    minimum_effect: Annotated[float, Field(ge=0)] = Field(
+    minimum_effect: Annotated[float, Field(ge=0)] = setting(
         0.0,
+        figures("verdict"),
         description="Smallest gain that is worth a promotion, on the metric's own scale (0.02 = 2 points).",
     )
-    guard_metrics: Literal["others"] | tuple[NonEmpty, ...] = Field(
+    guard_metrics: Literal["others"] | tuple[NonEmpty, ...] = setting(
         (),
+        figures("verdict"),
         description='Metrics that must be shown not to fall: a list, or "others" = all others between 0 and 1. That '
         "empty, cut and failed answers do not become more is watched in any case.",
     )
-    challenges: Count = Field(
+    challenges: Count = setting(
         30,
+        figures("verdict"),
         description="How many candidates may challenge one champion on one test set at the error of a single test; "
         "each may use its part of it.",
     )
-    non_inferiority_margin: Annotated[float, Field(ge=0)] = Field(
+    non_inferiority_margin: Annotated[float, Field(ge=0)] = setting(
         0.03,
+        figures("verdict"),
         description="How far a guard metric may fall; for metrics that are no shares, as a part of the other's figure.",
     )
-    minimum_rows: Count = Field(
-        50, description="Fewest rows with different questions that both models were scored on."
+    minimum_rows: Count = setting(
+        50,
+        figures("verdict"),
+        description="Fewest rows with different questions that both models were scored on.",
     )
-    maximum_error_rate: Annotated[float, Field(ge=0, le=1)] = Field(
-        0.05, description="Largest share of the candidate's rows that may have an error."
+    maximum_error_rate: Annotated[float, Field(ge=0, le=1)] = setting(
+        0.05, figures("verdict"), description="Largest share of the candidate's rows that may have an error."
     )
-    maximum_unscored_rate: Annotated[float, Field(ge=0, le=1)] = Field(
+    maximum_unscored_rate: Annotated[float, Field(ge=0, le=1)] = setting(
         0.05,
+        figures("verdict"),
         description="Largest share of the compared rows that the primary metric may leave unscored, or a guard "
         "metric in one run only.",
     )
-    maximum_overlap: Annotated[float, Field(ge=0, le=1)] = Field(
-        0.01, description="Largest share of test questions that the training data may hold too, even nearly."
+    maximum_overlap: Annotated[float, Field(ge=0, le=1)] = setting(
+        0.01,
+        figures("verdict"),
+        description="Largest share of test questions that the training data may hold too, even nearly.",
     )
-    noise_rows: Annotated[int, Field(ge=0)] = Field(
-        16, description="Rows that are answered twice, in other batches, to measure the noise; 0 = none."
+    noise_rows: Annotated[int, Field(ge=0)] = setting(
+        16,
+        figures("verdict"),
+        description="Rows that are answered twice, in other batches, to measure the noise; 0 = none.",
     )
 
 
 class PipelineConfig(Section):
     """Section [pipeline]: which phases run and where files go."""
 
-    enable_finetuning: bool = Field(True, description="Run the fine-tuning phase.")
-    enable_inference: bool = Field(True, description="Run the inference phase.")
-    enable_evaluation: bool = Field(True, description="Run the evaluation phase.")
-    stop_after_finetuning: bool = Field(False, description="End after fine-tuning.")
-    stop_after_inference: bool = Field(False, description="End after inference.")
-    models_dir: NonEmpty = Field("models", description="Folder or URL (s3://…) of the fine-tuned models.")
-    runs_dir: NonEmpty = Field("runs", description="Folder or URL of the runs (answers, scores, reports).")
-    sync_seconds: Annotated[float, Field(ge=0.1, le=3600)] = Field(
-        10.0, description="With a URL: how often new answers are sent there, in seconds."
+    enable_finetuning: bool = setting(True, NOTHING, description="Run the fine-tuning phase.")
+    enable_inference: bool = setting(True, NOTHING, description="Run the inference phase.")
+    enable_evaluation: bool = setting(True, NOTHING, description="Run the evaluation phase.")
+    stop_after_finetuning: bool = setting(False, NOTHING, description="End after fine-tuning.")
+    stop_after_inference: bool = setting(False, NOTHING, description="End after inference.")
+    models_dir: NonEmpty = setting(
+        "models", NOTHING, description="Folder or URL (s3://…) of the fine-tuned models."
     )
-    gpu_concurrency_limit: NonEmpty | None = Field(
+    runs_dir: NonEmpty = setting(
+        "runs", NOTHING, description="Folder or URL of the runs (answers, scores, reports)."
+    )
+    sync_seconds: Annotated[float, Field(ge=0.1, le=3600)] = setting(
+        10.0, NOTHING, description="With a URL: how often new answers are sent there, in seconds."
+    )
+    gpu_concurrency_limit: NonEmpty | None = setting(
         "gpu",
+        NOTHING,
         description="Global concurrency limit of the Prefect server of which a run holds a slot while it uses a "
         "GPU; {device} in it becomes the UUID of the GPU, GPU-…, for a limit of each; none = no limit.",
     )
-    compare_with_base: bool = Field(True, description="Also let the base model answer, to compare.")
-    compare_with_champion: bool = Field(
-        True, description="Also let the promoted model answer, if there is one, to compare."
+    compare_with_base: bool = setting(
+        True, figures("compared runs"), description="Also let the base model answer, to compare."
     )
-    promote: Literal["never", "when-better", "ask"] = Field(
+    compare_with_champion: bool = setting(
+        True,
+        figures("compared runs"),
+        description="Also let the promoted model answer, if there is one, to compare.",
+    )
+    promote: Literal["never", "when-better", "ask"] = setting(
         "when-better",
+        NOTHING,
         description="never; when-better = after the verdict promote; ask = also ask a person, in the Prefect UI, "
         "when the verdict is inconclusive.",
     )
-    ask_timeout_seconds: Annotated[int, Field(ge=1)] = Field(
-        86_400, description="How long to wait for that person; after it the verdict stays inconclusive."
+    ask_timeout_seconds: Annotated[int, Field(ge=1)] = setting(
+        86_400,
+        NOTHING,
+        description="How long to wait for that person; after it the verdict stays inconclusive.",
     )
-    push_promoted: bool = Field(
-        False, description="Push a promoted model to the Hub (fine_tuner.hf_user_id), scores in its card."
+    push_promoted: bool = setting(
+        False,
+        NOTHING,
+        description="Push a promoted model to the Hub (fine_tuner.hf_user_id), scores in its card.",
     )
-    push_private: bool = Field(True, description="A repository that push_promoted makes is private.")
+    push_private: bool = setting(
+        True, NOTHING, description="A repository that push_promoted makes is private."
+    )
 
 
 class Config(Section):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tasks.core.config import given_markers
+from tasks.core.config.changes import changes_of
 from tasks.core.errors import EvaluationError
 from tasks.core.evaluation import wording
 from tasks.core.evaluation.champions import champion_line
@@ -28,6 +29,7 @@ from tasks.core.evaluation.report import write_report
 from tasks.core.evaluation.row_view import RowView, row_views
 from tasks.core.evaluation.run_scoring import RunScoring, predictions_of
 from tasks.core.evaluation.scoring_models import ScoringModels
+from tasks.core.evaluation.similarity_metrics import BERT_SCORE
 from tasks.core.evaluation.spreadsheet import write_spreadsheet
 from tasks.core.evaluation.summary import (
     ChampionPoint,
@@ -148,17 +150,28 @@ def _champions(gating: Gating, summary: EvaluationSummary, metric: str) -> tuple
 
 
 def settings_of(config: EvaluatorConfig) -> EvaluationSettings:
-    """What the figures of an evaluation with these settings depend on."""
-    return EvaluationSettings(
-        metrics=config.metrics,
-        error_rows=config.error_rows,
-        bootstrap_resamples=config.bootstrap_resamples,
-        confidence=config.confidence,
-        seed=config.seed,
-        llm=config.llm if config.judged_metrics else None,
-        embedding=config.embedding,
-        thought_markers=given_markers(config.thought_markers),
-    )
+    """What the figures of an evaluation with these settings depend on: what the section declares to change them.
+
+    Settings of a judge, an embedding model or bert_score that no metric asks for are as if they were not set.
+    """
+    given, defaults = config.model_dump(mode="json"), type(config)().model_dump(mode="json")
+    used = {
+        "judge": bool(config.judged_metrics),
+        "embedding": bool(config.embedded_metrics),
+        "bert_score": BERT_SCORE.name in config.metrics,
+    }
+    declared = changes_of(type(config)).items()
+    figures = {
+        key: changes for key, changes in declared if changes.effect == "figures" and not changes.within
+    }
+    values = {
+        key: (given if changes.used_by is None or used[changes.used_by] else defaults)[key]
+        for key, changes in figures.items()
+    }
+    values["thought_markers"] = given_markers(config.thought_markers)
+    named = {key: value for key, value in values.items() if key in EvaluationSettings.model_fields}
+    others = {key: value for key, value in values.items() if key not in named and value != defaults[key]}
+    return EvaluationSettings.model_validate({**named, "others": others})
 
 
 def require_verdicts(summary: EvaluationSummary, report_path: Path) -> None:

@@ -1,8 +1,9 @@
 """The gate: from compared figures to promote, reject or inconclusive, with the reasons in words.
 
-Promote needs every check to pass, so each may use the full error rate (an intersection-union test, Berger
-1982) and the chance of promoting a model that is no better stays below it. Reject needs one check to fail, so
-those p values are adjusted for their number (Holm 1979). Everything else is inconclusive.
+Promote needs every check to pass, those that are skipped aside (their detail says why), so each may use the full error
+rate (an intersection-union test, Berger 1982) and the chance of promoting a model that is no better stays below it.
+Reject needs one check to fail, so those p values are adjusted for their number (Holm 1979). Everything else is
+inconclusive.
 """
 
 from __future__ import annotations
@@ -143,6 +144,7 @@ def decide(inputs: GateInputs, primary: Metric, settings: GateConfig) -> Verdict
         reasons=tuple(check.detail for check in told),
         checks=checks,
         notes=tuple(looked_at.notes()),
+        missing_champion=inputs.missing_champion,
         challenge=inputs.challenge,
         noise_floor=inputs.noise.value,
         settings=settings.model_dump(mode="json"),

@@ -30,6 +30,8 @@ logger = logging.getLogger(__name__)
 
 OUT_OF_BUDGET = "the budget is spent"
 NO_ENDPOINT = "the endpoint stopped answering"
+DEFAULT_REPLY_TOKENS = 2048
+"""Longest reply where judge_max_tokens is not set."""
 _REFUSED = "the endpoint refuses the call"
 _BYTES_PER_TOKEN = 3.0
 _FIRST_GUESS_OUTPUT_TOKENS = 300.0
@@ -131,7 +133,7 @@ class EndpointJudge:
         endpoint: Endpoint,
         *,
         concurrency: int = 8,
-        max_tokens: int = 2048,
+        max_tokens: int = DEFAULT_REPLY_TOKENS,
         prices: Prices = NO_PRICES,
         budget_dollars: float | None = None,
     ) -> None:

@@ -14,6 +14,7 @@ from pydantic import SecretStr
 
 from tasks.core.config.sections import LOCAL_MODEL
 from tasks.core.errors import EvaluationError
+from tasks.core.evaluation import judge_endpoint, judge_local
 from tasks.core.evaluation.embedding import (
     PACKAGED_NAME,
     Embedder,
@@ -23,7 +24,7 @@ from tasks.core.evaluation.embedding import (
 from tasks.core.evaluation.judge import Judge, JudgeBackend, Progress
 from tasks.core.evaluation.judge_calibration import CalibrationBook, JudgeStanding, standing_of
 from tasks.core.evaluation.judge_endpoint import Endpoint, EndpointJudge, Prices
-from tasks.core.evaluation.judge_local import DEFAULT_REPLY_TOKENS, LocalJudge
+from tasks.core.evaluation.judge_local import LocalJudge
 from tasks.core.evaluation.judge_metrics import prompt_sha256
 from tasks.core.evaluation.judge_replies import ReplyStore
 from tasks.core.evaluation.similarity_metrics import BERT_SCORE, TokenMatcher
@@ -69,14 +70,13 @@ class ScoringModels:
         if config.llm is None:
             raise EvaluationError("a metric needs a judge model", "set llm in [evaluator]; see docs/judge.md")
         if config.llm.startswith(LOCAL_MODEL):
-            is_set = "judge_max_tokens" in config.model_fields_set
-            limit = config.judge_max_tokens if is_set else DEFAULT_REPLY_TOKENS
+            limit = config.judge_max_tokens or judge_local.DEFAULT_REPLY_TOKENS
             return LocalJudge(config.llm.removeprefix(LOCAL_MODEL), max_tokens=limit)
         return EndpointJudge(
             config.llm,
             self._endpoint(config.judge_base_url, f"the judge {config.llm}"),
             concurrency=config.judge_concurrency,
-            max_tokens=config.judge_max_tokens,
+            max_tokens=config.judge_max_tokens or judge_endpoint.DEFAULT_REPLY_TOKENS,
             prices=Prices(config.cost_per_million_input_tokens, config.cost_per_million_output_tokens),
             budget_dollars=config.judge_budget_dollars,
         )

@@ -231,6 +231,7 @@ class Verdict(Record):
     reasons: tuple[str, ...]
     checks: tuple[GateCheck, ...]
     notes: tuple[str, ...] = ()
+    missing_champion: str | None = Field(None, description="why the promoted model was not compared")
     challenge: Challenge | None = None
     noise_floor: float | None = None
     settings: dict[str, Any] = Field(default_factory=dict)
@@ -272,7 +273,10 @@ class EmbeddingUsage(Record):
 
 
 class EvaluationSettings(Record):
-    """Everything that the figures depend on besides the predictions."""
+    """Everything that the figures depend on besides the predictions, as the sections declare it.
+
+    `others` are those settings that have no name of their own here, where they are not at their default.
+    """
 
     metrics: tuple[str, ...]
     error_rows: ErrorPolicy
@@ -285,6 +289,7 @@ class EvaluationSettings(Record):
         None,
         description="by which thoughts were taken from answers that still held them; None: well-known ones",
     )
+    others: dict[str, Any] = Field(default_factory=dict)
 
 
 class EvaluationSummary(Record):

@@ -264,6 +264,7 @@ def setting_rows(summary: EvaluationSummary) -> Iterator[tuple[str, str | float 
     yield "seed", settings.seed
     yield "judge model", settings.llm
     yield "embedding model", settings.embedding
+    yield from _flat(settings.others)
     for what, usage in (("judge", summary.judge), ("embedding", summary.embedding)):
         if usage is not None:
             for key, value in _flat(usage.model_dump(mode="json")):

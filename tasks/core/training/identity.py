@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
+from tasks.core.config import FineTunerConfig
+from tasks.core.config.changes import Changes, changes_of
 from tasks.core.errors import RunKeyMismatchError
 from tasks.core.files import write_atomically
 from tasks.core.models.registry import MANIFEST_NAME
@@ -16,37 +18,13 @@ from tasks.core.records import Record
 from tasks.core.training import checkpoints
 
 if TYPE_CHECKING:
-    from tasks.core.config import FineTunerConfig
     from tasks.core.records import ModelIdentity
     from tasks.core.training.rows import TrainingData
 
 logger = logging.getLogger(__name__)
 
 IDENTITY_NAME = "identity.json"
-
-# Settings that only change names, places, speed or what is written down; all others shape the weights.
-_WITHOUT_EFFECT = {
-    *("run_name", "run_name_prefix", "run_name_suffix", "device", "trust_remote_code"),
-    *("base_model_id", "base_model_revision", "dataset_num_proc", "max_rows"),
-    *("training_data_id", "training_data_split", "training_data_revision"),
-    *("validation_data_id", "validation_data_split", "validation_data_revision"),
-    *("question_column", "ground_truth_column", "system_prompt_column", "system_prompt_override_text"),
-    *("question_template", "reasoning_column"),
-    *("device_train_batch_size", "device_validation_batch_size", "grad_accumulation"),
-    *("use_gradient_checkpointing", "log_steps", "log_first_step", "save_steps", "save_total_limit"),
-    *("resume", "push_to_hub", "hf_user_id", "report_to", "dtype", "load_in_4bit", "load_in_8bit"),
-    *("chat_template", "chat_template_kwargs"),  # both are in the template that the trained model gets
-}
-# They shape the weights of one kind of training only.
-_ADAPTER_ONLY = {
-    *("rank", "lora_alpha", "lora_dropout", "target_modules", "bias", "use_rslora", "loftq_config"),
-    *("use_dora", "init_lora_weights", "modules_to_save"),
-}
-# Settings that came later: at their defaults a training is the one that it was without them.
-_ADDED_LATER = {
-    *("use_dora", "init_lora_weights", "warmup_ratio", "max_grad_norm", "neftune_noise_alpha"),
-    *("early_stopping_patience", "modules_to_save"),
-}
+_CHANGES = changes_of(FineTunerConfig)
 
 
 class TrainingIdentity(Record):
@@ -59,12 +37,11 @@ class TrainingIdentity(Record):
         cls, config: FineTunerConfig, base: ModelIdentity, data: TrainingData, dtype: str
     ) -> TrainingIdentity:
         """Collect the identity; the batch counts as a whole, however it is cut to fit memory."""
-        dropped = _WITHOUT_EFFECT | (_ADAPTER_ONLY if config.full_finetuning else set())
         defaults = type(config)().model_dump(mode="json")
         settings = {
             name: value
             for name, value in config.model_dump(mode="json").items()
-            if name not in dropped and not (name in _ADDED_LATER and value == defaults[name])
+            if _enters(_CHANGES[name], config) and not (_CHANGES[name].came_later and value == defaults[name])
         }
         settings |= {
             "base weights": base.weights_sha256,
@@ -92,6 +69,12 @@ class TrainingIdentity(Record):
         return [
             f"{name}: {_shown(mine)} -> {_shown(theirs)}" for name, mine, theirs in pairs if mine != theirs
         ]
+
+
+def _enters(changes: Changes, config: FineTunerConfig) -> bool:
+    """Whether a setting shapes these weights, and nothing else in the identity stands for it."""
+    unused = changes.kind == "adapter" and config.full_finetuning
+    return changes.effect == "weights" and changes.within is None and not unused
 
 
 def read_identity(model_dir: Path) -> TrainingIdentity | None:
