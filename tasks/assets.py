@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,8 +11,11 @@ from typing import Any
 from prefect.assets import Asset, AssetProperties, materialize
 from prefect.cache_policies import NO_CACHE
 
+from tasks.core.errors import first_line
 from tasks.core.evaluation.summary import EvaluationSummary
 from tasks.core.records import ModelManifest, RunManifest
+
+logger = logging.getLogger(__name__)
 
 _MADE_BY = "tuneproof"
 
@@ -88,4 +92,7 @@ def _record(asset: Asset, made_of: Sequence[Asset], metadata: dict[str, Any]) ->
     def record() -> None:
         asset.add_metadata(metadata)
 
-    record()
+    try:
+        record()
+    except Exception as error:  # whatever the server or its client says: the work that it tells of is done
+        logger.warning("an asset could not be recorded: %s", first_line(error))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import re
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import pytest
@@ -110,3 +111,24 @@ def test_a_loss_curve_stays_within_its_frame_and_small(count: int) -> None:
         points = [tuple(map(float, point.split(","))) for point in line.attrib["points"].split()]
         assert all(0 <= x <= 720 and 0 <= y <= 260 for x, y in points)
     assert len(data_uri(svg)) < 20_000
+
+
+def test_an_asset_that_prefect_does_not_take_stops_nothing(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from prefect.assets import Asset
+
+    from tasks import assets
+
+    def refuse(*_: object, **__: object) -> Any:
+        def task(_function: object) -> Any:
+            def record() -> None:
+                raise RuntimeError("the server is away")
+
+            return record
+
+        return task
+
+    monkeypatch.setattr(assets, "materialize", refuse)
+    assets._record(Asset(key="tuneproof://models/x"), (), {})
+    assert "an asset could not be recorded: the server is away" in caplog.text

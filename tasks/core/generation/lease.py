@@ -37,18 +37,21 @@ class Lease(Record):
 def lease(store: Store, name: str) -> Iterator[None]:
     """Hold `name` for this machine and renew it; a holder that died is waited out for two minutes at most.
 
-    Processes of one machine share it (a file lock parts them). Two machines that ask within the same second
-    may both get it; a run has one identity, so nothing is mixed, only computed twice. Raises RunLockedError.
+    Processes of one machine share it (a file lock parts them). Of two machines that ask for a free one at once, one
+    gets it; two that find one that has run out may both take it over; a run has one identity, so nothing is mixed
+    then, only computed twice. Raises RunLockedError.
     """
     machine = _machine(store)
     holder = _read(store, name)
+    if holder is None and not store.write_once(name, _content(machine)):
+        holder = _read(store, name)
     if holder is not None and holder.machine != machine and holder.until > time.time():
         raise RunLockedError(
             f"{store.place}/{name.rpartition('/')[0]} is being written by process {holder.pid} on {holder.host}",
             f"wait for it to end; if it died, for {holder.until - time.time():.0f} s, or use another run name",
         )
     over = threading.Event()
-    _write(store, name, machine)
+    store.write(name, _content(machine))
     thread = threading.Thread(target=_renew, args=(store, name, machine, over), name="lease", daemon=True)
     thread.start()
     try:
@@ -71,7 +74,7 @@ def _renew(store: Store, name: str, machine: str, over: threading.Event) -> None
                     "%s/%s was taken over by another machine, which found it had run out", store.place, name
                 )
                 return
-            _write(store, name, machine)
+            store.write(name, _content(machine))
         except StorageError as exc:
             logger.warning("%s", exc.what)
 
@@ -82,10 +85,10 @@ def _is_held_by(store: Store, name: str, machine: str) -> bool:
     return holder is None or holder.machine == machine
 
 
-def _write(store: Store, name: str, machine: str) -> None:
+def _content(machine: str) -> bytes:
     until = time.time() + LEASE_SECONDS
     holder = Lease(machine=machine, host=socket.gethostname(), pid=os.getpid(), until=until)
-    store.write(name, holder.model_dump_json().encode())
+    return holder.model_dump_json().encode()
 
 
 def _read(store: Store, name: str) -> Lease | None:
