@@ -11,7 +11,6 @@ from tasks.core.evaluation.html_page import render_page
 from tasks.core.evaluation.judge_calibration import JudgeStanding
 from tasks.core.evaluation.judge_metrics import PREFERENCE
 from tasks.core.evaluation.outputs import replacing
-from tasks.core.evaluation.wording import percent
 
 
 def write_calibration(
@@ -40,7 +39,7 @@ def figures(found: Calibrated) -> Iterator[tuple[str, str, str]]:
     yield "kappa, weighted", kappa, interval
     if record.plain_kappa is not None:
         yield "kappa, unweighted", f"{record.plain_kappa:.2f}", "of equal values"
-    yield "agreement", percent(record.agreement), f"equal on {record.rows - len(found.differing):,} rows"
+    yield "agreement", f"{100 * record.agreement:.1f} %", f"equal on {record.rows - len(found.differing):,} rows"
     yield "judge less person", f"{found.mean_error:+.3f}", "on average; above 0 the judge is the milder one"
     if record.unjudged_rows:
         yield "no verdict", f"{record.unjudged_rows:,} rows", found.unjudged[0][1]
@@ -52,7 +51,7 @@ def figures(found: Calibrated) -> Iterator[tuple[str, str, str]]:
             "when both texts change places",
         )
         if place.first is not None and record.metric == PREFERENCE.name:
-            yield "choices of what stands first", percent(place.first), "50 % without bias"
+            yield "choices of what stands first", f"{100 * place.first:.0f} %", "50 % without bias"
         elif place.first is not None:
             yield "answer first less reference first", f"{place.first:+.3f}", "0 without bias"
     if found.shorter is not None and found.longer is not None:
