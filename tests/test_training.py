@@ -748,6 +748,7 @@ def test_rows_that_cannot_be_learnt_are_left_out_counted_and_explained(
     path.write_text(path.read_text() + "".join(json.dumps(row) + "\n" for row in bad))
     result = run(settings, tmp_path, training_data_id=str(path))
     assert (result.manifest.training_row_count, result.manifest.skipped_row_count) == (8, 4)
+    assert result.manifest.training_dataset_sha256 not in (None, result.manifest.training_rows_sha256)
     assert "4 of 12 rows" in caplog.text and "the question is empty" in caplog.text
     assert caplog.text.count("\n    row ") == 3
 
