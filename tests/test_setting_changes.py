@@ -214,6 +214,8 @@ JUDGED: dict[str, Any] = {"metrics": ("answer_accuracy", "semantic_similarity", 
 OTHER_FIGURES: dict[str, Any] = {
     "metrics": ("answer_accuracy", "semantic_similarity", "bert_score", "f1"),
     "error_rows": "excluded",
+    "judge_calibration": "calibrations.json",
+    "judge_minimum_kappa": 0.5,
     "thought_markers": "none",
     "bootstrap_resamples": 500,
     "confidence": 0.9,
