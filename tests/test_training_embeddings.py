@@ -206,7 +206,8 @@ def test_modules_to_save_are_part_of_a_trainings_identity_only_where_they_are_se
     from types import SimpleNamespace
 
     rows = SimpleNamespace(sha256="0", earlier_count=0)
-    data: Any = SimpleNamespace(chat_template_sha256="0", train=rows, validation=None)
+    template: Any = SimpleNamespace(writes_more=False, end=None)
+    data: Any = SimpleNamespace(chat_template_sha256="0", train=rows, validation=None, template=template)
     base: Any = SimpleNamespace(weights_sha256="0", adapter_sha256=None, quantization="none")
     without, with_head = (
         TrainingIdentity.of(FineTunerConfig(modules_to_save=names), base, data, "float32").settings

@@ -174,8 +174,9 @@ def test_neftune_makes_noise_in_training_only(tiny_model_dir: Path, tmp_path: Pa
 
 
 def identity_of(**settings: Any) -> dict[str, Any]:
-    rows = SimpleNamespace(sha256="0" * 64)
-    data: Any = SimpleNamespace(train=rows, validation=None, chat_template_sha256="1" * 64)
+    rows = SimpleNamespace(sha256="0" * 64, earlier_count=0)
+    template: Any = SimpleNamespace(writes_more=False, end=None)
+    data: Any = SimpleNamespace(train=rows, validation=None, template=template, chat_template_sha256="1" * 64)
     base: Any = SimpleNamespace(weights_sha256="2" * 64, adapter_sha256=None, quantization="none")
     return TrainingIdentity.of(FineTunerConfig(**settings), base, data, "float32").settings
 
