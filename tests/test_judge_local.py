@@ -56,7 +56,7 @@ def replies_of(model_dir: Path, prompts: list[JudgePrompt], max_tokens: int) -> 
 def test_a_model_that_knows_nothing_of_json_gives_verdicts_of_the_asked_form(tiny_model_dir: Path) -> None:
     prompts = [
         accuracy_prompt("what?", "this", "that"),
-        preference_prompt("what?", "this", "that", None),
+        preference_prompt("what?", "this", "that", ()),
         accuracy_prompt("", "", ""),
     ]
     short = [
@@ -80,7 +80,7 @@ def test_a_model_that_knows_nothing_of_json_gives_verdicts_of_the_asked_form(tin
         ),
         (accuracy_prompt("q", "a", "r"), {"reason": 'so "said"', "rating": 2}),
         (relevancy_prompt("a"), {"questions": ["one?", "two?"], "noncommittal": False}),
-        (preference_prompt("q", "a", "b", None), {"reason": "so", "better": "tie"}),
+        (preference_prompt("q", "a", "b", ()), {"reason": "so", "better": "tie"}),
     ],
     ids=["facts", "accuracy", "relevancy", "preference"],
 )

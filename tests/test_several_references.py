@@ -139,11 +139,13 @@ def test_a_judge_sees_all_right_answers_and_is_asked_as_before_where_there_is_on
         preference_prompt("q", "a", "b", ("Vienna", "Wien")),
     ):
         system, user = prompt.messages
-        assert ["Vienna", "Wien"] in json.loads(user.content).values()
+        assert ["Vienna", "Wien"] in json.loads(user.content.split("\n")[1]).values()
         assert "right by itself" in system.content
     assert factual_prompt("q", "", ("Vienna",)).digest("j") == factual_prompt("q", "", "Vienna").digest("j")
-    assert json.loads(factual_prompt("q", "", ("Vienna",)).messages[1].content)["answer"] == ""
-    assert "reference" not in json.loads(preference_prompt("q", "a", "b", ()).messages[1].content)
+    assert json.loads(factual_prompt("q", "", ("Vienna",)).messages[1].content.split("\n")[1])["answer"] == ""
+    assert "reference" not in json.loads(
+        preference_prompt("q", "a", "b", ()).messages[1].content.split("\n")[1]
+    )
 
 
 def test_published_predictions_carry_all_right_answers_and_are_read_back(tmp_path: Path) -> None:

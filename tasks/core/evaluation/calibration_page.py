@@ -39,7 +39,11 @@ def figures(found: Calibrated) -> Iterator[tuple[str, str, str]]:
     yield "kappa, weighted", kappa, interval
     if record.plain_kappa is not None:
         yield "kappa, unweighted", f"{record.plain_kappa:.2f}", "of equal values"
-    yield "agreement", f"{100 * record.agreement:.1f} %", f"equal on {record.rows - len(found.differing):,} rows"
+    yield (
+        "agreement",
+        f"{100 * record.agreement:.1f} %",
+        f"equal on {record.rows - len(found.differing):,} rows",
+    )
     yield "judge less person", f"{found.mean_error:+.3f}", "on average; above 0 the judge is the milder one"
     if record.unjudged_rows:
         yield "no verdict", f"{record.unjudged_rows:,} rows", found.unjudged[0][1]
