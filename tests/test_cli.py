@@ -233,7 +233,7 @@ def test_a_dry_run_tells_the_plan_and_writes_nothing(folder: Path) -> None:
     assert done.returncode == 0, done.stderr
     for words in (
         "training rows: 12",
-        "updates: 1",
+        "updates: 2",
         "models/tuned",
         "test rows: 6",
         "greedy, up to 8 tokens",
