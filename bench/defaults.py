@@ -4,8 +4,8 @@
 
 Trains from the base each time, on the first rows of one set, and measures the loss of 100 other rows before the
 first update and at each epoch's end. `quickstart` are the demo's questions, made up anew in any number; any other
-name is a JSONL file with `question` and `answer`, whose last 100 rows are measured on. `before` are the default
-values up to version 0.6.
+name is a JSONL file with `question` and `answer`, whose last 100 rows are measured on. `before` are
+earlier default values.
 """
 
 from __future__ import annotations
