@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tasks.core.config import Config, FineTunerConfig, InferencerConfig
+from tasks.core.data.chat_template import set_template
 from tasks.core.data.columns import ColumnMapping, examples
 from tasks.core.data.prompts import PromptBuilder
 from tasks.core.data.sources import described_data, load_rows
@@ -15,10 +16,16 @@ from tasks.core.models.context_length import context_length_of, possible_length
 from tasks.core.models.loading import ModelSpec, load_tokenizer
 from tasks.core.models.locating import locate
 from tasks.core.prompts.preview import Preview, inference_rows, template_facts, training_rows
+from tasks.core.training.rows import read_training_data
 from tasks.inferencer import Inferencer
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from tasks.core.records import Example
+
+
+_ROWS_THAT_DECIDE = 1000
 
 
 def preview(config: Config, rows: int) -> tuple[Preview, ...]:
@@ -27,7 +34,7 @@ def preview(config: Config, rows: int) -> tuple[Preview, ...]:
     if config.fine_tuner.training_data_id is not None:
         found.append(preview_training(config.fine_tuner, rows))
     if config.inferencer.testing_data_id is not None:
-        found.append(_preview_inference(config, rows))
+        found.append(_preview_inference(config, rows, after_training=bool(found)))
     if not found:
         raise ConfigError(
             "neither [fine_tuner] training_data_id nor [inferencer] testing_data_id is set",
@@ -66,17 +73,23 @@ def preview_training(settings: FineTunerConfig, rows: int) -> Preview:
     return Preview("training", tuple(facts), training_rows(builder, tokenizer, found, rows))
 
 
-def _preview_inference(config: Config, rows: int) -> Preview:
+def _preview_inference(config: Config, rows: int, *, after_training: bool) -> Preview:
+    """Preview what the model is asked that the training gives, where there is one, else the one that is there."""
     settings = config.inferencer
     inferencer = Inferencer(config)
-    try:
-        spec, name = inferencer.model_spec(), inferencer.discover().chosen.model_id
-    except ModelNotFoundError:
-        spec, name = (
-            _base_spec(config.fine_tuner),
-            f"{config.fine_tuner.base_model_id} (none is fine-tuned yet)",
-        )
+    is_trained = after_training and settings.model is None
+    spec, name = (
+        _base_spec(config.fine_tuner),
+        f"the one that fine-tuning {config.fine_tuner.base_model_id} gives",
+    )
+    if not is_trained:
+        try:
+            spec, name = inferencer.model_spec(), inferencer.discover().chosen.model_id
+        except ModelNotFoundError:
+            name = f"{config.fine_tuner.base_model_id} (none is fine-tuned yet)"
     tokenizer = load_tokenizer(spec)
+    if is_trained:
+        _take_trained_template(tokenizer, config.fine_tuner)
     builder = PromptBuilder(
         tokenizer,
         max_sequence_length=possible_length(
@@ -90,9 +103,23 @@ def _preview_inference(config: Config, rows: int) -> Preview:
     )
     facts = [("model", name), ("data", described_data(settings.required_testing_data_id))]
     facts += _system_prompt(settings)
+    if after_training and _system_prompt(settings) != _system_prompt(config.fine_tuner):
+        facts.append(
+            ("warning", "training has another system prompt: the model is asked otherwise than it learnt")
+        )
     facts += template_facts(builder, tokenizer, _source(settings), _config_dir(spec))
     found: Iterator[Example] = inferencer.examples(inferencer.load_dataset())
     return Preview("inference", tuple(facts), inference_rows(builder, tokenizer, found, rows))
+
+
+def _take_trained_template(tokenizer: PreTrainedTokenizerBase, settings: FineTunerConfig) -> None:
+    """Give the tokenizer the template that the trained model will ask with, as its first rows decide."""
+    first = min(settings.max_rows or _ROWS_THAT_DECIDE, _ROWS_THAT_DECIDE)
+    data = read_training_data(
+        settings.model_copy(update={"max_rows": first, "validation_data_id": None}), tokenizer
+    )
+    if data.template.source is not None:
+        set_template(tokenizer, data.template.source)
 
 
 def _base_spec(settings: FineTunerConfig) -> ModelSpec:

@@ -51,7 +51,7 @@ def test_a_turn_that_is_not_learnt_stands_outside_of_the_marks() -> None:
 def test_with_prompts_learnt_too_all_is_between_marks_and_a_prompt_of_inference_has_none() -> None:
     prompts, tokenizer = builder(train_on_responses_only=False)
     (row,) = training_rows(prompts, tokenizer, [Example("1", "a", reference="b")], 1)
-    assert marked_text(row).startswith("\u27e6<|begin|>")
+    assert marked_text(row).startswith("<|begin|>\u27e6<|im_start|>")
     (asked,) = inference_rows(prompts, tokenizer, [Example("1", "a", reference="b")], 1)
     assert "\u27e6" not in marked_text(asked)
 
@@ -67,8 +67,8 @@ def test_markdown_fences_rows_that_hold_a_fence_themselves() -> None:
     from tasks.core.prompts.preview import Preview
 
     prompts, tokenizer = builder()
-    rows = training_rows(prompts, tokenizer, [Example("1", "```x```", reference="b")], 1)
-    assert "````text" in markdown([Preview("training", (("data", "d"),), rows)])
+    rows = training_rows(prompts, tokenizer, [Example("1", "`````x", reference="b")], 1)
+    assert "``````text" in markdown([Preview("training", (("data", "d"),), rows)])
 
 
 @pytest.fixture
@@ -100,7 +100,7 @@ def test_the_command_shows_both_sections_without_colours_in_a_pipe(
     assert "system prompt: system_prompt_override_text: 'Be brief.'" in shown
     assert "an answer ends with: <|im_end|>" in shown
     assert shown.count("\u27e61<|im_end|>\u27e7") == shown.count("\u27e62<|im_end|>\u27e7") == 1
-    assert "(none is fine-tuned yet)" in shown
+    assert "the one that fine-tuning" in shown
     assert "What stands between \u27e6 and \u27e7 is learnt." in shown
 
 
@@ -125,3 +125,25 @@ def test_what_prompts_do_with_thoughts_is_told(config: Path) -> None:
     assert facts[0] == "the prompt lets the model think"
     assert "rows without any are learnt behind a prompt that asks for none" in facts[1]
     assert "<think>\n\n</think>" in marked_text(found.rows[0]).partition("\u27e6")[0]
+
+
+def test_inference_is_shown_as_the_model_asks_that_the_training_gives(config: Path) -> None:
+    settings = {"fine_tuner.chat_template": QWEN_3.template}
+    _, asked = preview(load_config(config, settings), 1)
+    assert ("thoughts", "the prompt asks for answers without thoughts") in asked.facts
+    assert marked_text(asked.rows[0]).endswith("<think>\n\n</think>\n\n")
+
+
+def test_another_system_prompt_in_training_is_told(config: Path) -> None:
+    _, asked = preview(load_config(config), 1)
+    (warning,) = (text for label, text in asked.facts if label == "warning")
+    assert "another system prompt" in warning
+    same = {"inferencer.system_prompt_override_text": "Be brief."}
+    _, asked = preview(load_config(config, same), 1)
+    assert "warning" not in dict(asked.facts)
+
+
+def test_a_character_of_several_tokens_is_shown_whole() -> None:
+    prompts, tokenizer = builder()
+    (row,) = training_rows(prompts, tokenizer, [Example("1", "a", reference="\U0001f600\u5317")], 1)
+    assert "\u27e6\U0001f600\u5317<|im_end|>\u27e7" in marked_text(row)

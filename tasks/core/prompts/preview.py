@@ -5,6 +5,7 @@ A piece is a run of tokens that are learnt alike and are all special or all text
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby, islice
@@ -119,11 +120,12 @@ def inference_rows(
 
 
 def _learnt(tokenizer: PreTrainedTokenizerBase, row: TrainingRow) -> PreviewedRow:
+    labels = (IGNORED_LABEL, *row.labels[1:])  # nothing comes before the first token, so nothing predicts it
     return PreviewedRow(
         row.id,
-        _pieces(tokenizer, row.input_ids, row.labels),
+        _pieces(tokenizer, row.input_ids, labels[: len(row.input_ids)]),
         len(row.input_ids),
-        sum(label != IGNORED_LABEL for label in row.labels),
+        sum(label != IGNORED_LABEL for label in labels),
         row.truncated_tokens,
         row.is_earlier,
         row.problem,
@@ -140,13 +142,24 @@ def _pieces(
     }
     kinds = zip(ids, ((label != IGNORED_LABEL, token in special) for token, label in zip(ids, labels, strict=True)),
                 strict=True)  # fmt: skip
-    pieces = []
+    # Each piece is what it adds to the text before it: alone, a token may lose its blank or half of a character.
+    pieces: list[Piece] = []
+    before, count = "", 0
     for (is_learnt, is_special), tokens in groupby(kinds, key=lambda item: item[1]):
-        text = tokenizer.decode(
-            [token for token, _ in tokens], skip_special_tokens=False, clean_up_tokenization_spaces=False
+        count += sum(1 for _ in tokens)
+        text = str(
+            tokenizer.decode(list(ids[:count]), skip_special_tokens=False, clean_up_tokenization_spaces=False)
         )
-        pieces.append(Piece(_shortened(str(text)), is_learnt, is_special))
+        shared = _shared_length(before, text)
+        pieces.append(Piece(_shortened(text[shared:]), is_learnt, is_special))
+        before = text
     return tuple(pieces)
+
+
+def _shared_length(one: str, other: str) -> int:
+    """How many characters both begin with."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((at for at, (mine, theirs) in pairs if mine != theirs), min(len(one), len(other)))
 
 
 def _shortened(text: str) -> str:
@@ -185,7 +198,8 @@ def markdown(previews: Iterable[Preview]) -> str:
         for row in preview.rows:
             lines += ["", f"Row `{row.id}`: {row_in_words(row)}", ""]
             if row.problem is None:
-                fence = "`" * 4 if "```" in "".join(piece.text for piece in row.pieces) else "```"
+                runs = re.findall("`+", marked_text(row))
+                fence = "`" * max(3, 1 + max(map(len, runs), default=0))
                 lines += [f"{fence}text", marked_text(row), fence]
         lines.append("")
     return "\n".join(lines)
