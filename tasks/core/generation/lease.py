@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pydantic import ValidationError
 
 from tasks.core.errors import RunLockedError, StorageError
-from tasks.core.files import write_atomically
+from tasks.core.files import write_once
 from tasks.core.records import Record
 from tasks.core.storage import Store
 
@@ -102,6 +102,5 @@ def _read(store: Store, name: str) -> Lease | None:
 def _machine(store: Store) -> str:
     """Name of this machine's mirror, drawn once."""
     path = store.local / ".machine"
-    if not path.is_file():
-        write_atomically(path, secrets.token_hex(8))
+    write_once(path, secrets.token_hex(8))
     return path.read_text().strip()
