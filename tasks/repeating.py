@@ -34,7 +34,7 @@ class RepeatedRows(Inferencer):
         config = with_overrides(
             original.config,
             {
-                "pipeline.runs_dir": str(prepared.run.path),
+                "pipeline.runs_dir": original.runs.address_of(prepared.run.path.name),
                 "gate.noise_rows": rows,
                 "inferencer.run_name": repeat_name(rows),
                 "inferencer.run_name_prefix": "",
@@ -64,10 +64,12 @@ def repeat_some_rows(inferencer: Inferencer, prepared: PreparedRows, manifest: R
     """Answer a few rows again for the gate, if their answers can depend on the batches; never fails the run."""
     if not is_repeated(inferencer, manifest):
         return
+    repeated = RepeatedRows.of(inferencer, prepared)
     try:
-        repeated = RepeatedRows.of(inferencer, prepared)
         again = repeated.infer()
-        repeated.release_model()
+        prepared.sync.pull()  # at a URL the repeat is a run with a mirror of its own
         logger.info("%d rows are answered twice, to measure the noise", again.row_count)
     except TuneproofError as error:
         logger.warning("the noise could not be measured: %s", error)
+    finally:
+        repeated.release_model()

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ import pytest
 
 from tasks.core.config import load_config
 from tasks.core.errors import RunKeyMismatchError, RunLockedError, StorageError
+from tasks.core.evaluation.noise import find_repeat
+from tasks.core.evaluation.remote_runs import bring_overview, bring_run
 from tasks.core.generation.lease import lease
 from tasks.core.generation.ledger import Ledger
 from tasks.core.generation.run_dir import RunDir
@@ -294,6 +297,33 @@ def test_a_run_that_another_machine_gave_other_settings_is_not_taken_for_finishe
         pass
 
 
+def test_rows_answered_twice_are_sent_too_and_found_here_and_on_another_machine(
+    overrides: dict[str, Any], bucket: str, machine: Machine
+) -> None:
+    from tasks.repeating import repeat_some_rows
+
+    first = Inferencer(
+        load_config(
+            None,
+            {
+                **overrides,
+                "pipeline.runs_dir": bucket,
+                "inferencer.dtype": "bfloat16",
+                "gate.noise_rows": 4,
+            },
+        )
+    )
+    prepared = first.process_dataset(first.load_dataset())
+    manifest = first.publish(prepared, first.generate_responses(prepared))
+    repeat_some_rows.fn(first, prepared, manifest)
+    assert find_repeat(prepared.run.path) == prepared.run.path / "repeat-4"
+    machine.use("two")
+    runs = Store(bucket)
+    bring_run(runs, runs.local / "run")
+    repeated = find_repeat(runs.local / "run")
+    assert repeated is not None and RunDir(repeated).read_manifest().row_count == 4
+
+
 def test_evaluation_reads_a_run_by_its_url_and_sends_its_results_there(
     overrides: dict[str, Any], s3_bucket: str, machine: Machine
 ) -> None:
@@ -352,6 +382,55 @@ def test_a_file_is_brought_again_only_when_it_changed_there(bucket: str, machine
     store.write("run/a.txt", b"other")
     store.pull("run")
     assert path.read_text() == "other"
+
+
+def test_an_overview_of_many_runs_takes_one_listing(
+    s3_bucket: str, machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import s3fs
+
+    runs, asked = Store(f"{s3_bucket}/overview"), Counter[str]()
+    for number in range(20):
+        for name in ("manifest.json", "identity.json", "inferencer_output.jsonl", "ledgers/own/a/0-9"):
+            runs.write(f"run-{number}/{name}", b"content")
+    call = s3fs.S3FileSystem._call_s3
+
+    async def counted(files: Any, method: str, *args: Any, **kwargs: Any) -> Any:
+        asked[method] += 1
+        return await call(files, method, *args, **kwargs)
+
+    monkeypatch.setattr(s3fs.S3FileSystem, "_call_s3", counted)
+    bring_overview(runs)
+    assert {path.name for path in runs.local.glob("run-7/*")} == {"manifest.json", "identity.json"}
+    assert len(list(runs.local.glob("*/*.json"))) == asked["get_object"] == 40
+    assert asked.total() - asked["get_object"] <= 3
+    asked.clear()
+    bring_overview(runs)
+    assert asked.total() <= 3 and not asked["get_object"]
+
+
+def test_versions_of_fetched_files_are_noted_once_a_pull_and_also_when_it_breaks_off(
+    bucket: str, machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fsspec.implementations.local import LocalFileSystem
+
+    store, noted = Store(bucket), []
+    for name in "abcd":
+        store.write(f"run/{name}", name.encode())
+    remember, get_file = Store._remember, LocalFileSystem.get_file
+    monkeypatch.setattr(Store, "_remember", lambda store, news: (noted.append(news), remember(store, news)))
+
+    def without_c(files: Any, address: str, *args: Any) -> None:
+        if address.endswith("c"):
+            raise OSError("the network is gone")
+        get_file(files, address, *args)
+
+    monkeypatch.setattr(LocalFileSystem, "get_file", without_c)
+    with pytest.raises(StorageError, match="cannot be read: the network is gone"):
+        store.pull("run")
+    monkeypatch.setattr(LocalFileSystem, "get_file", get_file)
+    store.pull("run")
+    assert [sorted(news) for news in noted] == [["run/a", "run/b"], ["run/c", "run/d"]]
 
 
 def test_two_processes_that_want_the_same_file_at_once_both_get_it_whole(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from tasks.core.errors import StorageError
@@ -16,59 +18,85 @@ def cache_dir() -> Path:
     return Path(configured).expanduser() if configured else Path.home() / ".cache" / "tuneproof"
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Write `text` (UTF-8) so that a reader, or a crash at any moment, sees the old file or the new one.
+@contextmanager
+def replacing(path: Path, kept: str = "") -> Iterator[Path]:
+    """Give a path to write to; it replaces `path` when the block ends, and is gone when it fails.
 
-    Raises StorageError when the disk is full or the directory may not be written; the old file stays.
+    A reader, or a crash at any moment, sees the old file or the new one. Raises StorageError, which says what is
+    `kept`, when the disk is full or the directory may not be written; the old file stays.
     """
-    _write_whole(path, text, lambda partial_path: partial_path.replace(path))
+    with _neighbour(path, kept) as partial_path:
+        yield partial_path
+        _force_to_disk(partial_path)
+        partial_path.replace(path)
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write `text` (UTF-8) like `replacing`: whole, or not at all. Raises StorageError."""
+    with replacing(path) as partial_path:
+        partial_path.write_text(text, encoding="utf-8", newline="\n")
 
 
 def write_once(path: Path, text: str) -> bool:
     """Write `text` (UTF-8), whole, unless there is a file already; of several writers at once one wins.
 
-    Returns whether it was written. Raises StorageError like `write_atomically`.
+    Returns whether it was written. Raises StorageError like `replacing`.
     """
-    written = True
-
-    def put(partial_path: Path) -> None:
-        nonlocal written
+    with _neighbour(path) as partial_path:
+        partial_path.write_text(text, encoding="utf-8", newline="\n")
+        _force_to_disk(partial_path)
         try:
             path.hardlink_to(partial_path)
         except FileExistsError:
-            written = False
+            return False
         except OSError:  # a file system without hard links: the same, but a crash may leave part of the text
             try:
-                with path.open("x", encoding="utf-8") as stream:
+                with path.open("x", encoding="utf-8", newline="\n") as stream:
                     stream.write(text)
                     stream.flush()
                     os.fsync(stream.fileno())
             except FileExistsError:
-                written = False
-
-    _write_whole(path, text, put)
-    return written
+                return False
+    return True
 
 
-def _write_whole(path: Path, text: str, put: Callable[[Path], object]) -> None:
-    """Write `text` to a neighbour of `path`, let `put` bring that into place, and remove what is left."""
+@contextmanager
+def _neighbour(path: Path, kept: str = "") -> Iterator[Path]:
+    """Give a path beside `path` that is gone in the end, and flush the directory."""
+    partial_path = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial_path = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
-        try:
-            with partial_path.open("x", encoding="utf-8") as stream:
-                stream.write(text)
-                stream.flush()
-                os.fsync(stream.fileno())
-            put(partial_path)
-        finally:
-            partial_path.unlink(missing_ok=True)
+        yield partial_path
         flush_to_disk(path.parent)
     except OSError as error:
-        raise StorageError(
-            f"{path} could not be written: {error.strerror or error}",
-            "free some space or check the permissions of the directory, then run the same command again",
-        ) from error
+        raise storage_error(error, path, kept) from error
+    finally:
+        with suppress(OSError):  # where nothing could be written, nothing is left behind
+            partial_path.unlink()
+
+
+def storage_error(error: OSError, path: Path, kept: str = "") -> StorageError:
+    """Turn an OSError of writing `path` into one that says what to do, and what is `kept`."""
+    staying = f"; {kept}" if kept else ""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return StorageError(
+            f"no space left while writing {path}", f"free some space and run the same command again{staying}"
+        )
+    if error.errno in (errno.ENOTDIR, errno.EEXIST):
+        return StorageError(
+            f"{path} cannot be written: a part of this path is a file, and a folder is needed there",
+            "name another folder in the settings, or move that file away",
+        )
+    return StorageError(
+        f"{path} cannot be written: {error.strerror or error}",
+        f"free some space or check the permissions, then run the same command again{staying}",
+    )
+
+
+def _force_to_disk(path: Path) -> None:
+    """Wait until a file's content is on disk. Raises OSError where a late write failed."""
+    with path.open("r+b") as stream:
+        os.fsync(stream.fileno())
 
 
 def flush_to_disk(path: Path) -> None:

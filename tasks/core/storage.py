@@ -6,12 +6,13 @@ brings what is newer at the URL, `push` sends files there. Nothing is mounted an
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import logging
 import posixpath
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock
 
 from tasks.core.errors import StorageError
-from tasks.core.files import cache_dir, write_atomically
+from tasks.core.files import cache_dir, replacing, storage_error, write_atomically
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _STAMPS = ".stamps.json"
-_PARTIAL = ".partial"
 
 
 def is_url(place: str | Path) -> bool:
@@ -97,39 +97,43 @@ class Store:
         """
         if not self.is_remote:
             return
-        with _explained(self.place, "read"):
+        with self._read():
             files, root = _open(self.place)
             start = posixpath.join(root, below) if below else root
             if only is None:
-                found = files.find(start, detail=True) if files.exists(start) else {}
+                found = _listed(files, start)
             else:
-                wanted = [posixpath.join(start, name) for name in only]
-                found = {name: files.info(name) for name in wanted if files.exists(name)}
-            base = len(files._strip_protocol(root).rstrip("/")) + 1
-            relative = {name[base:]: info for name, info in found.items()}
+                found = _found(files, [posixpath.join(start, name) for name in only])
+            relative = _relative(files, root, found)
             staying = tuple([leave_out] if leave_out else [])
             self._fetch(files, root, {n: info for n, info in relative.items() if not n.startswith(staying)})
 
-    def _fetch(self, files: AbstractFileSystem, root: str, infos: dict[str, dict[str, Any]]) -> None:
-        for name, info in infos.items():
-            if not self._holds(name, info):
-                with self._fetching(name):
-                    if not self._holds(name, info):  # another process may have brought it meanwhile
-                        self._fetch_file(files, root, name)
-                        self._remember({name: _stamp(info)})
+    def pull_each(self, *names: str) -> None:
+        """Bring the files of these names from every directory directly below, by one listing. Raises StorageError."""
+        if not self.is_remote:
+            return
+        with self._read():
+            files, root = _open(self.place)
+            relative = _relative(files, root, _listed(files, root))
+            wanted = {n: i for n, i in relative.items() if n.count("/") == 1 and n.partition("/")[2] in names}
+            self._fetch(files, root, wanted)
 
-    def _holds(self, name: str, info: dict[str, Any]) -> bool:
+    def _fetch(self, files: AbstractFileSystem, root: str, infos: dict[str, dict[str, Any]]) -> None:
+        stamps, brought = self._stamps(), dict[str, str]()
+        try:
+            for name, info in infos.items():
+                if not self._holds(name, info, stamps):
+                    with self._fetching(name), replacing(self.local / name) as partial_path, self._read():
+                        files.get_file(posixpath.join(root, name), str(partial_path))
+                    brought[name] = _stamp(info)
+        finally:
+            self._remember(brought)
+
+    def _holds(self, name: str, info: dict[str, Any], stamps: dict[str, str]) -> bool:
         """Whether the mirror has this version of a file."""
         path = self.local / name
         whole = path.is_file() and path.stat().st_size == info["size"]
-        return whole and self._stamps().get(name) == _stamp(info)
-
-    def _fetch_file(self, files: AbstractFileSystem, root: str, name: str) -> None:
-        path = self.local / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial_path = path.with_name(f".{path.name}{_PARTIAL}")
-        files.get_file(posixpath.join(root, name), str(partial_path))
-        partial_path.replace(path)
+        return whole and stamps.get(name) == _stamp(info)
 
     @contextmanager
     def _fetching(self, name: str) -> Iterator[None]:
@@ -166,7 +170,7 @@ class Store:
         if not self.is_remote:
             path = self.local / name
             return path.read_bytes() if path.is_file() else None
-        with _explained(self.place, "read"):
+        with self._read():
             files, root = _open(self.place)
             try:
                 content: bytes = files.cat_file(posixpath.join(root, name))
@@ -211,6 +215,9 @@ class Store:
             except FileNotFoundError:
                 return
 
+    def _read(self) -> AbstractContextManager[None]:
+        return _explained(self.place, "read")
+
     def _stamps(self) -> dict[str, str]:
         try:
             stamps = json.loads((self.local / _STAMPS).read_text())
@@ -250,6 +257,28 @@ def _open(place: str) -> tuple[AbstractFileSystem, str]:
     return files, root
 
 
+def _listed(files: AbstractFileSystem, start: str) -> dict[str, dict[str, Any]]:
+    """All files below a directory, by address."""
+    found: dict[str, dict[str, Any]] = files.find(start, detail=True) if files.exists(start) else {}
+    return found
+
+
+def _found(files: AbstractFileSystem, addresses: list[str]) -> dict[str, dict[str, Any]]:
+    """Those of a few files that are there; one request each."""
+    found = {}
+    for address in addresses:
+        with suppress(FileNotFoundError):
+            found[address] = files.info(address)
+    return found
+
+
+def _relative(
+    files: AbstractFileSystem, root: str, found: dict[str, dict[str, Any]]
+) -> dict[str, dict[str, Any]]:
+    base = len(files._strip_protocol(root).rstrip("/")) + 1
+    return {address[base:]: info for address, info in found.items()}
+
+
 def _stamp(info: dict[str, Any]) -> str:
     """What changes when a file does: its digest or version where there is one, else size and time."""
     version = info.get("ETag") or info.get("etag")
@@ -269,6 +298,8 @@ def _explained(place: str, done: str) -> Iterator[None]:
             "for s3:// install the extra: pip install -c constraints.txt 'tuneproof[s3]'",
         ) from exc
     except Exception as exc:  # each file system raises errors of its own
+        if isinstance(exc, OSError) and exc.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise storage_error(exc, cache_dir()) from exc
         reason = str(exc).partition("\n")[0] or type(exc).__name__
         raise StorageError(
             f"{place} cannot be {done}: {reason}",

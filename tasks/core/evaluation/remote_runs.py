@@ -20,15 +20,12 @@ _NOT_RESULTS = {
 
 def bring_manifests(runs: Store) -> None:
     """Bring the manifests of all runs, so that they can be looked up. Raises StorageError."""
-    if runs.is_remote:
-        runs.pull(only=[f"{name}/manifest.json" for name in runs.names()])
+    runs.pull_each("manifest.json")
 
 
 def bring_overview(runs: Store) -> None:
     """Bring what a list of all runs tells: manifests, scores, and which run is not finished."""
-    if runs.is_remote:
-        told = ("identity.json", "manifest.json", "evaluator_output_summary.json")
-        runs.pull(only=[f"{name}/{file}" for name in runs.names() for file in told])
+    runs.pull_each("identity.json", "manifest.json", "evaluator_output_summary.json")
 
 
 def bring_run(runs: Store, path: Path | None) -> None:
