@@ -17,6 +17,7 @@ from flows.console import complain, prepare_console, say, unreachable_prefect, u
 from flows.options import split_settings
 from tasks.core.errors import ConfigError, TuneproofError
 from tasks.core.interruption import is_interrupted
+from tasks.core.provenance import library_version
 
 if TYPE_CHECKING:
     from tasks.core.config import Config
@@ -34,7 +35,7 @@ app = App(
     help="Fine-tune a language model, prove that it got better, promote it.",
     help_epilogue=_SETTINGS_HELP,
     help_format="plaintext",
-    version=lambda: _version(),
+    version=lambda: library_version("tuneproof"),
     result_action="return_value",
 )
 
@@ -434,12 +435,6 @@ def _run_command(tokens: Sequence[str]) -> None:
             f"--{next(iter(settings))} belongs to a command.", "put a command first, see --help"
         )
     command(*bound.args, **bound.kwargs)
-
-
-def _version() -> str:
-    from importlib.metadata import version
-
-    return version("tuneproof")
 
 
 def _prepare(path: Path | None, common: Common, settings: dict[str, Any] | None) -> Config:

@@ -29,12 +29,13 @@ _LISTED_METRICS = 3
 
 def show_model(trained: TrainedModel) -> None:
     """Tell where the model is and how its training went."""
+    from tasks.core.evaluation.html_page import duration
     from tasks.finetuner import best_text
 
     manifest = trained.manifest
     loss = "" if manifest.final_loss is None else f", last loss {manifest.final_loss:.3f}"
     told = f"{loss}{best_text(manifest)}"
-    say(f"model: {trained.model_dir} ({manifest.steps} updates in {_duration(manifest.seconds)}{told})")
+    say(f"model: {trained.model_dir} ({manifest.steps} updates in {duration(manifest.seconds)}{told})")
 
 
 def show_run(manifest: RunManifest, config: Config) -> None:
@@ -386,8 +387,3 @@ def _number(value: float | None) -> str:
 
 def _when(moment: datetime) -> str:
     return f"{moment.astimezone():%Y-%m-%d %H:%M}"
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s" if minutes else f"{rest} s"

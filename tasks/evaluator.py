@@ -31,7 +31,7 @@ from tasks.core.evaluation.run_lookup import (
     newest_run,
     training_manifest,
 )
-from tasks.core.evaluation.run_scoring import predictions_sha256
+from tasks.core.evaluation.run_scoring import answered
 from tasks.core.evaluation.scoring_models import ScoringModels
 from tasks.core.evaluation.summary import EvaluationSummary, Opponent, RunSummary
 from tasks.core.generation.run_dir import RunDir
@@ -249,7 +249,7 @@ def _check_readable(path: Path) -> None:
 def _same_answers(path: Path | None, earlier: RunSummary | None) -> bool:
     if path is None or earlier is None:
         return path is None and earlier is None
-    if predictions_sha256(path) != earlier.predictions_sha256:
+    if answered(path).sha256 != earlier.predictions_sha256:
         return False
     if not path.is_dir():
         return True

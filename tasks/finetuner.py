@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from tasks.core.config import Config, FineTunerConfig, as_config
 from tasks.core.models.model_store import bring_model, send_model
 from tasks.core.storage import Store
+from tasks.terminal_bar import left_text, terminal_bar
 
 if TYPE_CHECKING:
     from tasks.core.models.training import TrainedModel, TrainingProgress
@@ -76,36 +77,14 @@ class FineTune:
         if self.on_progress is not None or not sys.stderr.isatty():
             yield self.on_progress
         else:
-            with _terminal_bar() as show:
-                yield show
+            with terminal_bar("training") as show:
+                yield lambda progress: show(progress.step, progress.total_steps, training_text(progress))
 
 
-@contextmanager
-def _terminal_bar() -> Iterator[OnProgress]:
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    columns = (
-        TextColumn("training"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[losses]}"),
-        TimeElapsedColumn(),
-        TextColumn("{task.fields[left]}"),
-    )
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task("training", total=None, losses="", left="")
-
-        def show(progress: TrainingProgress) -> None:
-            bar.update(
-                task,
-                completed=progress.step,
-                total=progress.total_steps,
-                losses=losses_text(progress),
-                left=left_text(progress.eta_seconds),
-            )
-
-        yield show
+def training_text(progress: TrainingProgress) -> str:
+    """Give `update 20 of 96, loss 0.312, validation 0.401, 1:20 left`, as far as it is known."""
+    update = f"update {progress.step} of {progress.total_steps}"
+    return ", ".join(filter(None, (update, losses_text(progress), left_text(progress.eta_seconds))))
 
 
 def losses_text(progress: TrainingProgress) -> str:
@@ -124,13 +103,3 @@ def best_text(manifest: ModelManifest) -> str:
         return ""
     best = f", best validation loss {manifest.best_validation_loss:.3f} at update {manifest.best_step}: the model"
     return best + (f"; stopped early, planned {manifest.planned_steps}" if manifest.stopped_early else "")
-
-
-def left_text(eta_seconds: float | None) -> str:
-    """Give `1:20 left`; nothing where there is nothing to say."""
-    if eta_seconds is None or eta_seconds < 1:
-        return ""
-    minutes, seconds = divmod(round(eta_seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    clock = f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
-    return f"{clock} left"

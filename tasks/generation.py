@@ -15,10 +15,10 @@ from tasks.core.generation.progress import GenerationProgress
 from tasks.core.generation.published import read_predictions
 from tasks.core.interruption import keeps, way_on
 from tasks.core.records import RunManifest
-from tasks.finetuner import left_text
 from tasks.inferencer import Inferencer, PreparedRows
 from tasks.progress import shown_progress
 from tasks.sharding import answer_in_tasks
+from tasks.terminal_bar import left_text
 
 
 @task(cache_policy=NO_CACHE, persist_result=False)

@@ -16,11 +16,11 @@ from tasks.core.generation.deaths import Admitted, DeathLadder, Step
 from tasks.core.generation.isolation import ChildDiedError, ChildEnd, run_in_child
 from tasks.core.generation.ledger import Ledger, LedgerIndex
 from tasks.core.generation.likelihood import read_reference_score
-from tasks.core.generation.manifest import now
 from tasks.core.generation.progress import GenerationProgress
 from tasks.core.generation.run_dir import Session, append_session
 from tasks.core.generation.runs import budget_key, index_run, missing_mask
 from tasks.core.generation.shards import Shard
+from tasks.core.provenance import now
 from tasks.core.records import Completion
 from tasks.part_work import ALONE, PartWork, Seat, hand_over
 

@@ -8,21 +8,13 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import copy_context
-from typing import Protocol
 
 from tasks.artifacts import ProgressArtifact
+from tasks.terminal_bar import Show, terminal_bar
 
 logger = logging.getLogger(__name__)
 
 _LOG_EVERY_PERCENT = 10
-# Leaves room for the figures on a line of 100 characters.
-_BAR_WIDTH = 5
-
-
-class Show(Protocol):
-    """Takes how much is done, of how much, and a word on it."""
-
-    def __call__(self, done: float, total: float, text: str) -> None: ...
 
 
 @contextmanager
@@ -32,7 +24,7 @@ def shown_progress(what: str, run_name: str) -> Iterator[Show]:
     The function may be called from any thread: what it shows belongs to the run in which it was given.
     """
     artifact = ProgressArtifact(f"{what}-{run_name}", f"{what} of {run_name}")
-    with _terminal_bar(what) if sys.stderr.isatty() else _log_lines(what) as on_terminal:
+    with terminal_bar(what) if sys.stderr.isatty() else _log_lines(what) as on_terminal:
         context, lock = copy_context(), threading.Lock()
 
         def show_in_run(done: float, total: float, text: str) -> None:
@@ -42,26 +34,6 @@ def shown_progress(what: str, run_name: str) -> Iterator[Show]:
         def show(done: float, total: float, text: str) -> None:
             with lock:  # a context is entered by one thread at a time
                 context.run(show_in_run, done, total, text)
-
-        yield show
-
-
-@contextmanager
-def _terminal_bar(what: str) -> Iterator[Show]:
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=_BAR_WIDTH),
-        TaskProgressColumn(),
-        TextColumn("{task.fields[text]}"),
-    )
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        bar = progress.add_task(what, total=None, text="")
-
-        def show(done: float, total: float, text: str) -> None:
-            progress.update(bar, completed=done, total=total, text=text)
 
         yield show
 

@@ -11,7 +11,7 @@ from prefect.cache_policies import NO_CACHE
 from tasks.artifacts import show_losses, show_prompts
 from tasks.assets import record_model
 from tasks.core.config import Config
-from tasks.finetuner import FineTune, left_text, losses_text
+from tasks.finetuner import FineTune, training_text
 from tasks.progress import shown_progress
 from tasks.retrying import RETRIES, RETRY_DELAYS_SECONDS, retry_if_passing
 
@@ -31,8 +31,7 @@ def train_model(config: Config, started_at: datetime | None = None) -> TrainedMo
     with shown_progress("training", config.fine_tuner.full_run_name("model")) as show:
 
         def report(progress: TrainingProgress) -> None:
-            parts = (f"step {progress.step}", losses_text(progress), left_text(progress.eta_seconds))
-            show(progress.step, progress.total_steps, ", ".join(filter(None, parts)))
+            show(progress.step, progress.total_steps, training_text(progress))
 
         trained = FineTune(config, on_progress=report, started_at=started_at).run()
     show_prompts(trained.manifest.run_name, config.fine_tuner)

@@ -23,6 +23,7 @@ from tests.making.chat_templates import (
     TemplateCase,
     tokenizer_for,
 )
+from tests.making.rows import first_row
 
 every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 thinking_cases = pytest.mark.parametrize(
@@ -201,10 +202,10 @@ def test_markers_named_by_hand_learn_no_empty_thoughts_either(
     if case is DEEPSEEK_R1:
         parts = {"question_part": "<\uff5cUser\uff5c>", "answer_part": "<\uff5cAssistant\uff5c>"}
     named = builder(tokenizer, **parts)
-    row = named.training_row(WHY)
+    row = first_row(named, WHY)
     assert text(tokenizer, row.input_ids) == (case.asks_closed or "") + case.learns
     assert learnt(tokenizer, row) == case.learns
-    row = named.training_row(WHY_WITH_THOUGHTS)
+    row = first_row(named, WHY_WITH_THOUGHTS)
     assert learnt(tokenizer, row) == (case.learns_thoughts if case is QWEN_3 else case.learns)
 
 

@@ -13,8 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tasks.core.data.columns import ColumnMapping, ContentCounts, examples, rows_sha256
+from tasks.core.data.columns import ColumnMapping, ContentCounts, examples
 from tasks.core.errors import DataError
+from tasks.core.generation.rows import index_rows
 from tasks.core.records import Example, Message
 
 MAPPING = ColumnMapping("question", "answer")
@@ -129,7 +130,7 @@ def test_the_fingerprint_sees_content_and_order() -> None:
     a, b, c = ({"question": name, "answer": "x"} for name in "abc")
 
     def fingerprint(*rows: dict[str, Any]) -> str:
-        return rows_sha256(_examples(rows))
+        return index_rows(lambda: _examples(rows)).rows_sha256
 
     assert fingerprint(a, b) == fingerprint(a, b)
     assert (

@@ -123,7 +123,7 @@ def test_a_report_is_written_again_from_the_scores(folder: Path) -> None:
         (["compare", "base", "tuned", "--out", "runs/base/manifest.json"], "manifest.json is a file"),
         (
             ["compare", "base", "tuned", "--out", "runs/base/manifest.json/x"],
-            "could not be written: Not a dir",
+            "a part of this path is a file",
         ),
         (["runs", "--html", "a.html", "b.html"], "--html was given 2 paths"),
     ],

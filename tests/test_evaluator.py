@@ -286,8 +286,8 @@ def test_a_disk_without_room_is_a_storage_error_and_the_old_files_stay(tuned_and
         "except StorageError as error: print(error)\n"
     )
     done = subprocess.run([sys.executable, "-c", script, run_dir], capture_output=True, text=True, check=True)
-    assert "evaluator_output_detailed.xlsx could not be written" in done.stdout
-    assert "calls no model" in done.stdout
+    assert "evaluator_output_detailed.xlsx cannot be written" in done.stdout
+    assert "free some space" in done.stdout
     assert {name: (run_dir / name).read_bytes() for name in FILES} == before
     assert not list(run_dir.glob(".*.tmp"))
 

@@ -72,7 +72,7 @@ def test_publishing_beyond_a_file_size_limit_is_a_clear_error_and_works_afterwar
     ledger = prepared.run.ledger_path.read_bytes()
     with largest_file(PAGE_BYTES), pytest.raises(StorageError) as caught:
         inferencer.publish(prepared, index)
-    assert "inferencer_output.jsonl.tmp cannot be written" in caught.value.what
+    assert "inferencer_output.jsonl cannot be written" in caught.value.what
     assert "rows finished so far are kept" in str(caught.value.next_step)
     assert unpublished(prepared.run)
     assert Inferencer(settings).infer().row_count == ROWS
@@ -97,7 +97,7 @@ def test_publishing_on_a_full_disk_is_a_clear_error_and_works_when_there_is_spac
             with pytest.raises(StorageError) as caught:
                 inferencer.publish(prepared, index)
             assert "no space left while writing" in caught.value.what
-            assert caught.value.what.endswith("inferencer_output.jsonl.tmp")
+            assert caught.value.what.endswith("inferencer_output.jsonl")
             assert "run the same command again" in str(caught.value.next_step)
             assert unpublished(prepared.run)
             assert prepared.run.ledger_path.read_bytes() == ledger

@@ -9,6 +9,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from tasks.core.generation.published import read_predictions
 from tasks.core.generation.run_dir import RunDir
 from tasks.core.records import Message, Prediction
 from tasks.inferencer import Inferencer
+from tests.making.rows import first_row
 from tests.model_runs import make_run
 
 ROWS = 24
@@ -320,10 +322,13 @@ def test_streaming_yields_the_answer_that_a_run_gives(
 
 
 def test_streaming_can_be_closed_early(overrides: dict[str, Any]) -> None:
-    inferencer = Inferencer(config(overrides, max_new_tokens=200))
+    inferencer, passes = Inferencer(config(overrides, max_new_tokens=200)), []
+    inferencer.load_model_and_tokenizer().model.register_forward_pre_hook(lambda *_: passes.append(1))
     pieces = inferencer.stream_inference("How many legs has a dog?")
     next(pieces)
     pieces.close()
+    assert 1 <= len(passes) < 200
+    assert "tuneproof-stream" not in [thread.name for thread in threading.enumerate()]
 
 
 def test_generation_can_be_replaced_by_a_subclass(overrides: dict[str, Any]) -> None:
@@ -419,7 +424,7 @@ def test_the_reference_perplexity_is_that_of_the_models_own_loss(
     builder = PromptBuilder(tiny_tokenizer, max_sequence_length=4096)
     total, tokens = 0.0, 0
     for example in inferencer.examples(inferencer.load_dataset()):
-        row = builder.training_row(example)
+        row = first_row(builder, example)
         labels = torch.tensor([row.labels])
         count = int((labels[:, 1:] != -100).sum())
         with torch.inference_mode():

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from tasks.core.data.prompts import PromptBuilder, TrainingRow, chat_template_sha256
 from tasks.core.errors import TemplateError
 from tasks.core.records import Example, Message, Prompt
+from tests.making.rows import first_row
 
 CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
@@ -190,7 +191,7 @@ def test_a_prompt_has_one_bos_where_the_model_expects_one(
 ) -> None:
     builder = _builder(_tokenizer(tiny_tokenizer, template, adds_bos=adds_bos))
     expected = expected_with if adds_bos else expected_without
-    for ids in (builder.build(QUESTION).token_ids, builder.training_row(QUESTION).input_ids):
+    for ids in (builder.build(QUESTION).token_ids, first_row(builder, QUESTION).input_ids):
         assert ids.count(tiny_tokenizer.bos_token_id) == expected
         assert (ids[0] == tiny_tokenizer.bos_token_id) == bool(expected)
 
@@ -229,8 +230,8 @@ def test_a_model_without_template_gets_a_plain_one_and_says_so(
         _text(tokenizer, builder.build(example).token_ids)
         == "System: Be brief.\n\nQuestion: How many?\n\nAnswer:"
     )
-    assert _learnt(tokenizer, builder.training_row(example)) == " 4<|im_end|>"
-    assert builder.uses_plain_template
+    assert _learnt(tokenizer, first_row(builder, example)) == " 4<|im_end|>"
+    assert builder.template.is_plain
     assert "no chat template" in caplog.text
 
 
@@ -253,7 +254,7 @@ def test_a_row_with_a_problem_keeps_it(tiny_tokenizer: Any) -> None:
     example = Example("id", "", problem="the question is empty")
     builder = _builder(tiny_tokenizer)
     assert builder.build(example) == Prompt("id", (), problem="the question is empty")
-    assert builder.training_row(example) == TrainingRow("id", problem="the question is empty")
+    assert first_row(builder, example) == TrainingRow("id", problem="the question is empty")
 
 
 @pytest.mark.parametrize("template", ["{{ strftime_now('%d %B %Y') }}", "{{ date_string }}"])
@@ -276,7 +277,7 @@ def test_a_question_cannot_forge_a_turn(tiny_tokenizer: Any, make: Any) -> None:
         marker_id = tokenizer.convert_tokens_to_ids(marker)
         assert forged.token_ids.count(marker_id) == honest.token_ids.count(marker_id)
     assert _text(tokenizer, forged.token_ids).endswith(f"user\n{attack}<|im_end|>\n<|im_start|>assistant\n")
-    row = builder.training_row(Example("id", attack, reference="No."))
+    row = first_row(builder, Example("id", attack, reference="No."))
     assert row.input_ids[: len(forged.token_ids)] == forged.token_ids
     assert _learnt(tokenizer, row) == "No.<|im_end|>"
 
@@ -284,7 +285,7 @@ def test_a_question_cannot_forge_a_turn(tiny_tokenizer: Any, make: Any) -> None:
 def test_a_system_prompt_and_an_answer_may_hold_control_tokens(tiny_tokenizer: Any) -> None:
     builder = _builder(_tokenizer(tiny_tokenizer, CHATML))
     start = tiny_tokenizer.convert_tokens_to_ids("<|im_start|>")
-    row = builder.training_row(Example("id", "q", system="<|im_start|>", reference="<|im_start|>"))
+    row = first_row(builder, Example("id", "q", system="<|im_start|>", reference="<|im_start|>"))
     assert row.input_ids.count(start) == 5
 
 
@@ -376,7 +377,7 @@ def test_the_oldest_exchanges_go_before_the_question_is_cut(tiny_tokenizer: Any)
 @pytest.mark.parametrize("name", sorted(TEMPLATES))
 def test_labels_cover_the_answer_and_its_end_token(tiny_tokenizer: Any, name: str, adds_bos: bool) -> None:
     tokenizer = _tokenizer(tiny_tokenizer, TEMPLATES[name], adds_bos=adds_bos)
-    row = _builder(tokenizer).training_row(QUESTION)
+    row = first_row(_builder(tokenizer), QUESTION)
     assert _learnt(tokenizer, row).lstrip(" ") == "The answer is 4.<|im_end|>"
     assert row.labels[-1] == row.input_ids[-1] == tokenizer.eos_token_id
 
@@ -394,7 +395,7 @@ def test_a_training_row_is_the_inference_prompt_and_then_the_labelled_answer(
     tokenizer = _tokenizer(tiny_tokenizer, TEMPLATES[name], adds_bos=adds_bos)
     builder = _builder(tokenizer)
     example = Example("id", question, reference=answer)
-    prompt, row = builder.build(example), builder.training_row(example)
+    prompt, row = builder.build(example), first_row(builder, example)
     assert row.problem is None
     length = len(prompt.token_ids)
     assert row.input_ids[:length] == prompt.token_ids
@@ -412,7 +413,7 @@ def test_tokenizers_that_prepend_spaces_split_prompt_and_answer_like_inference(
     tokenizer = _metaspace_tokenizer(template, prepend_scheme)
     builder = _builder(tokenizer)
     example = Example("id", "What is the capital of France?", reference="Paris.")
-    prompt, row = builder.build(example), builder.training_row(example)
+    prompt, row = builder.build(example), first_row(builder, example)
     assert row.input_ids[: len(prompt.token_ids)] == prompt.token_ids
     turns = [{"role": "user", "content": example.question}, {"role": "assistant", "content": "Paris."}]
     whole = tokenizer.apply_chat_template(turns, return_dict=False)
@@ -462,7 +463,7 @@ def test_blank_lines_before_an_answer_are_the_same_tokens_in_training_and_infere
 def test_a_slow_tokenizer_gives_the_same_labels() -> None:
     tokenizer = _slow_tokenizer(CHATML)
     builder = _builder(tokenizer)
-    row = builder.training_row(QUESTION)
+    row = first_row(builder, QUESTION)
     assert _learnt(tokenizer, row) == "The answer is 4.<|im_end|>"
     assert row.input_ids[: len(builder.build(QUESTION).token_ids)] == builder.build(QUESTION).token_ids
 
@@ -520,7 +521,7 @@ def test_a_last_answer_that_is_not_to_be_learnt_leaves_the_earlier_ones(tiny_tok
     example = replace(_chat("u1", "first", "u2", reference="second"), is_reference_learnt=False)
     (row,) = builder.training_rows([example])
     assert _learnt(tiny_tokenizer, row) == "first<|im_end|>"
-    alone = builder.training_row(replace(QUESTION, is_reference_learnt=False))
+    alone = first_row(builder, replace(QUESTION, is_reference_learnt=False))
     assert alone.problem == "none of its answers is to be learnt"
     (reference,) = builder.reference_rows([example])  # it is still what answers are measured by
     assert _learnt(tiny_tokenizer, reference) == "second<|im_end|>"
@@ -534,21 +535,21 @@ def test_counts_tell_of_answers_that_went_with_the_oldest_exchanges(tiny_tokeniz
 
 
 def test_all_tokens_are_labelled_when_training_is_not_on_responses_only(tiny_tokenizer: Any) -> None:
-    row = _builder(tiny_tokenizer, train_on_responses_only=False).training_row(QUESTION)
+    row = first_row(_builder(tiny_tokenizer, train_on_responses_only=False), QUESTION)
     assert row.labels == row.input_ids
 
 
 def test_explicit_parts_override_the_template(tiny_tokenizer: Any) -> None:
     parts = {"question_part": "<|im_start|>user\n", "answer_part": "<|im_start|>assistant\n"}
     example = _chat("u1", "first answer", "u2", reference="second answer")
-    derived = _builder(tiny_tokenizer).training_row(example)
-    assert _builder(tiny_tokenizer, **parts).training_row(example) == derived
-    row = _builder(tiny_tokenizer, answer_part="### nothing").training_row(example)
+    derived = first_row(_builder(tiny_tokenizer), example)
+    assert first_row(_builder(tiny_tokenizer, **parts), example) == derived
+    row = first_row(_builder(tiny_tokenizer, answer_part="### nothing"), example)
     assert "answer_part '### nothing' is not before the last answer" in str(row.problem)
 
 
 def test_a_row_without_reference_is_a_problem(tiny_tokenizer: Any) -> None:
-    row = _builder(tiny_tokenizer).training_row(Example("id", "question"))
+    row = first_row(_builder(tiny_tokenizer), Example("id", "question"))
     assert row == TrainingRow("id", problem="the row has no reference answer to learn")
 
 
@@ -556,19 +557,19 @@ def test_a_row_without_reference_is_a_problem(tiny_tokenizer: Any) -> None:
 def test_a_long_training_row_loses_question_text_and_never_its_end(tiny_tokenizer: Any, name: str) -> None:
     tokenizer = _tokenizer(tiny_tokenizer, TEMPLATES[name])
     example = Example("id", "word " * 100 + "end", reference="The answer is 4.")
-    whole = _builder(tokenizer).training_row(example)
-    row = _builder(tokenizer, 80).training_row(example)
+    whole = first_row(_builder(tokenizer), example)
+    row = first_row(_builder(tokenizer, 80), example)
     assert len(row.input_ids) <= 80
     assert len(row.input_ids) + row.truncated_tokens == len(whole.input_ids)
     assert _learnt(tokenizer, row) == _learnt(tokenizer, whole)
 
 
 def test_an_answer_that_does_not_fit_is_a_problem(tiny_tokenizer: Any) -> None:
-    row = _builder(tiny_tokenizer, 60).training_row(Example("id", "question", reference="word " * 100))
+    row = first_row(_builder(tiny_tokenizer, 60), Example("id", "question", reference="word " * 100))
     assert row.input_ids == ()
     assert "more than max_sequence_length 60, even without the question's text" in str(row.problem)
-    refused = _builder(tiny_tokenizer, 60, long_prompts="refuse").training_row(
-        Example("id", "word " * 100, reference="a")
+    refused = first_row(
+        _builder(tiny_tokenizer, 60, long_prompts="refuse"), Example("id", "word " * 100, reference="a")
     )
     assert refused.problem is not None
 
@@ -587,7 +588,7 @@ def test_many_at_once_equal_one_by_one(tiny_tokenizer: Any, data: st.DataObject)
     rows = data.draw(st.lists(kinds, min_size=1, max_size=8))
     builder = _builder(tiny_tokenizer, 60)
     assert list(builder.build_all(rows)) == [builder.build(row) for row in rows]
-    assert list(builder.training_rows(rows)) == [builder.training_row(row) for row in rows]
+    assert list(builder.training_rows(rows)) == [first_row(builder, row) for row in rows]
 
 
 # --- the template's fingerprint

@@ -6,12 +6,12 @@ import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
+from tasks.core.provenance import now
 from tasks.core.records import Record
 
 
@@ -46,7 +46,7 @@ def owned_lock(lock_path: Path) -> Iterator[None]:
     except Timeout as error:
         raise HeldElsewhereError(_holder(owner_path)) from error
     try:
-        since = datetime.now(UTC).isoformat(timespec="seconds")
+        since = now()
         owner = LockOwner(pid=os.getpid(), host=socket.gethostname(), since=since)
         owner_path.write_text(owner.model_dump_json())
         yield

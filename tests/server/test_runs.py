@@ -294,7 +294,8 @@ def test_notifications_are_off_until_a_block_is_named_and_then_tell_of_rejected_
     subprocess.run([sys.executable, "-c", script, webhook_url], env=server.environment, check=True)
     named = server.tuneproof("setup", "--notify-block", "custom-webhook/team", *SETUP)
     assert named.returncode == 0, named.stderr
-    for name, decision in (("better", "promote"), ("worse", "reject")):
+
+    def finish_evaluation(name: str, decision: str) -> None:
         emit(
             server,
             "tuneproof.evaluation.finished",
@@ -302,6 +303,9 @@ def test_notifications_are_off_until_a_block_is_named_and_then_tell_of_rejected_
             labels={"tuneproof.verdict": decision},
             payload={"run_name": name, "run_dir": f"/runs/{name}", "answer": f"It got {name}."},
         )
+
+    finish_evaluation("better", "promote")
+    finish_evaluation("worse", "reject")
     crashed = {"state": {"type": "CRASHED", "message": "The machine is gone."}, "force": True}
     path = f"/deployments/{server.deployments()['infer-new-data']['id']}/create_flow_run"
     run_id = server.post(path, state={"type": "PENDING"})["id"]
@@ -312,5 +316,8 @@ def test_notifications_are_off_until_a_block_is_named_and_then_tell_of_rejected_
     assert "It got worse." in told[0]
     assert not any("better" in text for text in Listener.heard)
     assert len(wait_until(lambda: [text for text in Listener.heard if "machine is gone" in text])) == 1
-    time.sleep(2)
+    finish_evaluation(
+        "last", "reject"
+    )  # events are told in their order: a second telling would have come before
+    wait_until(lambda: any("last was rejected" in text for text in Listener.heard))
     assert sum("machine is gone" in text for text in Listener.heard) == 1

@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 from array import array
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +29,7 @@ from tasks.core.records import Example, Message
 if TYPE_CHECKING:
     from datasets import Dataset
 
-__all__ = ["ColumnMapping", "ContentCounts", "example_id", "examples", "rows_sha256"]
+__all__ = ["ColumnMapping", "ContentCounts", "example_id", "examples"]
 
 _log = logging.getLogger(__name__)
 
@@ -45,14 +45,6 @@ def examples(
     """
     columns = choose_columns(rows, mapping, level=logging.DEBUG if told else logging.WARNING)
     return _iterate(rows, columns, mapping.system_override, told=told)
-
-
-def rows_sha256(examples: Iterable[Example]) -> str:
-    """Fingerprint (hex) of what is asked, in the dataset's order; ids carry the content."""
-    digest = hashlib.sha256()
-    for example in examples:
-        digest.update(example.id.encode() + b"\n")
-    return digest.hexdigest()
 
 
 class ContentCounts:

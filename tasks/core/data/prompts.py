@@ -102,11 +102,6 @@ class PromptBuilder:
         return self._template.sha256
 
     @property
-    def uses_plain_template(self) -> bool:
-        """True if the model has no chat template and a plain one is used."""
-        return self._template.is_plain
-
-    @property
     def begins_with_bos(self) -> bool:
         """Whether prompts begin with the tokenizer's start token."""
         ids = self._tokenizer.encode(
@@ -139,13 +134,6 @@ class PromptBuilder:
                     yield self._fitted_prompt(example, next(encoded))
                 else:
                     yield Prompt(example.id, (), problem=item)
-
-    def training_row(self, example: Example) -> TrainingRow:
-        """Token ids and labels of one example; what cannot be learnt has `problem` set.
-
-        Of a conversation it is the first of `training_rows`, which has the last answer.
-        """
-        return next(self.training_rows((example,)))
 
     def training_rows(self, examples: Iterable[Example]) -> Iterator[TrainingRow]:
         """The rows to learn, lazily: at least one for each example.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import cast
 
 import numpy as np
@@ -32,6 +31,7 @@ from tasks.core.evaluation.metric import ScoredRun
 from tasks.core.evaluation.metrics import resolve
 from tasks.core.evaluation.preference import preference_of, preference_prompts
 from tasks.core.evaluation.scoring_models import ScoringModels
+from tasks.core.provenance import now
 from tasks.core.records import Prediction, PredictionMetadata
 
 _SAME = 1e-6
@@ -119,7 +119,7 @@ def _calibrated(
         rows=len(scored),
         unjudged_rows=len(rows) - len(scored),
         labels_sha256=labels.sha256,
-        at=datetime.now(UTC).isoformat(timespec="seconds"),
+        at=now(),
     )
     differing = [
         DifferingRow(rows[i], float(value))

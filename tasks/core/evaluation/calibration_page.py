@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 
 from tasks.core.evaluation.calibrating import Calibrated
 from tasks.core.evaluation.html_page import render_page
 from tasks.core.evaluation.judge_calibration import JudgeStanding
 from tasks.core.evaluation.judge_metrics import PREFERENCE
-from tasks.core.evaluation.outputs import replacing
+from tasks.core.files import replacing
+from tasks.core.provenance import now
 
 
 def write_calibration(
@@ -21,7 +21,7 @@ def write_calibration(
         "calibration.html.j2",
         ("theme.js",),
         labels=labels,
-        written_at=datetime.now(UTC).isoformat(timespec="minutes"),
+        written_at=now("minutes"),
         parts=[
             {"found": one, "standing": standing, "figures": list(figures(one))}
             for one, standing in zip(found, standings, strict=True)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,7 +25,7 @@ from tasks.core.evaluation.outputs import (
 from tasks.core.evaluation.overlap import training_overlap
 from tasks.core.evaluation.report import write_report
 from tasks.core.evaluation.row_view import RowView, row_views
-from tasks.core.evaluation.run_scoring import RunScoring, predictions_of
+from tasks.core.evaluation.run_scoring import RunScoring
 from tasks.core.evaluation.scoring_models import ScoringModels
 from tasks.core.evaluation.similarity_metrics import BERT_SCORE
 from tasks.core.evaluation.spreadsheet import write_spreadsheet
@@ -38,6 +36,7 @@ from tasks.core.evaluation.summary import (
     OverlapSummary,
     TrainingSummary,
 )
+from tasks.core.provenance import library_version, library_versions, now
 from tasks.core.records import ModelManifest
 
 if TYPE_CHECKING:
@@ -103,7 +102,7 @@ def score_run(
     finally:
         models.close()
     candidate = scoring.summary(candidate_dir, table)
-    overlap = training_overlap(model_manifest, predictions_of(candidate_dir), files.directory)
+    overlap = training_overlap(model_manifest, scoring.predictions(candidate_dir), files.directory)
     summary = EvaluationSummary(
         answer=wording.headline(candidate, baseline, comparison, settings.confidence, leading),
         notes=(
@@ -121,9 +120,9 @@ def score_run(
         embedding=models.embedding_usage,
         training=_training(model_manifest),
         settings=settings,
-        evaluated_at=datetime.now(UTC).isoformat(timespec="seconds"),
-        tuneproof_version=_version("tuneproof"),
-        library_versions={name: _version(name) for name in _LIBRARIES},
+        evaluated_at=now(),
+        tuneproof_version=library_version("tuneproof"),
+        library_versions=library_versions(_LIBRARIES),
     )
     if summary.without_verdicts:
         summary = summary.model_copy(update={"notes": (wording.no_verdicts(summary), *summary.notes)})
@@ -237,10 +236,3 @@ def _training(manifest: ModelManifest | None) -> TrainingSummary | None:
     if manifest is None:
         return None
     return TrainingSummary(**{name: getattr(manifest, name) for name in TrainingSummary.model_fields})
-
-
-def _version(distribution: str) -> str:
-    try:
-        return version(distribution)
-    except PackageNotFoundError:
-        return "not installed"

@@ -10,8 +10,7 @@ from pathlib import Path
 
 import orjson
 
-from tasks.core.files import flush_to_disk
-from tasks.core.generation.ledger import storage_error
+from tasks.core.files import flush_to_disk, storage_error
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +66,7 @@ class ReplyStore:
             try:
                 row = orjson.loads(os.pread(self._opened(), place[1], place[0]))
             except OSError as error:
-                raise storage_error(error, self.path) from error
+                raise storage_error(error, self.path, "replies that came are kept") from error
         reply = Reply(
             row["text"], row["failure"], input_tokens=row["input_tokens"], output_tokens=row["output_tokens"]
         )
@@ -96,7 +95,7 @@ class ReplyStore:
                     view = view[os.write(descriptor, view) :]
                 end = os.lseek(descriptor, 0, os.SEEK_CUR)
             except OSError as error:
-                raise storage_error(error, self.path) from error
+                raise storage_error(error, self.path, "replies that came are kept") from error
             self._places[digest] = (end - len(line), len(line))
 
     def close(self) -> None:
@@ -134,7 +133,7 @@ class ReplyStore:
         except FileNotFoundError:
             pass
         except OSError as error:
-            raise storage_error(error, self.path) from error
+            raise storage_error(error, self.path, "replies that came are kept") from error
         if damaged:
             logger.warning(
                 "%s: %d damaged lines are left out; what they held is asked again", self.path, damaged

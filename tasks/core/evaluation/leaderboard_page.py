@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import os
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 from tasks.core.evaluation.html_page import json_for_html, render_page
 from tasks.core.evaluation.leaderboard import Leaderboard, RankedRun, RunGroup
-from tasks.core.evaluation.outputs import replacing
 from tasks.core.evaluation.summary import MetricSummary
 from tasks.core.evaluation.wording import is_share, label
+from tasks.core.files import replacing
+from tasks.core.provenance import now
 
 _SCRIPTS = ("table-core.min.js", "theme.js", "leaderboard.js")
 
@@ -29,7 +29,7 @@ def write_leaderboard(path: Path, board: Leaderboard, *, runs_dir: Path) -> None
         run_count=sum(len(group.runs) for group in board.groups),
         groups=board.groups,
         unfinished=board.unfinished,
-        written_at=datetime.now(UTC).isoformat(timespec="minutes"),
+        written_at=now("minutes"),
         data=json_for_html([_group(group, path.parent) for group in board.groups]),
     )
     with replacing(path) as partial_path:

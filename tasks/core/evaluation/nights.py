@@ -12,15 +12,15 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 
 import orjson
 from filelock import FileLock
 from pydantic import ValidationError
 
-from tasks.core.errors import StorageError
 from tasks.core.evaluation.scoring import ScoreTable
 from tasks.core.evaluation.summary import Challenge, MetricComparison, Opponent, RunSummary
+from tasks.core.files import storage_error
+from tasks.core.provenance import now
 from tasks.core.records import Record
 from tasks.core.storage import Store
 
@@ -81,10 +81,7 @@ class ChallengeBook:
                     file.write(torn + orjson.dumps(look.model_dump(), option=orjson.OPT_APPEND_NEWLINE))
                 self.models.push([path])
         except OSError as error:
-            raise StorageError(
-                f"{path} could not be written: {error.strerror or error}",
-                "free some space or check the permissions; it tells how often a champion was challenged",
-            ) from error
+            raise storage_error(error, path, "it tells how often a champion was challenged") from error
         return len(earlier) + 1 + unreadable, (*earlier, look)
 
 
@@ -116,7 +113,7 @@ def look_at(
         else f"{identity.model.weights_sha256} {identity.model.adapter_sha256}"
     )
     return Look(
-        at=datetime.now(UTC).isoformat(timespec="seconds"),
+        at=now(),
         opponent=hashlib.sha256(weights.encode()).hexdigest()[:32],
         opponent_run=opponent.run_name,
         candidate=candidate.predictions_sha256[:32],

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import os
-import secrets
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import orjson
 from pydantic import Field, ValidationError
 
-from tasks.core.errors import EvaluationError, StorageError
+from tasks.core.errors import EvaluationError
 from tasks.core.evaluation.figures import rounded
 from tasks.core.evaluation.scoring import ScoreTable
 from tasks.core.evaluation.summary import EvaluationSummary
-from tasks.core.files import flush_to_disk, write_atomically
+from tasks.core.files import replacing, write_atomically
 from tasks.core.records import Record
 
 
@@ -55,29 +52,6 @@ class RowScores(Record):
     unscored: dict[str, str] = Field(default_factory=dict)
     baseline_scores: dict[str, float] | None = None
     baseline_unscored: dict[str, str] | None = None
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Give a path to write to; it replaces `path` when the block ends, and is gone when it fails.
-
-    Raises StorageError when the disk is full or the directory may not be written.
-    """
-    partial_path = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield partial_path
-        flush_to_disk(partial_path)
-        partial_path.replace(path)
-        flush_to_disk(path.parent)
-    except OSError as error:
-        raise StorageError(
-            f"{path} could not be written: {error.strerror or error}",
-            "free some space or check the permissions of the directory; scoring again calls no model",
-        ) from error
-    finally:
-        with suppress(OSError):  # where nothing could be written, nothing is left behind
-            partial_path.unlink()
 
 
 def row_scores(candidate: ScoreTable, baseline: ScoreTable | None) -> Iterator[RowScores]:

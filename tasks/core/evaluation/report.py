@@ -7,11 +7,11 @@ from functools import partial
 from pathlib import Path
 
 from tasks.core.evaluation.html_page import json_for_html, render_page
-from tasks.core.evaluation.outputs import replacing
 from tasks.core.evaluation.report_data import LONGEST_TEXT, Distributions, pack_rows, select_rows
 from tasks.core.evaluation.row_view import RowView
 from tasks.core.evaluation.summary import EvaluationSummary
 from tasks.core.evaluation.wording import count_checks, setting_rows
+from tasks.core.files import replacing
 
 _SCRIPTS = (
     "d3.min.js",

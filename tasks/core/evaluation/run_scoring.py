@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from tasks.core.errors import EvaluationError
@@ -22,20 +22,43 @@ from tasks.core.records import Prediction, RunManifest
 
 
 @dataclass(frozen=True, slots=True)
+class Answered:
+    """The published answers of a run, found whole, and the manifest where they are those of a run directory."""
+
+    predictions_path: Path
+    sha256: str
+    manifest: RunManifest | None
+
+
+@dataclass(frozen=True, slots=True)
 class RunScoring:
-    """Scores runs (directories or files of answers) by the same settings; `directory` gets the results."""
+    """Scores runs (directories or files of answers) by the same settings; `directory` gets the results.
+
+    Each run's answers are compared with their digest once. What was compared is kept in `seen`.
+    """
 
     settings: EvaluationSettings
     directory: Path
     sources: Sources
     processes: int = 1
+    seen: dict[Path, Answered] = field(default_factory=dict)
+
+    def answered(self, run_path: Path) -> Answered:
+        """The answers of a run. Raises EvaluationError when they are missing or damaged."""
+        if run_path not in self.seen:
+            self.seen[run_path] = answered(run_path)
+        return self.seen[run_path]
+
+    def predictions(self, run_path: Path) -> Iterator[Prediction]:
+        """The rows of a run. Raises EvaluationError when they are missing or damaged."""
+        return read_answers(self.answered(run_path).predictions_path, self.settings.thought_markers)
 
     def table(self, run_path: Path) -> ScoreTable:
         """Score every row. Raises EvaluationError when the predictions are missing or damaged."""
-        predictions_path, manifest = _predictions(run_path)
+        manifest = self.answered(run_path).manifest
         references_path = None if manifest is None else RunDir(run_path).references_path
         return score_predictions(
-            read_answers(predictions_path, self.settings.thought_markers),
+            self.predictions(run_path),
             resolve(self.settings.metrics, ScoredRun(self.sources, references_path)),
             error_rows=self.settings.error_rows,
             processes=self.processes,
@@ -48,19 +71,17 @@ class RunScoring:
         other = self.table(other_path)
         if PREFERENCE.name not in self.settings.metrics:
             return table, other
-        mine, theirs = (
-            read_answers(_predictions(path)[0], self.settings.thought_markers)
-            for path in (candidate_path, other_path)
-        )
+        mine, theirs = self.predictions(candidate_path), self.predictions(other_path)
         return with_preference((table, other), (mine, theirs), self.sources, self.settings.error_rows)
 
     def summary(self, run_path: Path, table: ScoreTable) -> RunSummary:
         """Figures of a run and where its answers came from."""
-        predictions_path, manifest = _predictions(run_path)
+        answers = self.answered(run_path)
+        manifest = answers.manifest
         run = RunSummary(
             run_name=manifest.run_name if manifest else run_path.stem,
-            predictions_path=Path(os.path.relpath(predictions_path, self.directory)).as_posix(),
-            predictions_sha256=predictions_sha256(run_path),
+            predictions_path=Path(os.path.relpath(answers.predictions_path, self.directory)).as_posix(),
+            predictions_sha256=answers.sha256,
             rows=table.row_count,
             distinct_questions=len(set(table.questions.tolist())),
             error_rows=int(table.errors.sum()),
@@ -71,21 +92,14 @@ class RunScoring:
         return run if manifest is None else run.model_copy(update=_origin(manifest))
 
 
-def predictions_of(run_path: Path) -> Iterator[Prediction]:
-    """The rows of a run. Raises EvaluationError when there is no such run."""
-    return read_answers(_predictions(run_path)[0])
+def answered(run_path: Path) -> Answered:
+    """Find a run's answers and compare them with their digest.
 
-
-def predictions_sha256(run_path: Path) -> str:
-    """Digest of a run's answers. Raises EvaluationError when there is no such run, or it was changed."""
-    with _predictions(run_path)[0].open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _predictions(run_path: Path) -> tuple[Path, RunManifest | None]:
-    """The file of predictions, and the manifest where `run_path` is a run directory."""
+    Raises EvaluationError when there is no such run, it is not finished, or its answers were changed.
+    """
     if run_path.is_file():
-        return run_path, None
+        with run_path.open("rb") as file:
+            return Answered(run_path, hashlib.file_digest(file, "sha256").hexdigest(), None)
     if not run_path.is_dir():
         raise EvaluationError(
             f"there is no run at {run_path}",
@@ -98,7 +112,7 @@ def _predictions(run_path: Path) -> tuple[Path, RunManifest | None]:
             f"{run.predictions_path} was changed after its run: its digest is not the manifest's",
             "run `tuneproof infer` again to publish it anew; answers that are there are not generated again",
         )
-    return run.predictions_path, manifest
+    return Answered(run.predictions_path, manifest.predictions_sha256, manifest)
 
 
 def _origin(manifest: RunManifest) -> dict[str, object]:

@@ -7,10 +7,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tasks.core.evaluation.outputs import replacing
 from tasks.core.evaluation.row_view import Answer, RowView
 from tasks.core.evaluation.summary import EvaluationSummary, MetricComparison, MetricSummary
 from tasks.core.evaluation.wording import setting_rows
+from tasks.core.files import replacing
 
 if TYPE_CHECKING:
     from xlsxwriter.worksheet import Worksheet

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 from collections.abc import Iterator, Sequence
@@ -14,8 +13,8 @@ from typing import Any, BinaryIO
 import numpy as np
 import orjson
 
-from tasks.core.errors import LedgerCorruptError, StorageError
-from tasks.core.files import flush_to_disk
+from tasks.core.errors import LedgerCorruptError
+from tasks.core.files import flush_to_disk, storage_error
 from tasks.core.generation.periodic_sync import PeriodicSync
 from tasks.core.records import Completion
 
@@ -27,6 +26,7 @@ Sources = np.ndarray[tuple[int], np.dtype[np.int32]]
 Mask = np.ndarray[tuple[int], np.dtype[np.bool_]]
 ABSENT = -1
 """Offset of a row that the ledger does not have."""
+ROWS_KEPT = "all rows finished so far are kept"
 
 
 # Ledgers held open at once while rows are read from many of them.
@@ -81,7 +81,7 @@ class Ledger:
             self._descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
             self._size = _cut_torn_line(self._descriptor, self.path)
         except OSError as exc:
-            raise storage_error(exc, self.path) from exc
+            raise storage_error(exc, self.path, ROWS_KEPT) from exc
         if self._size == 0:  # maybe new, and a file without a directory entry is lost too
             flush_to_disk(self.path.parent)
         self._sync = PeriodicSync(self._descriptor, self._sync_seconds)
@@ -98,7 +98,7 @@ class Ledger:
                 os.close(self._descriptor)
                 self._descriptor = -1
         except OSError as failure:
-            error = storage_error(failure, self.path)
+            error = storage_error(failure, self.path, ROWS_KEPT)
             if exc is None:
                 raise error from failure
             logger.warning("%s", error.what)
@@ -121,12 +121,12 @@ class Ledger:
                 view = view[os.write(self._descriptor, view) :]
         except OSError as exc:
             self._undo(offset)
-            raise storage_error(exc, self.path) from exc
+            raise storage_error(exc, self.path, ROWS_KEPT) from exc
         self._size += len(line)
         try:
             self._sync.written()
         except OSError as exc:
-            raise storage_error(exc, self.path) from exc
+            raise storage_error(exc, self.path, ROWS_KEPT) from exc
         return offset
 
     def sync(self) -> None:
@@ -134,7 +134,7 @@ class Ledger:
         try:
             self._sync.force()
         except OSError as exc:
-            raise storage_error(exc, self.path) from exc
+            raise storage_error(exc, self.path, ROWS_KEPT) from exc
 
     def _undo(self, offset: int) -> None:
         try:
@@ -256,21 +256,3 @@ def _cut_torn_line(descriptor: int, path: Path) -> int:
         logger.warning("%s: the last line was torn (%d bytes); its row is generated again", path, size - end)
         os.ftruncate(descriptor, end)
     return end
-
-
-def storage_error(exc: OSError, path: Path) -> StorageError:
-    """Turn an OSError into one that says what to do; what was written before is intact."""
-    if exc.errno in (errno.ENOSPC, errno.EDQUOT):
-        return StorageError(
-            f"no space left while writing {path}",
-            "free some space and run the same command again: all rows finished so far are kept",
-        )
-    if exc.errno in (errno.ENOTDIR, errno.EEXIST):
-        return StorageError(
-            f"{path} cannot be written: a part of this path is a file, and a folder is needed there",
-            "set pipeline.runs_dir to a folder, or move that file away",
-        )
-    return StorageError(
-        f"{path} cannot be written: {exc.strerror or exc}",
-        "check the path and its permissions; rows finished so far are kept",
-    )

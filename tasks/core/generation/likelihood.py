@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
-import os
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -16,13 +15,13 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from tasks.core.data.prompts import IGNORED_LABEL
-from tasks.core.files import flush_to_disk
+from tasks.core.files import replacing
 from tasks.core.generation.batching import Request, RequestQueue
 from tasks.core.generation.budget import TokenBudget
 from tasks.core.generation.engine import GeneratedRow
 from tasks.core.generation.faults import Faults
 from tasks.core.generation.ladder import generate_all
-from tasks.core.generation.ledger import ABSENT, Ledger, Mask, index_ledgers, read_lines, storage_error
+from tasks.core.generation.ledger import ABSENT, ROWS_KEPT, Ledger, Mask, index_ledgers, read_lines
 from tasks.core.generation.rows import RunRows
 from tasks.core.records import Example
 
@@ -130,17 +129,8 @@ def merge_references(path: Path, parts: Sequence[Path], rows: RunRows) -> Refere
     """Join files of scores into `path`, in dataset order, whole or not at all, and return the total."""
     index = index_ledgers(parts, rows.ids)
     scored = index.offsets != ABSENT
-    scratch_path = path.with_suffix(".tmp")
-    try:
-        with scratch_path.open("wb") as file:
-            file.writelines(read_lines(index.only(scored)))
-            file.flush()
-            os.fsync(file.fileno())
-        scratch_path.replace(path)
-        flush_to_disk(path.parent)
-    except OSError as exc:
-        scratch_path.unlink(missing_ok=True)
-        raise storage_error(exc, path) from exc
+    with replacing(path, ROWS_KEPT) as partial_path, partial_path.open("wb") as file:
+        file.writelines(read_lines(index.only(scored)))
     score = read_reference_score(path)
     assert score is not None, "the file was just written"
     return score

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
-from importlib.metadata import PackageNotFoundError, version
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
 from tasks.core.files import write_atomically
 from tasks.core.generation.run_dir import RunDir, Session, read_sessions
+from tasks.core.provenance import library_version, library_versions, now
 from tasks.core.records import RunIdentity, RunManifest, ShardSummary
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def write_manifest(
         reference_perplexity=references.perplexity if references else None,
         reference_tokens=references.tokens if references else None,
         references_sha256=references.sha256 if references else None,
-        library_versions={name: library_version(name) for name in LIBRARIES},
+        library_versions=library_versions(LIBRARIES),
         device=last.device if last else "unknown",
         tuneproof_version=library_version("tuneproof"),
     )
@@ -104,16 +104,3 @@ def _shard_order(name: str) -> tuple[int, int]:
 
 def _start(session: Session) -> datetime:
     return datetime.fromisoformat(session.started_at)
-
-
-def now(timespec: str = "seconds") -> str:
-    """Return the time as ISO 8601 in UTC, to the second unless another `timespec` is asked for."""
-    return datetime.now(UTC).isoformat(timespec=timespec)
-
-
-def library_version(distribution: str) -> str:
-    """Return the installed version of a distribution, in words where there is none."""
-    try:
-        return version(distribution)
-    except PackageNotFoundError:
-        return "not installed"

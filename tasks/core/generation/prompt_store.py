@@ -10,8 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
+from tasks.core.files import storage_error
 from tasks.core.generation.batching import Request
-from tasks.core.generation.ledger import Ids, storage_error
+from tasks.core.generation.ledger import ROWS_KEPT, Ids
 from tasks.core.records import Prompt
 
 TOKEN_BYTES = 4
@@ -64,7 +65,7 @@ class PromptStore:
                     self._digests.append(hash(tokens.tobytes()))
                     self._shorten_prefix(tokens)
         except OSError as exc:
-            raise storage_error(exc, self.path) from exc
+            raise storage_error(exc, self.path, ROWS_KEPT) from exc
         self._descriptor = os.open(self.path, os.O_RDONLY)
 
     def __len__(self) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,8 +16,8 @@ from pydantic import ValidationError
 from tasks.core.data.cell_texts import reference_texts
 from tasks.core.data.formats.json_texts import read_json
 from tasks.core.errors import DataError, LedgerCorruptError, NoAnswerError
-from tasks.core.files import flush_to_disk
-from tasks.core.generation.ledger import LedgerIndex, read_completions, storage_error
+from tasks.core.files import replacing
+from tasks.core.generation.ledger import ROWS_KEPT, LedgerIndex, read_completions
 from tasks.core.generation.rows import RunRows
 from tasks.core.generation.run_dir import RunDir
 from tasks.core.records import (
@@ -70,32 +69,23 @@ def publish(
             "run the same command again to answer them; if shards run on other machines, let all of them "
             "share the run directory, or set pipeline.runs_dir to a URL",
         )
-    scratch_path = run.predictions_path.with_suffix(".jsonl.tmp")
     config = settings.model_dump(mode="json", exclude_none=True)
     digest = hashlib.sha256()
     count = errors = truncated = completion_tokens = reasoning_tokens = cut_in_thoughts = prompt_tokens = 0
-    try:
-        with scratch_path.open("wb") as file:
-            for example, completion in zip(rows.examples(), read_completions(index), strict=True):
-                line = orjson.dumps(
-                    _prediction(example, completion, model, config), option=orjson.OPT_APPEND_NEWLINE
-                )
-                file.write(line)
-                digest.update(line)
-                count += 1
-                errors += completion.error is not None
-                truncated += completion.truncated_tokens > 0
-                completion_tokens += completion.completion_tokens
-                reasoning_tokens += completion.reasoning_tokens
-                cut_in_thoughts += completion.is_cut_in_thoughts
-                prompt_tokens += completion.prompt_tokens
-            file.flush()
-            os.fsync(file.fileno())
-        scratch_path.replace(run.predictions_path)
-        flush_to_disk(run.path)
-    except OSError as exc:
-        scratch_path.unlink(missing_ok=True)
-        raise storage_error(exc, scratch_path) from exc
+    with replacing(run.predictions_path, ROWS_KEPT) as partial_path, partial_path.open("wb") as file:
+        for example, completion in zip(rows.examples(), read_completions(index), strict=True):
+            line = orjson.dumps(
+                _prediction(example, completion, model, config), option=orjson.OPT_APPEND_NEWLINE
+            )
+            file.write(line)
+            digest.update(line)
+            count += 1
+            errors += completion.error is not None
+            truncated += completion.truncated_tokens > 0
+            completion_tokens += completion.completion_tokens
+            reasoning_tokens += completion.reasoning_tokens
+            cut_in_thoughts += completion.is_cut_in_thoughts
+            prompt_tokens += completion.prompt_tokens
     return Published(
         digest.hexdigest(),
         count,

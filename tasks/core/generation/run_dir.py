@@ -13,8 +13,8 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from tasks.core.errors import EvaluationError, RunKeyMismatchError, RunLockedError
-from tasks.core.files import flush_to_disk, write_once
-from tasks.core.generation.ledger import storage_error
+from tasks.core.files import flush_to_disk, storage_error, write_once
+from tasks.core.generation.ledger import ROWS_KEPT
 from tasks.core.generation.shards import Shard
 from tasks.core.locking import HeldElsewhereError, owned_lock
 from tasks.core.records import Record, RunIdentity, RunManifest
@@ -139,7 +139,7 @@ class RunDir:
                     return
             owner = RunIdentity.model_validate_json(self.identity_path.read_bytes())
         except OSError as exc:
-            raise storage_error(exc, self.identity_path) from exc
+            raise storage_error(exc, self.identity_path, ROWS_KEPT) from exc
         except ValidationError as exc:
             raise RunKeyMismatchError(
                 f"{self.identity_path} is damaged, so the answers in {self.path} cannot be told apart",
@@ -165,7 +165,7 @@ class RunDir:
                     "wait for it to end, or use another run name",
                 ) from exc
             except OSError as exc:
-                raise storage_error(exc, self.path) from exc
+                raise storage_error(exc, self.path, ROWS_KEPT) from exc
             yield
 
 
@@ -202,7 +202,7 @@ def append_session(run: RunDir, session: Session) -> None:
                 line = line if file.read(1) == b"\n" else b"\n" + line
             file.write(line)
     except OSError as exc:
-        raise storage_error(exc, run.sessions_path) from exc
+        raise storage_error(exc, run.sessions_path, ROWS_KEPT) from exc
 
 
 def read_sessions(run: RunDir) -> list[Session]:

@@ -21,13 +21,13 @@ from tasks.core.generation.inflight import PREFILL_TOKENS_CPU, PREFILL_TOKENS_GP
 from tasks.core.generation.ladder import generate_all
 from tasks.core.generation.lanes import lane_count
 from tasks.core.generation.ledger import ABSENT, Ledger, LedgerIndex, Mask, index_ledgers
-from tasks.core.generation.manifest import library_version, now
 from tasks.core.generation.memory import cache_bytes_per_token, free_bytes, peak_bytes, total_bytes
 from tasks.core.generation.progress import GenerationProgress, ProgressMeter
 from tasks.core.generation.prompt_store import PromptStore, Repeats
 from tasks.core.generation.rows import RunRows
 from tasks.core.generation.run_dir import RunDir, Session, append_session, count_out_of_memory
 from tasks.core.generation.shards import Shard
+from tasks.core.provenance import library_version, now
 from tasks.core.records import Completion, Example, GenerationSettings, Prompt
 
 if TYPE_CHECKING:

@@ -8,8 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +17,7 @@ from tasks.core.config import FineTunerConfig
 from tasks.core.errors import RunKeyMismatchError, RunLockedError
 from tasks.core.generation.run_dir import RunDir
 from tasks.core.models import registry
+from tasks.core.provenance import library_version, library_versions, now
 from tasks.core.records import ModelManifest
 from tasks.core.training import checkpoints
 from tasks.core.training.identity import IDENTITY_NAME, TrainingIdentity, claim, read_identity
@@ -188,7 +188,7 @@ def _train_into(model_dir: Path, job: Job) -> TrainedModel:
     from tasks.core.training.fitting import fit
     from tasks.core.training.weights import publish_files
 
-    started_at = _now()
+    started_at = now()
     logger.info("training %s on %s in %s", model_dir.name, job.device, job.precision.compute)
     logger.info(
         "%s rows, %s tokens, %s of them learnt; updates: %s",
@@ -256,10 +256,10 @@ def _manifest(run_name: str, job: Job, fitted: Fitted, started_at: str) -> Model
         trained_tokens=fitted.trained_tokens,
         seconds=round(fitted.seconds, 2),
         started_at=started_at,
-        finished_at=_now(),
-        library_versions={name: _version(name) for name in _LIBRARIES},
+        finished_at=now(),
+        library_versions=library_versions(_LIBRARIES),
         device=job.device,
-        tuneproof_version=_version("tuneproof"),
+        tuneproof_version=library_version("tuneproof"),
     )
 
 
@@ -276,14 +276,3 @@ def _last(losses: Iterable[float | None]) -> float | None:
 
 def _rounded(loss: float | None) -> str:
     return "unknown" if loss is None else f"{loss:.4f}"
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "unknown"

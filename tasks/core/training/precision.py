@@ -24,11 +24,6 @@ class Precision:
     compute: Literal["float32", "float16", "bfloat16"]
     weights: Literal["float32", "float16", "bfloat16"]
 
-    @property
-    def mixed(self) -> bool:
-        """Whether autocast computes in 16 bits around float32 weights."""
-        return self.compute != "float32"
-
 
 def choose_precision(config: FineTunerConfig, checkpoint_dtype: str, device: str) -> Precision:
     """The setting's dtype, else the checkpoint's, as far as the device computes in it fast and safely.
