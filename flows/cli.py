@@ -15,7 +15,7 @@ from cyclopts import App, Parameter, validators
 from flows import results
 from flows.console import complain, prepare_console, say, unreachable_prefect, unusable_place
 from flows.options import split_settings
-from tasks.core.errors import ConfigError, TuneproofError
+from tasks.core.errors import ConfigError, ModelLoadError, TuneproofError
 from tasks.core.interruption import is_interrupted
 from tasks.core.provenance import library_version
 
@@ -215,7 +215,12 @@ def promote(
     from tasks.promoter import Promoter
 
     promoter = Promoter(loaded)
-    before = promoter.present()
+    try:
+        before = promoter.present()
+    except ModelLoadError:  # of a damaged file, which --force writes anew
+        if not force:
+            raise
+        before = None
     promotion = promoter.promote(run, reason=reason, force=force)
     if promotion == before:
         say(f"{promotion.run_name} is the promoted model already: nothing was changed.")
@@ -236,9 +241,8 @@ def rollback(
     loaded = _prepare(config, NO_COMMON, settings)
     from tasks.promoter import Promoter
 
-    promotion, replaced = Promoter(loaded).roll_back(reason=reason)
+    promotion, _ = Promoter(loaded).roll_back(reason=reason, tell=results.show_rollback)
     _announce(loaded, promotion)
-    results.show_rollback(promotion, replaced)
 
 
 @app.command

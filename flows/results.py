@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flows.console import say, show_table
-from tasks.core.errors import ConfigError, ModelLoadError
+from tasks.core.errors import ConfigError, TuneproofError
 from tasks.core.storage import Store
 
 if TYPE_CHECKING:
@@ -118,9 +118,11 @@ def show_promotion(promotion: Promotion, config: Config) -> None:
     say(f"`tuneproof rollback` {back}.")
 
 
-def show_rollback(promotion: Promotion, replaced: Promotion) -> None:
-    """Tell which model is promoted again."""
+def show_rollback(promotion: Promotion, replaced: Promotion, was_cut_off: bool) -> None:
+    """Tell which model is promoted again, and that a rollback which had been cut off was not done twice."""
     say(f"promoted again: {promotion.run_name}, in place of {replaced.run_name}.")
+    if was_cut_off:
+        say("An earlier rollback had gone this step; to go one further, run the command again.")
 
 
 def show_pipeline(result: PipelineResult, config: Config) -> None:
@@ -181,15 +183,21 @@ def list_models(config: Config) -> None:
 
 
 def _promoted(models_dir: Path) -> str | None:
-    """Name of the promoted model; a damaged pointer is told, and hides no model."""
+    """Name of the promoted model; what is wrong with it is told, and hides no model."""
+    from tasks.core.models.champion import Champion, why_changed
     from tasks.core.models.promotion import current_promotion
 
     try:
         promotion = current_promotion(models_dir)
-    except ModelLoadError as error:
+        if promotion is None:
+            return None
+        changed = why_changed(models_dir, Champion(promotion.run_name, promotion.weights_sha256))
+    except TuneproofError as error:
         say(f"warning: {error}")
         return None
-    return None if promotion is None else promotion.run_name
+    if changed is not None:
+        say(f"warning: {changed}")
+    return promotion.run_name
 
 
 def _state(entry: ModelEntry, promoted: str | None) -> str:
@@ -198,12 +206,15 @@ def _state(entry: ModelEntry, promoted: str | None) -> str:
 
 
 def list_promotions(config: Config) -> None:
-    """Print all promotions and rollbacks, newest first."""
-    from tasks.core.models.promotion import promotion_history
+    """Print all promotions and rollbacks, newest first; ModelLoadError for a history with a damaged line."""
+    from tasks.core.models.champion import HISTORY_NAME
+    from tasks.core.models.history import laid_aside
+    from tasks.core.models.promotion import current_promotion, promotion_history
 
     models_dir = Path(config.pipeline.models_dir)
     entries = promotion_history(models_dir)
     if not entries:
+        current_promotion(models_dir)  # its pointer may say that there should be some
         say(f"Nothing was promoted in {models_dir}; `tuneproof promote` does it.")
         return
     rows = [
@@ -218,6 +229,10 @@ def list_promotions(config: Config) -> None:
         for entry in reversed(entries)
     ]
     show_table(f"Promotions in {models_dir}", ("when", "what", "model", "in place of", "by", "why"), rows)
+    for path in laid_aside(models_dir / HISTORY_NAME):
+        say(f"earlier ones, in a history that was damaged: {path}")
+    if _promoted(models_dir) is None:
+        return
     _show_champions(config, entries[-1].promotion)
 
 

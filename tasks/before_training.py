@@ -35,15 +35,26 @@ def check_names(config: Config) -> None:
 
 
 def check_inference(config: Config, *, is_next: bool) -> None:
-    """Raise what inference would raise over names, test rows, columns, lengths and device; loads no weights.
+    """Raise what inference would raise over names, champion, rows, columns, lengths and device; loads no weights.
 
     `is_next` says that inference follows at once, so that a run directory of other answers is in its way too.
     """
     check_names(config)
+    check_champion(config)
     if is_next:
         check_run_is_free(config)
     check_rows(config.inferencer)
     check_lengths(config)
+
+
+def check_champion(config: Config) -> None:
+    """Raise ModelLoadError when the trained model is to be compared with a champion that nobody can be sure of."""
+    from tasks.core.models.champion import current_champion, refuse_changed
+
+    models = Store(config.pipeline.models_dir)
+    champion = None if models.is_remote else current_champion(models.local)
+    if champion is not None and config.pipeline.compare_with_champion:
+        refuse_changed(models.local, champion)
 
 
 def check_run_is_free(config: Config) -> None:

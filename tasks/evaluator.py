@@ -35,6 +35,7 @@ from tasks.core.evaluation.run_scoring import answered
 from tasks.core.evaluation.scoring_models import ScoringModels
 from tasks.core.evaluation.summary import EvaluationSummary, Opponent, RunSummary
 from tasks.core.generation.run_dir import RunDir
+from tasks.core.models.champion import current_champion
 from tasks.core.models.model_store import bring_promoted
 from tasks.core.models.promotion import champions
 from tasks.core.records import ModelManifest
@@ -181,8 +182,9 @@ class Evaluator:
     def check_runs(self, *, candidate: bool = True) -> None:
         """Raise EvaluationError when the run or a named baseline is not there; nothing is brought from a URL.
 
-        Without `candidate` only the baseline is looked for.
+        Without `candidate` only the baseline is looked for. Raises ModelLoadError as `check` does.
         """
+        self._check_champion()
         if self.runs.is_remote:
             return
         if candidate:
@@ -194,10 +196,16 @@ class Evaluator:
     def check(self) -> None:
         """Raise a TuneproofError for a metric or gate that cannot be, or that lacks key, package or model.
 
-        Calls no model and needs no run, so it can be done before hours of training.
+        Also where nobody can say which model is promoted. Calls no model and needs no run, so it can be done before hours of training.
         """
         self.check_metrics()
         self.models().check()
+        self._check_champion()
+
+    def _check_champion(self) -> None:
+        models = Store(self.config.pipeline.models_dir)
+        if not models.is_remote:
+            current_champion(models.local)
 
     def score(self) -> EvaluationSummary:
         """Score and compare; write `scores.jsonl` and the summary."""

@@ -64,13 +64,14 @@ def _check_training(config: Config) -> None:
 
 
 def _check_inference(config: Config, *, after_training: bool) -> None:
-    from tasks.before_training import check_names
+    from tasks.before_training import check_champion, check_names
     from tasks.core.data.sources import check_source
 
     check_place(config.pipeline.runs_dir)
     check_source(config.inferencer.required_testing_data_id)
     if after_training:
         check_names(config)
+        check_champion(config)
     else:
         _check_answering_model(config)
 

@@ -6,12 +6,12 @@ import logging
 from pathlib import Path
 
 from tasks.core.config import Config, as_config
-from tasks.core.errors import ModelLoadError, PromotionError, TuneproofError
+from tasks.core.errors import PromotionError, TuneproofError
 from tasks.core.evaluation.outputs import EvaluationFiles
 from tasks.core.evaluation.remote_runs import bring_overview
 from tasks.core.evaluation.summary import EvaluationSummary
 from tasks.core.models.promotable import Evaluated, evidence_of, find_evaluated, model_run_name, this_user
-from tasks.core.models.promotion import Actor, Promotion, current_promotion, promote, roll_back
+from tasks.core.models.promotion import Actor, Promotion, Tell, current_promotion, promote, roll_back
 from tasks.core.storage import Store
 
 logger = logging.getLogger(__name__)
@@ -40,11 +40,11 @@ class Promoter:
         return models.local
 
     def present(self) -> Promotion | None:
-        """Give the promotion in force; None when nothing is promoted or its file is damaged."""
-        try:
-            return current_promotion(self.models_dir)
-        except ModelLoadError:
-            return None
+        """Give the promotion in force; None when nothing is promoted.
+
+        Raises ModelLoadError when its pointer or history is damaged, or when they disagree.
+        """
+        return current_promotion(self.models_dir)
 
     def promote(self, run: str | None = None, *, reason: str | None = None, force: bool = False) -> Promotion:
         """Promote a model by its name or that of its evaluated run; None = the newest evaluated one.
@@ -77,9 +77,14 @@ class Promoter:
             self.push(promotion)
         return promotion
 
-    def roll_back(self, *, reason: str | None = None) -> tuple[Promotion, Promotion]:
-        """Go back to the model before; gives its promotion and the one it replaces. Raises PromotionError."""
-        return roll_back(self.models_dir, Actor(self._by, reason))
+    def roll_back(
+        self, *, reason: str | None = None, tell: Tell | None = None
+    ) -> tuple[Promotion, Promotion]:
+        """Go back to the model before; gives its promotion and the one it replaces. Raises PromotionError.
+
+        One that died before `tell` had told of it is told now, without a further step.
+        """
+        return roll_back(self.models_dir, Actor(self._by, reason), tell)
 
     def is_promoted(self, summary: EvaluationSummary) -> bool:
         """Tell whether the evaluated model is the promoted one already."""

@@ -36,6 +36,7 @@ from tasks.core.config.changes import (
 )
 from tasks.core.config.question_template import QuestionTemplate
 from tasks.core.errors import ConfigError
+from tasks.core.run_names import why_no_name
 
 logger = logging.getLogger(__name__)
 
@@ -90,6 +91,13 @@ def _safe_run_name(name: str) -> str:
     return name
 
 
+def _free_run_name(name: str) -> str:
+    """A whole name must not be one that is reserved either."""
+    if name and (problem := why_no_name(name)) is not None:
+        raise ValueError(problem)
+    return name
+
+
 def _marker_pairs(markers: tuple[str, ...]) -> tuple[str, ...]:
     """An opening marker may be empty (every answer begins inside its thoughts), a closing one may not."""
     if len(markers) % 2 or not all(markers[1::2]):
@@ -131,7 +139,9 @@ WebAddress = Annotated[
     InWords("an http or https address without a password, ? and # (a key belongs where judge_api_key says)"),
 ]
 RunNamePart = Annotated[str, Field(max_length=100), AfterValidator(_safe_run_name)]
-RunName = Annotated[str, Field(max_length=100), AfterValidator(_safe_run_name)]
+RunName = Annotated[
+    str, Field(max_length=100), AfterValidator(_safe_run_name), AfterValidator(_free_run_name)
+]
 Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
 Count = Annotated[int, Field(ge=1)]
 

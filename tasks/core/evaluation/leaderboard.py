@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -15,6 +16,8 @@ from tasks.core.evaluation.summary import Decision, EvaluationSummary, MetricSum
 from tasks.core.generation.run_dir import RunDir
 from tasks.core.models.registry import promoted_run
 from tasks.core.records import RunManifest
+
+logger = logging.getLogger(__name__)
 
 # What tells models apart, not settings; shown in columns of their own.
 _NOT_SETTINGS = frozenset({"weights", "adapter", "rows"})
@@ -121,7 +124,8 @@ def _scores_by_answers(summaries: Iterable[EvaluationSummary]) -> dict[str, tupl
 def _champion(models_dir: Path) -> str | None:
     try:
         return promoted_run(models_dir)
-    except TuneproofError:
+    except TuneproofError as error:
+        logger.warning("no run is marked as the promoted model's: %s", error)
         return None
 
 

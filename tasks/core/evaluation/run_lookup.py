@@ -12,8 +12,9 @@ from tasks.core.evaluation.summary import Opponent
 from tasks.core.files import exists, is_folder
 from tasks.core.generation.baseline import made_to_compare
 from tasks.core.generation.run_dir import RunDir
+from tasks.core.models.champion import current_champion, why_changed
 from tasks.core.models.digests import weights_sha256
-from tasks.core.models.registry import promoted_run, read_manifest
+from tasks.core.models.registry import read_manifest
 from tasks.core.records import ModelManifest, RunManifest
 
 NAMELESS_OPPONENTS = ("base", "champion", "none")
@@ -170,10 +171,14 @@ def find_opponents(
 
 
 def find_champion_run(candidate_path: Path, models_dir: Path, runs_dir: Path) -> BaseRun | None:
-    """The promoted model's run over the candidate's rows; None when no model is promoted."""
-    name = promoted_run(models_dir)
-    if name is None:
+    """The promoted model's run over the candidate's rows; None when no model is promoted.
+
+    Raises ModelLoadError when nobody can say which model is promoted.
+    """
+    promoted = current_champion(models_dir)
+    if promoted is None:
         return None
+    name = promoted.run_name
     if not candidate_path.is_dir():
         return BaseRun(None, f"A file of answers cannot be compared with the champion {name}")
     directory = models_dir / name
@@ -181,6 +186,9 @@ def find_champion_run(candidate_path: Path, models_dir: Path, runs_dir: Path) ->
         return BaseRun(
             None, f"The champion {name} is gone from {models_dir}, so nothing can be better than it"
         )
+    changed = why_changed(models_dir, promoted)
+    if changed is not None:
+        return BaseRun(None, f"{changed[0].upper()}{changed[1:]}, so nothing can be better than it")
     candidate, digest = RunDir(candidate_path).read_manifest(), weights_sha256(directory)
     runs = [
         run

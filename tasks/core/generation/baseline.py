@@ -8,8 +8,9 @@ from pathlib import Path
 from tasks.core.config import InferencerConfig
 from tasks.core.errors import ModelLoadError, ModelNotFoundError
 from tasks.core.generation.run_dir import RunDir
+from tasks.core.models.champion import current_champion, refuse_changed
 from tasks.core.models.loading import ModelSpec, identify
-from tasks.core.models.registry import promoted_run, read_manifest, slug, why_incomplete
+from tasks.core.models.registry import read_manifest, slug, why_incomplete
 from tasks.core.records import RunIdentity, RunManifest
 
 KEY_LENGTH = 8
@@ -56,11 +57,13 @@ def find_champion(
 ) -> Champion | None:
     """Find the promoted model, and its answers to the candidate's rows with the same settings if they are there.
 
-    None when nothing is promoted. Raises ModelNotFoundError when the promoted model's files are gone.
+    None when nothing is promoted. Raises ModelNotFoundError when the promoted model's files are gone, ModelLoadError
+    when they have changed, or when the history of promotions does not agree.
     """
-    name = promoted_run(models_dir)
-    if name is None:
+    promoted = current_champion(models_dir)
+    if promoted is None:
         return None
+    name = promoted.run_name
     model_id = str(models_dir / name)
     reason = why_incomplete(models_dir / name) if (models_dir / name).is_dir() else "its directory is gone"
     if reason is not None:
@@ -69,6 +72,7 @@ def find_champion(
             "put it back, promote another one (`tuneproof promote RUN --force --reason TEXT`), or set "
             "pipeline.compare_with_champion = false",
         )
+    refuse_changed(models_dir, promoted)
     dtype = candidate.identity.model.dtype
     model = identify(_spec(model_id, None, dtype, settings))
     identity = candidate.identity.model_copy(update={"model": model})

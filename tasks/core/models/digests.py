@@ -40,11 +40,23 @@ def weights_sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _parts(directory: Path) -> list[tuple[str, str]]:
+def unread_bytes(path: Path) -> int:
+    """How many bytes `weights_sha256` would have to read: those of files that are new or changed since."""
+    known = _json(cache_dir() / "digests.json")
+    paths = [path] if path.is_file() else _digested(path)
+    return sum(file.stat().st_size for file in paths if _remembered(known, file.resolve()) is None)
+
+
+def _digested(directory: Path) -> list[Path]:
+    """The files whose bytes count, in the order of the digest."""
     weights = sorted(p for p in directory.iterdir() if p.suffix in WEIGHT_SUFFIXES)
     tokenizers = [directory / name for name in _TOKENIZER_FILES if (directory / name).is_file()]
     code = sorted(directory.glob("*.py"))  # runs only when trusted, but then it may change anything
-    parts = [(p.name, file_sha256(p)) for p in (*weights, *tokenizers, *code)]
+    return [*weights, *tokenizers, *code]
+
+
+def _parts(directory: Path) -> list[tuple[str, str]]:
+    parts = [(path.name, file_sha256(path)) for path in _digested(directory)]
     config = _json(directory / "config.json")
     adapter = _json(directory / "adapter_config.json")
     generation = _json(directory / "generation_config.json")
@@ -79,14 +91,26 @@ def file_sha256(path: Path) -> str:
     path = path.resolve()
     stamp = _stamp(path)
     memory_path = cache_dir() / "digests.json"
-    known = _json(memory_path).get(str(path))
-    if isinstance(known, dict) and known.get("stamp") == stamp and isinstance(known.get("sha256"), str):
-        return str(known["sha256"])
+    known = _remembered(_json(memory_path), path)
+    if known is not None:
+        return known
     with path.open("rb") as stream:
         sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
     if _stamp(path) == stamp:  # else it changed while we read: nothing to remember
         _remember(memory_path, path, stamp, sha256)
     return sha256
+
+
+def _remembered(memory: dict[str, Any], path: Path) -> str | None:
+    """The digest of a file (its resolved path) that has not changed since it was read."""
+    known = memory.get(str(path))
+    if (
+        isinstance(known, dict)
+        and known.get("stamp") == _stamp(path)
+        and isinstance(known.get("sha256"), str)
+    ):
+        return str(known["sha256"])
+    return None
 
 
 def _stamp(path: Path) -> list[int]:

@@ -13,6 +13,7 @@ from tasks.core.errors import ModelLoadError, ModelNotFoundError
 from tasks.core.files import exists, is_folder
 from tasks.core.models import hub_search, registry
 from tasks.core.models.bases import missing_base
+from tasks.core.models.champion import current_champion, refuse_changed
 from tasks.core.models.checking import weight_paths
 from tasks.core.models.packaged import PREFIX, find_packaged_file
 
@@ -65,7 +66,7 @@ def discover_model(
 
     A named `model` that cannot be used is an error, never a reason to take another one; for a run's name, which
     may be that of the answers alone, another one is taken with a warning. Raises ModelNotFoundError, which lists
-    what was searched and the nearest names.
+    what was searched and the nearest names; ModelLoadError for a promoted model that nobody can be sure of.
     """
     found = find_model(model=model, run_names=run_names, hf_user_id=hf_user_id, models_dir=models_dir)
     chosen = found.chosen
@@ -116,16 +117,17 @@ def _explicit(search: _Search, model: str) -> Candidate | None:
 
 
 def _promoted(search: _Search) -> Candidate | None:
-    run_name = registry.promoted_run(search.models_dir)
-    if run_name is None:
+    champion = current_champion(search.models_dir)
+    if champion is None:
         search.reject(str(search.models_dir / registry.PROMOTED), "no model has been promoted yet")
         return None
-    directory = search.models_dir / run_name
+    directory = search.models_dir / champion.run_name
     reason = registry.why_incomplete(directory) if directory.is_dir() else "its directory is gone"
     if reason is not None:
         search.reject(str(directory), f"promoted, but {reason}")
         return None
-    return Candidate(str(directory), None, "promoted", f"the promoted model is the run {run_name}")
+    refuse_changed(search.models_dir, champion)
+    return Candidate(str(directory), None, "promoted", f"the promoted model is the run {champion.run_name}")
 
 
 def _why_unusable(path: Path) -> str | None:

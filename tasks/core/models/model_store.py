@@ -9,6 +9,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from tasks.core.models import registry
+from tasks.core.models.champion import LINE_FILES
 from tasks.core.models.registry import MANIFEST_NAME, PROMOTED, ModelEntry, promoted_run
 from tasks.core.records import ModelManifest
 from tasks.core.storage import Store
@@ -47,7 +48,10 @@ def list_models(models: Store) -> list[ModelEntry]:
 def bring_promoted(models: Store) -> str | None:
     """Bring the model in use and what says which it is; return its name. Raises StorageError."""
     if models.is_remote:
-        models.pull(only=[f"{PROMOTED}.json"])
+        models.pull(only=LINE_FILES)
+        there = set(models.files_below(""))
+        for gone in set(LINE_FILES) - there:
+            (models.local / gone).unlink(missing_ok=True)
     name = promoted_run(models.local)
     if name is not None:
         bring_model(models, name)

@@ -1,32 +1,42 @@
-"""The promoted model: one alias under `models/`, moved at once or not at all, with its history.
+"""Promotion: which model may become the champion, on what evidence, and the way back.
 
-`promoted.json` names the model and says why; it is the truth. `promotions.jsonl` has a line for each change. A
-process that dies between the two leaves a pointer whose line is missing; the next change adds it.
+The files and the order in which they are written are those of `champion`.
 """
 
 from __future__ import annotations
 
+import logging
 import secrets
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from filelock import FileLock, Timeout
+import orjson
 from pydantic import ValidationError
 
-from tasks.core.errors import ModelLoadError, PromotionError, StorageError, first_line
+from tasks.core.errors import ModelLoadError, PromotionError, first_line
 from tasks.core.evaluation.summary import ChampionPoint, ScoreInterval, Verdict
-from tasks.core.files import write_atomically
-from tasks.core.models import registry
+from tasks.core.models import history, registry
+from tasks.core.models.champion import (
+    HISTORY_NAME,
+    POINTER_NAME,
+    Champion,
+    Line,
+    current_champion,
+    forget_mark,
+    locked,
+    move,
+    read_line,
+    settled,
+    why_changed,
+)
 from tasks.core.models.digests import weights_sha256
 from tasks.core.records import Record
+from tasks.core.run_names import why_no_name
 
-POINTER_NAME = f"{registry.PROMOTED}.json"
-HISTORY_NAME = "promotions.jsonl"
-_LOCK_SECONDS = 10.0
+logger = logging.getLogger(__name__)
 
 
 class PromotedScore(Record):
@@ -71,7 +81,10 @@ class Promotion(Record):
 
 
 class HistoryEntry(Record):
-    """One line of `models/promotions.jsonl`. `promotion` is what holds from then on."""
+    """One line of `models/promotions.jsonl`. `promotion` is what holds from then on.
+
+    `previous` is the sha256 of the line before; None in the first line, and in those of earlier versions.
+    """
 
     action: Literal["promote", "rollback"]
     at: str | None
@@ -79,6 +92,8 @@ class HistoryEntry(Record):
     reason: str | None
     replaced: str | None
     promotion: Promotion
+    change_id: str = ""
+    previous: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,34 +103,52 @@ class Actor:
     name: str
     reason: str | None = None
 
+    def __post_init__(self) -> None:
+        """Bytes of a command line that are no UTF-8 could not be written down."""
+        for field in ("name", "reason"):
+            text = getattr(self, field)
+            if text is not None:
+                object.__setattr__(self, field, text.encode("utf-8", "replace").decode())
+
+
+Tell = Callable[[Promotion, Promotion, bool], None]
+"""Told of a rollback before it counts as told: the promotion that holds, the one it replaces, whether it had been
+cut off and was only finished."""
+
 
 def current_promotion(models_dir: Path) -> Promotion | None:
-    """The promotion in force; None when nothing is promoted. ModelLoadError when the pointer is damaged."""
-    name = registry.promoted_run(models_dir)
-    pointer_path = models_dir / POINTER_NAME
-    if name is None or not pointer_path.is_file():
-        return None if name is None else Promotion(run_name=name)  # a link that a person made
+    """The promotion in force; None when nothing is promoted.
+
+    Raises ModelLoadError when the pointer or the history is damaged or missing, or when they disagree.
+    """
+    champion = current_champion(models_dir)
+    return None if champion is None else _in_the_pointer(models_dir) or Promotion(run_name=champion.run_name)
+
+
+def _in_the_pointer(models_dir: Path) -> Promotion | None:
+    """The promotion that the pointer, or a decided change that waits for it, holds; None for a link made by hand."""
+    line = read_line(models_dir)
+    content = line.decided if line.waits_for_pointer else line.pointer
+    if content is None:
+        return None
     try:
-        return Promotion.model_validate_json(pointer_path.read_bytes())
-    except (OSError, ValidationError) as error:
+        return Promotion.model_validate(content, strict=False)
+    except ValidationError as error:
         raise ModelLoadError(
-            f"{pointer_path} is damaged: {first_line(error)}",
-            "promote a model again with --force, or delete the file",
+            f"{models_dir / POINTER_NAME} is damaged: {first_line(error)}",
+            "put the file back from a copy, or promote a model again with --force",
         ) from error
 
 
 def promotion_history(models_dir: Path) -> list[HistoryEntry]:
-    """All changes of the alias, oldest first; lines that a dying process tore are left out."""
+    """All changes of the alias, oldest first. Raises ModelLoadError that names a damaged line."""
+    path = models_dir / HISTORY_NAME
     entries = []
-    try:
-        lines = (models_dir / HISTORY_NAME).read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
-        return []
-    for line in lines:
+    for change in history.read_history(path).changes:
         try:
-            entries.append(HistoryEntry.model_validate_json(line))
-        except ValidationError:
-            continue
+            entries.append(HistoryEntry.model_validate_json(change.line))
+        except ValidationError as error:
+            raise history.damaged(path, change.number, first_line(error)) from error
     return entries
 
 
@@ -124,18 +157,20 @@ def champions(models_dir: Path) -> list[ChampionPoint]:
 
     The last is the one in force, also where a person wrote the pointer.
     """
-    line = [(entry.promotion, entry.at) for entry in promotion_history(models_dir)]
     present = current_promotion(models_dir)
-    if present is not None and (not line or line[-1][0].run_name != present.run_name):
-        line.append((present, present.promoted_at))
+    line = [(entry.promotion, entry.at) for entry in promotion_history(models_dir)]
+    if present is not None and not line:
+        line.append((present, present.promoted_at))  # a person wrote the pointer
     return [
         ChampionPoint(run_name=one.run_name, promoted_at=at, weights_sha256=one.weights_sha256)
         for one, at in line
     ]
 
 
-def why_not(models_dir: Path, run_name: str, evidence: Evidence | None) -> str | None:
-    """Why a model may not be promoted on this evidence; None when it may."""
+def why_not(
+    models_dir: Path, run_name: str, evidence: Evidence | None, champion: Champion | None
+) -> str | None:
+    """Why a model may not take the champion's place on this evidence; None when it may."""
     if evidence is None or evidence.verdict is None:
         return f"{run_name} was not compared with any model, so there is no verdict"
     verdict = evidence.verdict
@@ -143,11 +178,12 @@ def why_not(models_dir: Path, run_name: str, evidence: Evidence | None) -> str |
         return f"the verdict about {run_name} is {verdict.decision}: {verdict.reasons[0]}"
     if evidence.weights_sha256 not in (None, weights_sha256(registry.model_dir(models_dir, run_name))):
         return f"the files of {run_name} have changed since its evaluation"
-    champion = registry.promoted_run(models_dir)
-    if champion is not None and champion not in (run_name, evidence.champion):
+    if champion is None or champion.run_name == run_name:
+        return None
+    if champion.run_name != evidence.champion:
         compared = evidence.champion or "no champion"
-        return f"the verdict about {run_name} compares it with {compared}, but the champion is {champion} now"
-    return None
+        return f"the verdict about {run_name} compares it with {compared}, but the champion is {champion.run_name} now"
+    return why_changed(models_dir, champion)
 
 
 def promote(
@@ -164,11 +200,14 @@ def promote(
         raise PromotionError(
             "a promotion that the verdict does not support needs a reason", "add --reason TEXT"
         )
-    with _locked(models_dir):
-        previous, digest = _settled(models_dir, tolerant=force), weights_sha256(directory)
-        if previous is not None and (previous.run_name, previous.weights_sha256) == (run_name, digest):
-            return previous
-        refusal = _refusal(models_dir, run_name, evidence, tolerant=force)
+    with locked(models_dir):
+        state, digest = _state(models_dir, tolerant=force), weights_sha256(directory)
+        present = state.present
+        if present is not None and (present.run_name, present.weights_sha256) == (run_name, digest):
+            forget_mark(models_dir)
+            return present
+        champion = None if present is None else Champion(present.run_name, present.weights_sha256)
+        refusal = state.damage or why_not(models_dir, run_name, evidence, champion)
         if refusal is not None and not force:
             raise PromotionError(
                 refusal,
@@ -185,47 +224,57 @@ def promote(
             weights_sha256=digest,
             evidence=evidence,
         )
-        _move(models_dir, promotion, "promote", actor, previous)
+        line = _with_hand_made(models_dir, state)
+        _move(models_dir, line, promotion, "promote", actor)
+        forget_mark(models_dir)
         return promotion
 
 
-def _refusal(models_dir: Path, run_name: str, evidence: Evidence | None, *, tolerant: bool) -> str | None:
-    """See why_not; of a damaged pointer nobody can say what the verdict should have been against."""
-    try:
-        return why_not(models_dir, run_name, evidence)
-    except ModelLoadError as error:
-        if tolerant:
-            return error.what
-        raise
-
-
-def roll_back(models_dir: Path, actor: Actor) -> tuple[Promotion, Promotion]:
+def roll_back(models_dir: Path, actor: Actor, tell: Tell | None = None) -> tuple[Promotion, Promotion]:
     """Go back to the model that was promoted before; gives that promotion and the one it replaces.
 
-    Raises PromotionError when there is none, or when its files are gone or changed.
+    A rollback that went its step and was cut off before it was told is told now, and no further step is taken.
+    Raises PromotionError when there is none to go back to, or when its files are gone or changed; ModelLoadError when
+    pointer and history are damaged or disagree.
     """
-    with _locked(models_dir):
-        present = _settled(models_dir)
-        if present is None:
+    with locked(models_dir):
+        state = _state(models_dir)
+        if state.present is None:
             raise PromotionError(
                 f"nothing is promoted in {models_dir}", "promote a model first: `tuneproof promote RUN`"
             )
-        before = _in_force(promotion_history(models_dir))[:-1]
-        if not before:
-            raise PromotionError(
-                f"{present.run_name} is the first promoted model: there is none to go back to",
-                "promote another one: `tuneproof promote RUN`; `tuneproof models --history` lists what was done",
-            )
-        target = before[-1]
-        directory = registry.model_dir(models_dir, target.run_name)
-        _require_complete(directory)
-        if target.weights_sha256 not in (None, weights_sha256(directory)):
-            raise PromotionError(
-                f"the files of {target.run_name} have changed since it was promoted",
-                f"evaluate it again, or `tuneproof promote {target.run_name} --force --reason TEXT`",
-            )
-        _move(models_dir, target, "rollback", actor, present)
-        return target, present
+        entries = promotion_history(models_dir)
+        untold = state.line.untold
+        was_cut_off = untold is not None and untold.action == "rollback"
+        if was_cut_off:
+            target, replaced = state.present, entries[-2].promotion
+            logger.warning("an earlier rollback was cut off after its step: no further one is taken")
+        else:
+            target, replaced = _before(models_dir, state.present, entries), state.present
+            _move(models_dir, state.line, target, "rollback", actor)
+        if tell is not None:
+            tell(target, replaced, was_cut_off)
+        forget_mark(models_dir)
+        return target, replaced
+
+
+def _before(models_dir: Path, present: Promotion, entries: list[HistoryEntry]) -> Promotion:
+    """The promotion to go back to, whose files are there and unchanged; PromotionError without one."""
+    before = _in_force(entries)[:-1]
+    if not before:
+        raise PromotionError(
+            f"{present.run_name} is the first promoted model: there is none to go back to",
+            "promote another one: `tuneproof promote RUN`; `tuneproof models --history` lists what was done",
+        )
+    target = before[-1]
+    directory = registry.model_dir(models_dir, target.run_name)
+    _require_complete(directory)
+    if target.weights_sha256 not in (None, weights_sha256(directory)):
+        raise PromotionError(
+            f"the files of {target.run_name} have changed since it was promoted",
+            f"evaluate it again, or `tuneproof promote {target.run_name} --force --reason TEXT`",
+        )
+    return target
 
 
 def _require_complete(directory: Path) -> None:
@@ -255,65 +304,62 @@ def _same_model(one: Promotion, other: Promotion) -> bool:
     return (one.run_name, one.weights_sha256) == (other.run_name, other.weights_sha256)
 
 
-def _settled(models_dir: Path, *, tolerant: bool = False) -> Promotion | None:
-    """The promotion in force, with its line in the history if that was missing."""
+@dataclass(frozen=True, slots=True)
+class _State:
+    """What holds before a change; `damage` says what is wrong with pointer or history, if a person overrides that."""
+
+    line: Line
+    present: Promotion | None
+    damage: str | None = None
+
+
+def _state(models_dir: Path, *, tolerant: bool = False) -> _State:
+    """Finish what was cut off and read what holds; call it with the lock held.
+
+    `tolerant` passes over a pointer or history that is damaged, where else ModelLoadError is raised.
+    """
     try:
-        present = current_promotion(models_dir)
-    except ModelLoadError:
-        if tolerant:
-            return None
-        raise
-    entries = promotion_history(models_dir)
-    if present is not None and (not entries or entries[-1].promotion != present):
-        went_back = present in _in_force(entries)[:-1]
-        actor = Actor(present.promoted_by or "unknown", "the line was missing")
-        _append(models_dir, _entry("rollback" if went_back else "promote", present, actor, None))
-    return present
+        line = settled(models_dir)
+        promotion_history(models_dir)
+        champion = current_champion(models_dir)
+        present = _in_the_pointer(models_dir)
+        if present is None and champion is not None:
+            present = Promotion(run_name=champion.run_name)  # a link that a person made
+        return _State(line, present)
+    except ModelLoadError as error:
+        if not tolerant:
+            raise
+        line = read_line(models_dir, tolerant=True)
+        try:
+            promotion_history(models_dir)
+        except ModelLoadError:
+            line = replace(line, history=history.History(), is_damaged=True)
+        return _State(line, None, error.what)
+
+
+def _with_hand_made(models_dir: Path, state: _State) -> Line:
+    """The line, to which a promotion by hand (a pointer or link without history) is added as its first change."""
+    present = state.present
+    if present is None or state.line.decided is not None or why_no_name(present.run_name) is not None:
+        return state.line
+    _move(models_dir, state.line, present, "promote", Actor("unknown", "named by hand"))
+    return read_line(models_dir)
 
 
 def _move(
-    models_dir: Path,
-    promotion: Promotion,
-    action: Literal["promote", "rollback"],
-    actor: Actor,
-    replaced: Promotion | None,
+    models_dir: Path, line: Line, promotion: Promotion, action: Literal["promote", "rollback"], actor: Actor
 ) -> None:
-    write_atomically(models_dir / POINTER_NAME, promotion.model_dump_json(indent=2) + "\n")
-    _append(models_dir, _entry(action, promotion, actor, replaced))
-
-
-def _entry(
-    action: Literal["promote", "rollback"], promotion: Promotion, actor: Actor, replaced: Promotion | None
-) -> HistoryEntry:
-    name = None if replaced is None else replaced.run_name
-    return HistoryEntry(
-        action=action, at=_now(), by=actor.name, reason=actor.reason, replaced=name, promotion=promotion
+    in_place_of = line.pointer or line.decided
+    entry = HistoryEntry(
+        action=action,
+        at=_now(),
+        by=actor.name,
+        reason=actor.reason,
+        replaced=None if in_place_of is None else in_place_of["run_name"],
+        promotion=promotion,
     )
-
-
-def _append(models_dir: Path, entry: HistoryEntry) -> None:
-    path = models_dir / HISTORY_NAME
-    try:
-        with path.open("a+b") as file:
-            file.seek(max(0, file.tell() - 1))
-            torn = file.read(1) not in (b"", b"\n")
-            file.write(b"\n" * torn + entry.model_dump_json().encode() + b"\n")
-    except OSError as error:
-        raise StorageError(
-            f"{path} could not be written: {error.strerror or error}", "free some space"
-        ) from error
-
-
-@contextmanager
-def _locked(models_dir: Path) -> Iterator[None]:
-    try:
-        models_dir.mkdir(parents=True, exist_ok=True)
-        with FileLock(models_dir / ".promotion.lock", timeout=_LOCK_SECONDS):
-            yield
-    except Timeout as error:
-        raise PromotionError(
-            f"another promotion in {models_dir} is going on", "try again when it has ended"
-        ) from error
+    written: dict[str, Any] = orjson.loads(entry.model_dump_json())
+    move(models_dir, line, written)
 
 
 def _now() -> str:
