@@ -196,7 +196,8 @@ class Evaluator:
     def check(self) -> None:
         """Raise a TuneproofError for a metric or gate that cannot be, or that lacks key, package or model.
 
-        Also where nobody can say which model is promoted. Calls no model and needs no run, so it can be done before hours of training.
+        Also where nobody can say which model is promoted. Calls no model and needs no run, so it can be done before
+        hours of training.
         """
         self.check_metrics()
         self.models().check()

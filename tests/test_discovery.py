@@ -10,8 +10,9 @@ import pytest
 
 from tasks.core.errors import ModelNotFoundError
 from tasks.core.models.discovery import Discovery, discover_model
+from tasks.core.models.registry import moment_after_all, write_manifest
 from tests.fake_hub import serve
-from tests.model_runs import make_run
+from tests.model_runs import make_run, manifest_of
 
 
 def discover(
@@ -83,6 +84,17 @@ def test_an_adapter_whose_base_is_missing_is_refused_with_the_bases_name(models_
     make_run(models_dir, "orphan", base="/nowhere/base-7b")
     with pytest.raises(ModelNotFoundError, match="base /nowhere/base-7b is missing"):
         discover(models_dir, model="orphan")
+
+
+def test_the_model_that_ended_last_is_the_newest_though_the_clock_went_back(
+    models_dir: Path, tiny_model_dir: Path
+) -> None:
+    for name, finished_at in (("arithmetic-4", "2020-01-01T00:00:00+00:00"), ("arithmetic-5", "2019-01-01")):
+        ordered_at = moment_after_all(models_dir, finished_at)
+        directory = make_run(models_dir, name, base=tiny_model_dir)
+        write_manifest(directory, manifest_of(name, finished_at=finished_at, ordered_at=ordered_at))
+        assert discover(models_dir).chosen.model_id == str(directory)
+    assert moment_after_all(models_dir, "2026-03-01T00:00:00+00:00") == "2026-03-01T00:00:00+00:00"
 
 
 # --- promoted

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from tasks.core.config import FineTunerConfig
 from tasks.core.errors import ConfigError, ModelLoadError, ModelNotFoundError, StorageError
 from tasks.core.files import write_atomically
 from tasks.core.models import registry
@@ -52,9 +53,36 @@ def test_any_text_is_either_refused_or_names_a_direct_child(name: str) -> None:
         assert Path(os.path.normpath(directory)).parent == models_dir
 
 
-def test_the_name_of_the_model_in_use_is_reserved(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="reserved"):
-        registry.model_dir(tmp_path, "promoted")
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("promoted", "Promoted", "promoted.json", "promotions.jsonl", "promotions.jsonl.damaged-1"),
+        *("challenges.jsonl", "leaderboard.html", "con", "NUL", "Aux.txt", "com1", "lpt9.v2", "prn"),
+    ],
+)
+def test_names_that_belong_to_something_else_are_reserved(name: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="reserved") as caught:
+        registry.model_dir(tmp_path, name)
+    assert registry.check_run_name(str(caught.value.next_step).split("'")[1])
+    with pytest.raises(ValueError, match="reserved"):
+        FineTunerConfig(run_name=name)
+
+
+@pytest.mark.parametrize("name", ["console", "com10", "my-nul", "promoted-2", "auxiliary.v1", "promotions"])
+def test_names_that_only_look_like_reserved_ones_are_taken(name: str, tmp_path: Path) -> None:
+    assert registry.model_dir(tmp_path, name) == tmp_path / name
+    assert FineTunerConfig(run_name=name).run_name == name
+
+
+def test_a_name_that_ends_with_a_dot_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="ends with '.'"):
+        registry.model_dir(tmp_path, "run.")
+
+
+def test_a_name_that_is_made_up_is_never_reserved() -> None:
+    for name in ("con", "org/NUL", "aux.v2.gguf", "com1.jsonl"):
+        assert registry.made_up_name(f"{registry.slug(name)}-{registry.data_slug('x.jsonl')}", "", "")
+        assert registry.check_run_name(registry.slug(name))
 
 
 def test_a_link_that_leads_elsewhere_is_not_written_through(tmp_path: Path) -> None:

@@ -349,6 +349,10 @@ class ModelManifest(Record):
     seconds: float
     started_at: str
     finished_at: str
+    ordered_at: str | None = Field(
+        None,
+        description="finished_at, but later than that of each model that was there, whatever the clock did",
+    )
     library_versions: dict[str, str] = {}
     device: str
     tuneproof_version: str

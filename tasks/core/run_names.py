@@ -38,7 +38,7 @@ def why_no_name(name: str) -> str | None:
     if plain == PROMOTED:
         return "it is reserved for the model in use"
     if plain.split(".")[0] in _DEVICES:
-        return f"it is reserved: Windows takes {name.split('.')[0]} for a device"
+        return f"it is reserved: {name.split('.')[0]} is a device on Windows"
     if any(plain == own or plain.startswith(f"{own}.") for own in _OWN_FILES):
         return "it is reserved for a file beside the runs and models"
     return None

@@ -160,7 +160,8 @@ def begin_anew(path: Path, line: bytes) -> None:
         write_atomically(path, line.decode())
     except StorageError:
         if read_file(path) != line:
-            aside_path.unlink(missing_ok=True)
+            with suppress(OSError):
+                aside_path.unlink()
             raise
     logger.warning("%s begins anew; the damaged one is kept as %s", path, aside_path.name)
 

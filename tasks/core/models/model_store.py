@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 
-from pydantic import ValidationError
-
 from tasks.core.models import registry
 from tasks.core.models.champion import LINE_FILES
 from tasks.core.models.registry import MANIFEST_NAME, PROMOTED, ModelEntry, promoted_run
@@ -22,11 +20,14 @@ def list_manifests(models: Store) -> list[ModelManifest]:
     found = []
     for name in models.names():
         content = models.read(f"{name}/{MANIFEST_NAME}")
-        try:
-            found += [] if content is None else [ModelManifest.model_validate_json(content)]
-        except ValidationError:
+        if content is None:
             continue
-    return sorted(found, key=lambda manifest: (manifest.finished_at, manifest.run_name), reverse=True)
+        try:
+            manifest = ModelManifest.model_validate_json(content)
+            found.append((registry.moment_of(manifest), manifest.run_name, manifest))
+        except ValueError:  # also one whose date is none
+            continue
+    return [manifest for _, _, manifest in sorted(found, key=lambda one: one[:2], reverse=True)]
 
 
 def list_models(models: Store) -> list[ModelEntry]:
@@ -40,6 +41,7 @@ def list_models(models: Store) -> list[ModelEntry]:
             manifest,
             None,
             datetime.fromisoformat(manifest.finished_at),
+            registry.moment_of(manifest),
         )
         for manifest in list_manifests(models)
     ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -40,13 +40,17 @@ MANIFEST_NAME = "tuneproof_manifest.json"
 
 @dataclass(frozen=True, slots=True)
 class ModelEntry:
-    """One directory under `models/`. `reason` says why it is not complete; `manifest` is None without one."""
+    """One directory under `models/`. `reason` says why it is not complete; `manifest` is None without one.
+
+    `ordered_at` is what newer and older go by; `changed_at` is what a clock said, which may have gone back.
+    """
 
     run_name: str
     path: Path
     manifest: ModelManifest | None
     reason: str | None
     changed_at: datetime
+    ordered_at: datetime
 
     @property
     def complete(self) -> bool:
@@ -109,7 +113,7 @@ def why_incomplete(directory: Path) -> str | None:
 
 
 def list_models(models_dir: Path) -> list[ModelEntry]:
-    """All runs under `models_dir`, newest first (by the end of training); [] when there is no such directory."""
+    """All runs under `models_dir`, the one that ended last first; [] when there is no such directory."""
     if not models_dir.is_dir():
         return []
     directories = [
@@ -118,19 +122,35 @@ def list_models(models_dir: Path) -> list[ModelEntry]:
         if path.is_dir() and not path.name.startswith(".") and path.name != PROMOTED
     ]
     return sorted(
-        map(_entry, directories), key=lambda entry: (entry.changed_at, entry.run_name), reverse=True
+        map(_entry, directories), key=lambda entry: (entry.ordered_at, entry.run_name), reverse=True
     )
 
 
 def _entry(directory: Path) -> ModelEntry:
     reason = why_incomplete(directory)
-    changed_at = datetime.fromtimestamp(directory.stat().st_mtime, UTC)
+    changed_at = ordered_at = datetime.fromtimestamp(directory.stat().st_mtime, UTC)
     try:
         manifest = read_manifest(directory)
-        finished_at = datetime.fromisoformat(manifest.finished_at)
-        changed_at = finished_at if finished_at.tzinfo else finished_at.replace(tzinfo=UTC)
+        changed_at, ordered_at = _moment(manifest.finished_at), moment_of(manifest)
     except (ModelLoadError, ModelNotFoundError):
         manifest = None
     except ValueError:  # a hand-made date; the directory's own serves
         pass
-    return ModelEntry(directory.name, directory, manifest, reason, changed_at)
+    return ModelEntry(directory.name, directory, manifest, reason, changed_at, ordered_at)
+
+
+def moment_of(manifest: ModelManifest) -> datetime:
+    """Where a model stands among others; ValueError for a hand-made date that is none."""
+    return _moment(manifest.ordered_at or manifest.finished_at)
+
+
+def moment_after_all(models_dir: Path, finished_at: str) -> str:
+    """`finished_at`, or the moment after the last of all models that are there, where the clock has gone back."""
+    moments = [entry.ordered_at for entry in list_models(models_dir) if entry.manifest is not None]
+    after = max(moments, default=datetime.min.replace(tzinfo=UTC)) + timedelta(microseconds=1)
+    return max(_moment(finished_at), after).isoformat()
+
+
+def _moment(text: str) -> datetime:
+    moment = datetime.fromisoformat(text)
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)

@@ -198,7 +198,7 @@ def _train_into(model_dir: Path, job: Job) -> TrainedModel:
     if job.schedule.warning is not None:
         logger.warning("%s", job.schedule.warning)
     fitted = fit(job, model_dir / checkpoints.CHECKPOINTS)
-    manifest = _manifest(model_dir.name, job, fitted, started_at)
+    manifest = _manifest(model_dir, job, fitted, started_at)
     publish_files(
         fitted.publishable(job),
         fitted.tokenizer,
@@ -218,10 +218,11 @@ def _train_into(model_dir: Path, job: Job) -> TrainedModel:
     return TrainedModel(model_dir, manifest)
 
 
-def _manifest(run_name: str, job: Job, fitted: Fitted, started_at: str) -> ModelManifest:
+def _manifest(model_dir: Path, job: Job, fitted: Fitted, started_at: str) -> ModelManifest:
     config, base, train_rows, validation = job.config, job.base, job.data.train, job.data.validation
+    finished_at = now()
     return ModelManifest(
-        run_name=run_name,
+        run_name=model_dir.name,
         kind="full" if job.publishes_full_model else "adapter",
         base_model_id=_lasting_name(config.base_model_id),
         base_model_revision=base.revision,
@@ -256,7 +257,8 @@ def _manifest(run_name: str, job: Job, fitted: Fitted, started_at: str) -> Model
         trained_tokens=fitted.trained_tokens,
         seconds=round(fitted.seconds, 2),
         started_at=started_at,
-        finished_at=now(),
+        finished_at=finished_at,
+        ordered_at=registry.moment_after_all(model_dir.parent, finished_at),
         library_versions=library_versions(_LIBRARIES),
         device=job.device,
         tuneproof_version=library_version("tuneproof"),
