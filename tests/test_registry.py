@@ -75,7 +75,7 @@ def test_names_that_only_look_like_reserved_ones_are_taken(name: str, tmp_path: 
 
 
 def test_a_name_that_ends_with_a_dot_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="ends with '.'"):
+    with pytest.raises(ConfigError, match=r"ends with '\.'"):
         registry.model_dir(tmp_path, "run.")
 
 

@@ -390,7 +390,7 @@ def test_the_manifest_tells_what_was_trained(trained: Any, tiny_model_dir: Path)
     assert manifest.base_weights_sha256 == registry.weights_sha256(tiny_model_dir)
     assert manifest.settings["rank"] == 16 and manifest.settings["memory_events"] == []
     assert manifest.trained_tokens > 3 * 40 * 10
-    assert manifest.seconds > 0 and manifest.started_at <= manifest.finished_at
+    assert manifest.seconds > 0 and manifest.started_at <= manifest.finished_at == manifest.ordered_at
 
 
 def test_progress_reaches_the_last_step_with_loss_rate_and_time_left(trained: Any) -> None:

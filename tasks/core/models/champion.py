@@ -235,7 +235,8 @@ def _disagreement(models_dir: Path, line: Line) -> ModelLoadError | None:
         )
     return ModelLoadError(
         f"{pointer_path} says that {_name(pointer)} is promoted, but {where}, the last, says {name}",
-        f"put back the one that is wrong, or decide: `tuneproof promote {name} {force} or the same with {_name(pointer)}",
+        f"put back the one that is wrong, or decide: `tuneproof promote {name} {force}, or the same with "
+        f"{_name(pointer)}",
     )
 
 
