@@ -22,7 +22,7 @@ import orjson
 from filelock import FileLock, Timeout
 
 from tasks.core.errors import ConfigError, ModelLoadError, PromotionError, StorageError
-from tasks.core.files import write_atomically
+from tasks.core.files import storage_error, write_atomically
 from tasks.core.models import history
 from tasks.core.models.digests import unread_bytes, weights_sha256
 from tasks.core.models.history import History, read_file, read_history
@@ -280,10 +280,8 @@ def locked(models_dir: Path) -> Iterator[None]:
             f"another promotion in {models_dir} is going on", "try again when it has ended"
         ) from error
     except OSError as error:
-        raise StorageError(
-            f"{models_dir} cannot be written: {error.strerror or error}. Nothing was changed",
-            "free some space or check the permissions of the folder, then run the same command again",
-        ) from error
+        failed = storage_error(error, models_dir)
+        raise StorageError(f"{failed.what}. Nothing was changed", failed.next_step) from error
     try:
         yield
     finally:

@@ -17,7 +17,7 @@ from typing import Any
 import orjson
 
 from tasks.core.errors import ConfigError, ModelLoadError, StorageError
-from tasks.core.files import flush_to_disk, write_atomically
+from tasks.core.files import flush_to_disk, storage_error, write_atomically
 from tasks.core.run_names import check_run_name
 
 logger = logging.getLogger(__name__)
@@ -118,10 +118,7 @@ def append(path: Path, line: bytes, torn_bytes: int) -> None:
         finally:
             os.close(descriptor)
     except OSError as error:
-        raise StorageError(
-            f"{path} could not be written: {error.strerror or error}",
-            "free some space or check the permissions of the folder, then run the same command again",
-        ) from error
+        raise storage_error(error, path) from error
     flush_to_disk(path.parent)
 
 
@@ -152,10 +149,7 @@ def begin_anew(path: Path, line: bytes) -> None:
         try:
             aside_path.write_bytes(path.read_bytes())
         except OSError as error:
-            raise StorageError(
-                f"{aside_path} could not be written: {error.strerror or error}",
-                "free some space or check the permissions of the folder, then run the same command again",
-            ) from error
+            raise storage_error(error, aside_path) from error
     try:
         write_atomically(path, line.decode())
     except StorageError:
