@@ -48,9 +48,15 @@ def promote_if_decided(config: Config, summary: EvaluationSummary) -> Promotion 
     if is_url(config.pipeline.models_dir):
         logger.warning("models_dir is a URL: only models in a local folder can be promoted")
         return None
-    promoter = Promoter(config, by=f"{this_user()}, flow run {flow_run.id}")  # its name may change
+    decision = f"flow run {flow_run.id}"  # its name may change
+    promoter = Promoter(config, by=f"{this_user()}, {decision}")
     if promoter.is_promoted(summary):
         logger.info("the model of %s is the promoted one already", summary.candidate.run_name)
+        return None
+    if flow_run.id and promoter.has_promoted(summary, decision):
+        logger.warning(
+            "this flow run promoted the model of %s, which was taken back", summary.candidate.run_name
+        )
         return None
     if verdict.decision == "promote":
         return promote_model(promoter, summary)

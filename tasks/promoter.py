@@ -11,7 +11,15 @@ from tasks.core.evaluation.outputs import EvaluationFiles
 from tasks.core.evaluation.remote_runs import bring_overview
 from tasks.core.evaluation.summary import EvaluationSummary
 from tasks.core.models.promotable import Evaluated, evidence_of, find_evaluated, model_run_name, this_user
-from tasks.core.models.promotion import Actor, Promotion, Tell, current_promotion, promote, roll_back
+from tasks.core.models.promotion import (
+    Actor,
+    Promotion,
+    Tell,
+    current_promotion,
+    promote,
+    promotion_history,
+    roll_back,
+)
 from tasks.core.storage import Store
 
 logger = logging.getLogger(__name__)
@@ -90,6 +98,17 @@ class Promoter:
         """Tell whether the evaluated model is the promoted one already."""
         present = current_promotion(self.models_dir)
         return present is not None and present.run_name == model_run_name(summary.candidate, self.models_dir)
+
+    def has_promoted(self, summary: EvaluationSummary, decision: str) -> bool:
+        """Tell whether a decision, named in who acted, has promoted the evaluated model at some time.
+
+        A flow run that is tried again must not promote once more what a person has taken back meanwhile.
+        """
+        name = model_run_name(summary.candidate, self.models_dir)
+        return any(
+            entry.action == "promote" and entry.promotion.run_name == name and decision in (entry.by or "")
+            for entry in promotion_history(self.models_dir)
+        )
 
     def push(self, promotion: Promotion) -> None:
         """Push the promoted model with its scores in the card; a Hub that does not answer takes nothing back."""

@@ -14,6 +14,7 @@ from flows.cli import main
 from flows.results import list_models
 from tasks.core.config import load_config, with_overrides
 from tasks.core.errors import ModelLoadError, ModelNotFoundError, PromotionError
+from tasks.core.evaluation.outputs import EvaluationFiles, read_summary
 from tasks.core.evaluation.summary import GateCheck, Verdict
 from tasks.core.models import champion
 from tasks.core.models.digests import weights_sha256
@@ -330,6 +331,22 @@ def test_the_command_says_when_a_model_is_promoted_already(
     assert "promoted: one" in capsys.readouterr().out
     assert main(["promote", "one", *folders]) == 0
     assert "one is the promoted model already: nothing was changed" in capsys.readouterr().out
+
+
+def test_a_flow_run_that_is_tried_again_promotes_nothing_that_was_taken_back(
+    promoter: Promoter, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from flows.promotion import promote_if_decided
+
+    roots = promoter.config.pipeline
+    promote(Path(roots.models_dir), "three", Actor("anna", "first"), None, force=True)
+    summary = read_summary(EvaluationFiles(Path(roots.runs_dir) / "run-of-one").summary_path)
+    Promoter(promoter.config, by="robot@worker-1, flow run 0a1b").promote("one", reason="better", force=True)
+    roll_back(Path(roots.models_dir), ANNA)
+    monkeypatch.setenv("PREFECT__RUNTIME__FLOW_RUN__ID", "0a1b")
+    assert promote_if_decided(promoter.config, summary) is None
+    assert promoted_run(Path(roots.models_dir)) == "three"
+    assert "this flow run promoted the model of run-of-one, which was taken back" in caplog.text
 
 
 def test_an_unknown_name_lists_what_is_there(promoter: Promoter) -> None:

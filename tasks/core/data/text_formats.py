@@ -173,7 +173,7 @@ def _parse(text: bytes, where: str) -> Any:
 def _not_json(text: bytes, where: str, error: json.JSONDecodeError) -> DataError:
     if not text.strip():
         return DataError(f"{where} is empty.", "Check that this is the right file.")
-    lines = text.splitlines()
+    lines = text.split(b"\n")  # as the parser counts them
     place = where if ", line" in where else f"{where}, line {error.lineno}"
     excerpt = _excerpt(lines[min(error.lineno, len(lines)) - 1])
     return DataError(f"{place}: not valid JSON ({error.msg}): {excerpt}", "Correct or remove this line.")

@@ -9,7 +9,6 @@ import logging
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,6 +32,7 @@ from tasks.core.models.champion import (
     why_changed,
 )
 from tasks.core.models.digests import weights_sha256
+from tasks.core.provenance import now
 from tasks.core.records import Record
 from tasks.core.run_names import why_no_name
 
@@ -217,7 +217,7 @@ def promote(
         promotion = Promotion(
             run_name=run_name,
             promotion_id=secrets.token_hex(8),
-            promoted_at=_now(),
+            promoted_at=now(),
             promoted_by=actor.name,
             reason=actor.reason,
             forced=refusal is not None,
@@ -352,7 +352,7 @@ def _move(
     in_place_of = line.pointer or line.decided
     entry = HistoryEntry(
         action=action,
-        at=_now(),
+        at=now(),
         by=actor.name,
         reason=actor.reason,
         replaced=None if in_place_of is None else in_place_of["run_name"],
@@ -360,7 +360,3 @@ def _move(
     )
     written: dict[str, Any] = orjson.loads(entry.model_dump_json())
     move(models_dir, line, written)
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
