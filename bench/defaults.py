@@ -108,7 +108,8 @@ def _train(folder: Path, options: argparse.Namespace, rows: int, settings: dict[
 
 def _lines(data: str, rows: int) -> list[str]:
     if data != "quickstart":
-        lines = Path(data).read_text(encoding="utf-8").splitlines(keepends=True)
+        with Path(data).open(encoding="utf-8", newline="\n") as file:
+            lines = list(file)
         return [*lines[-VALIDATION_ROWS:], *lines[: min(rows, len(lines) - VALIDATION_ROWS)]]
     made = itertools.islice(_made_up(rows + VALIDATION_ROWS), rows + VALIDATION_ROWS)
     return [json.dumps(row) + "\n" for row in made]

@@ -75,7 +75,7 @@ def attempt(config: Config, kill_after_seconds: float | None) -> bool:
 
 def published(runs_dir: Path) -> list[dict[str, Any]]:
     """Return the published rows without what may differ: seconds and batch size."""
-    rows = [json.loads(line) for line in RunDir(runs_dir / "run").predictions_path.read_text().splitlines()]
+    rows = [json.loads(line) for line in RunDir(runs_dir / "run").predictions_path.read_bytes().splitlines()]
     for row in rows:
         del row["metadata"]["inference_time"], row["metadata"]["batch_size"]
     return rows
@@ -151,7 +151,7 @@ def main() -> None:
             happened = killed_run(folder, runs_dir, seconds, source)
             counted += happened
             counted["runs killed at least once"] += happened["kills"] > 0
-            lines = RunDir(runs_dir / "run").ledger_path.read_text().splitlines()
+            lines = RunDir(runs_dir / "run").ledger_path.read_bytes().splitlines()
             ids = [json.loads(line)["id"] for line in lines]
             counted["rows doubled"] += len(ids) - len(set(ids))
             counted["rows lost"] += ROWS - len(set(ids))

@@ -61,7 +61,7 @@ def prepare(folder: Path) -> None:
     """Lay out the quickstart's data as in a fresh clone, and the training rows with answers in a random order."""
     (folder / "examples").mkdir(parents=True)
     (folder / "examples" / "quickstart").symlink_to(QUICKSTART)
-    rows = [json.loads(line) for line in (QUICKSTART / "train.jsonl").read_text("utf-8").splitlines()]
+    rows = [json.loads(line) for line in (QUICKSTART / "train.jsonl").read_bytes().splitlines()]
     answers = [row["answer"] for row in rows]
     random.Random(1).shuffle(answers)
     shuffled = [{**row, "answer": answer} for row, answer in zip(rows, answers, strict=True)]
