@@ -207,7 +207,7 @@ def _state(entry: ModelEntry, promoted: str | None) -> str:
 
 def list_promotions(config: Config) -> None:
     """Print all promotions and rollbacks, newest first; ModelLoadError for a history with a damaged line."""
-    from tasks.core.models.champion import HISTORY_NAME
+    from tasks.core.models.alias import HISTORY_NAME
     from tasks.core.models.history import laid_aside
     from tasks.core.models.promotion import current_promotion, promotion_history
 

@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from tasks.core.errors import PromotionError, TuneproofError
-from tasks.core.models.champion import current_champion, read_line
+from tasks.core.models.alias import read_line
+from tasks.core.models.champion import current_champion
 from tasks.core.models.promotion import Actor, promote, roll_back
 
 _PATH_EVENTS = {"open": 0, "os.rename": 1, "os.remove": 0, "os.link": 1, "os.truncate": 0}

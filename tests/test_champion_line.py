@@ -22,7 +22,7 @@ from tasks.core.config import load_config
 from tasks.core.errors import ModelLoadError, ModelNotFoundError, PromotionError, StorageError
 from tasks.core.evaluation.leaderboard import read_leaderboard
 from tasks.core.evaluation.run_lookup import find_champion_run
-from tasks.core.models import champion, digests
+from tasks.core.models import alias, champion, digests
 from tasks.core.models.discovery import discover_model
 from tasks.core.models.history import read_history
 from tasks.core.models.model_store import bring_promoted
@@ -460,11 +460,11 @@ def test_a_promotion_ends_the_rollback_that_was_cut_off_before_it(models: Path) 
 def test_a_folder_that_is_read_only_is_told_and_still_read(
     models: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    class ReadOnly(champion.FileLock):
+    class ReadOnly(alias.FileLock):
         def acquire(self, *_: Any, **__: Any) -> Any:
             raise PermissionError(13, "Permission denied", self.lock_file)
 
-    monkeypatch.setattr(champion, "FileLock", ReadOnly)
+    monkeypatch.setattr(alias, "FileLock", ReadOnly)
     assert main(["promote", "one", "--force", "--reason", "x", *folders(models)]) == 1
     assert main(["rollback", *folders(models)]) == 1
     told = capsys.readouterr().err
@@ -487,7 +487,7 @@ def test_where_the_pointer_cannot_follow_the_history_counts(
         raise StorageError(f"{path} could not be written: No space left on device")
 
     with monkeypatch.context() as broken:
-        broken.setattr(champion, "write_atomically", full)
+        broken.setattr(alias, "write_atomically", full)
         assert promoted_run(models) == "two"
         promotion = current_promotion(models)
         assert promotion is not None and promotion.run_name == "two"
@@ -504,7 +504,7 @@ def test_ten_processes_at_once_leave_one_line_that_pointer_and_history_share(mod
     for process in processes:
         process.join(120)
     assert [process.exitcode for process in processes] == [0] * 10
-    line = champion.read_line(models)
+    line = alias.read_line(models)
     assert line.pointer == line.decided and line.mark is None
     entries = promotion_history(models)
     assert len(entries) > 10

@@ -16,7 +16,7 @@ from tasks.core.config import load_config, with_overrides
 from tasks.core.errors import ModelLoadError, ModelNotFoundError, PromotionError
 from tasks.core.evaluation.outputs import EvaluationFiles, read_summary
 from tasks.core.evaluation.summary import GateCheck, Verdict
-from tasks.core.models import champion
+from tasks.core.models import alias
 from tasks.core.models.digests import weights_sha256
 from tasks.core.models.discovery import discover_model
 from tasks.core.models.promotion import (
@@ -262,8 +262,8 @@ def test_promotions_of_two_processes_never_mix(models: Path) -> None:
 def test_a_second_promotion_waits_and_then_says_that_one_is_going_on(
     models: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(champion, "_LOCK_SECONDS", 0.1)
-    with champion.locked(models), pytest.raises(PromotionError, match="another promotion"):
+    monkeypatch.setattr(alias, "_LOCK_SECONDS", 0.1)
+    with alias.locked(models), pytest.raises(PromotionError, match="another promotion"):
         promote_in_turn(models, "one")
 
 

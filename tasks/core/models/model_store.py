@@ -7,7 +7,7 @@ from datetime import datetime
 from pathlib import Path
 
 from tasks.core.models import registry
-from tasks.core.models.champion import LINE_FILES
+from tasks.core.models.alias import LINE_FILES
 from tasks.core.models.registry import MANIFEST_NAME, PROMOTED, ModelEntry, promoted_run
 from tasks.core.records import ModelManifest
 from tasks.core.storage import Store

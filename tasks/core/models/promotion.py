@@ -1,6 +1,6 @@
 """Promotion: which model may become the champion, on what evidence, and the way back.
 
-The files and the order in which they are written are those of `champion`.
+The files and the order in which they are written are those of `alias`.
 """
 
 from __future__ import annotations
@@ -18,19 +18,17 @@ from pydantic import ValidationError
 from tasks.core.errors import ModelLoadError, PromotionError, first_line
 from tasks.core.evaluation.summary import ChampionPoint, ScoreInterval, Verdict
 from tasks.core.models import history, registry
-from tasks.core.models.champion import (
+from tasks.core.models.alias import (
     HISTORY_NAME,
     POINTER_NAME,
-    Champion,
     Line,
-    current_champion,
     forget_mark,
     locked,
     move,
     read_line,
     settled,
-    why_changed,
 )
+from tasks.core.models.champion import Champion, current_champion, why_changed
 from tasks.core.models.digests import weights_sha256
 from tasks.core.provenance import now
 from tasks.core.records import Record
