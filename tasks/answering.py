@@ -82,7 +82,8 @@ def score_references(
         return None
     run = prepared.run
     path = run.references_path if shard is None else run.shard_references_path(shard)
-    found = likelihood.read_reference_score(path)
+    known = _published_digest(run) if shard is None else None
+    found = likelihood.read_reference_score(path, known)
     if found is not None and (shard is not None or _is_as_published(run, found)):
         return found
     measured = [run.shard_references_path(one) for one in all_shards(inferencer.settings.num_shards)]
@@ -101,10 +102,17 @@ def score_references(
 
 def has_references(run: RunDir, manifest: RunManifest) -> bool:
     """Whether the references of a finished run were scored, and the file is still what the manifest says."""
-    found = likelihood.read_reference_score(run.references_path)
+    found = likelihood.sum_references(run.references_path)
     if found is None or manifest.reference_tokens != found.tokens:
         return False
     return manifest.references_sha256 in (None, found.sha256)  # earlier versions kept no digest
+
+
+def _published_digest(run: RunDir) -> str | None:
+    try:
+        return run.read_manifest().references_sha256
+    except EvaluationError:
+        return None
 
 
 def _is_as_published(run: RunDir, found: likelihood.ReferenceScore) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import socket
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from multiprocessing.connection import Connection
@@ -14,11 +13,11 @@ from tasks.core.config import with_overrides
 from tasks.core.generation.budget import BudgetStore, HandedOnStore, MemoryEvent
 from tasks.core.generation.deaths import Admitted, DeathLadder, Step
 from tasks.core.generation.isolation import ChildDiedError, ChildEnd, run_in_child
-from tasks.core.generation.ledger import Ledger, LedgerIndex
+from tasks.core.generation.ledger import Ledger, LedgerIndex, count_lines
 from tasks.core.generation.likelihood import read_reference_score
 from tasks.core.generation.progress import GenerationProgress
-from tasks.core.generation.run_dir import Session, append_session
 from tasks.core.generation.runs import budget_key, index_run, missing_mask
+from tasks.core.generation.sessions import Session, append_session
 from tasks.core.generation.shards import Shard
 from tasks.core.provenance import now
 from tasks.core.records import Completion
@@ -43,12 +42,10 @@ class Began:
 
 @dataclass(slots=True)
 class Heard:
-    """What the parent knows of a child from its messages, and since when it answers."""
+    """What the parent knows of a child from its messages."""
 
     began: Began | None = None
     last: Admitted = field(default_factory=lambda: Admitted(0, 0))
-    started: float = field(default_factory=time.monotonic)
-    started_at: str = field(default_factory=lambda: now("milliseconds"))
 
 
 def generate_in_child(
@@ -74,7 +71,7 @@ def generate_in_child(
 
         def hear(message: Began | Admitted | GenerationProgress, heard: Heard = heard) -> None:
             if isinstance(message, Began):
-                heard.began, heard.started, heard.started_at = message, time.monotonic(), now("milliseconds")
+                heard.began = message
             elif isinstance(message, Admitted):
                 heard.last = message
             elif inferencer.on_progress is not None:
@@ -125,7 +122,8 @@ class _Deaths:
 
     def write_down(self, end: ChildEnd, heard: Heard) -> Step:
         """Note a death in the sessions, and the row that it was for in the ledger; return what comes next."""
-        answered, last = self.count_answered(), heard.last
+        self.count_answered()
+        last, rows_before = heard.last, count_lines(self._part.ledger_path)
         if last.alone is not None and not self._is_missing(last.alone):
             last = replace(last, alone=None)  # it is answered: what died came later
         if not end.may_be_memory or heard.began is None:
@@ -141,20 +139,22 @@ class _Deaths:
             "memory: %s at %d rows, %d tokens; the next process starts with a limit of %d tokens",
             *(message, last.rows, last.tokens, limit_tokens),
         )
-        append_session(self._part, self._session(heard, heard.began, answered, event))
+        append_session(self._part, self._session(heard.began, rows_before, event))
         return step
 
-    def _session(self, heard: Heard, began: Began, rows: int, death: MemoryEvent) -> Session:
+    def _session(self, began: Began, rows_before: int, death: MemoryEvent) -> Session:
+        """A session of no time that tells of a death; what the child did is in the child's own."""
         return Session(
             engine=began.engine,
             shard=None if self._shard is None else self._shard.name,
             host=socket.gethostname(),
-            started_at=heard.started_at,
-            seconds=time.monotonic() - heard.started if rows else 0.0,
-            rows=rows,
+            started_at=now("milliseconds"),
+            seconds=0.0,
+            rows=count_lines(self._part.ledger_path) - rows_before,
             memory_events=(asdict(death),),
             limit_tokens=death.limit_tokens,
             device=began.device,
+            rows_before=rows_before,
         )
 
     def _fail_row(self, row_id: str, message: str, *, for_memory: bool) -> None:

@@ -56,6 +56,7 @@ def write_run(
     finished_at: str = "2026-01-01T00:05:00+00:00",
     rows_sha256: str = "d" * 64,
     temperature: float = 1.0,
+    reference_tokens: int = 777,
     lines: list[dict[str, Any]] | None = None,
 ) -> Path:
     """Write predictions and manifest the way a finished run has them; `lines` are written in their place."""
@@ -99,7 +100,7 @@ def write_run(
         prompt_tokens=4000,
         peak_memory_bytes=2_000_000_000,
         reference_perplexity=3.25,
-        reference_tokens=777,
+        reference_tokens=reference_tokens,
         device="cpu",
         tuneproof_version="0.1.0",
     )

@@ -14,7 +14,8 @@ import pytest
 
 from tasks.core.config import Config, load_config
 from tasks.core.generation.progress import GenerationProgress
-from tasks.core.generation.run_dir import RunDir, Session, append_session
+from tasks.core.generation.run_dir import RunDir
+from tasks.core.generation.sessions import Session, append_session
 from tasks.generation import progress_text
 from tasks.inferencer import Inferencer
 from tasks.progress import shown_progress

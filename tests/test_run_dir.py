@@ -10,7 +10,8 @@ from threading import Barrier
 import pytest
 
 from tasks.core.errors import RunKeyMismatchError
-from tasks.core.generation.run_dir import RunDir, Session, append_session, read_sessions
+from tasks.core.generation.run_dir import RunDir
+from tasks.core.generation.sessions import Session, append_session, read_sessions
 from tasks.core.records import GenerationSettings, ModelIdentity, RunIdentity
 
 

@@ -21,10 +21,11 @@ import pytest
 
 from tasks.core.config import Config, load_config
 from tasks.core.errors import ConfigError, LedgerCorruptError, RunLockedError
-from tasks.core.generation.manifest import seconds_covered
 from tasks.core.generation.progress import GenerationProgress
-from tasks.core.generation.run_dir import RunDir, Session
+from tasks.core.generation.run_dir import RunDir
+from tasks.core.generation.sessions import Session
 from tasks.core.generation.shards import Shard, all_shards, shard_numbers
+from tasks.core.generation.work_done import seconds_covered
 from tasks.core.records import RunManifest
 from tasks.inferencer import Inferencer
 from tests.shard_faults import DiesOnce, Seated, Slow

@@ -116,7 +116,8 @@ def test_bert_score_equals_its_package_on_real_and_strange_rows(
 
 
 def test_perplexity_is_that_of_the_runs_likelihoods_by_row_and_in_total(tmp_path: Path) -> None:
-    run = write_run(tmp_path / "run", [row(i, "x", "y", error="lost" if i == 1 else None) for i in range(4)])
+    rows = [row(i, "x", "y", error="lost" if i == 1 else None) for i in range(4)]
+    run = write_run(tmp_path / "run", rows, reference_tokens=12)
     losses = {"0000-0": (2.0, 4), "0001-0": (9.0, 3), "0002-0": (0.5, 5)}
     lines = (
         {"id": name, "tokens": tokens, "negative_log_likelihood": loss}

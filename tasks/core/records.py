@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
 FinishReason = Literal["stop", "length", "error"]
+_LARGEST_ORDER = 2**53  # what every reader of JSON can hold
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,7 +254,9 @@ class Prediction(Record):
 class ShardSummary(Record):
     """What one shard did, over all its sessions."""
 
-    shard: str = Field(description="its number and the number of all, e.g. 0-of-4")
+    shard: str = Field(
+        description="its number and the number of all, e.g. 0-of-4; run: rows answered unsplit"
+    )
     rows: int
     seconds: float
     hosts: tuple[str, ...] = ()
@@ -278,7 +282,15 @@ class RunManifest(Record):
     engine_reason: str | None = None
     started_at: str
     finished_at: str
+    order: int | None = Field(
+        None,
+        description="larger than that of every run before: milliseconds since 1970 unless a clock went back",
+    )
     generation_seconds: float = Field(description="time during which rows were generated, shards overlapping")
+    untimed_row_count: int = Field(
+        0,
+        description="rows of sessions that were killed before they wrote down their time; speed is unknown then",
+    )
     completion_tokens: int
     reasoning_tokens: int = Field(0, description="completion tokens that were spent on thoughts")
     cut_in_thoughts_count: int = 0
@@ -294,6 +306,29 @@ class RunManifest(Record):
     library_versions: dict[str, str] = {}
     device: str
     tuneproof_version: str
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """Completion tokens per second of generation; None where not all of its time is known."""
+        if self.generation_seconds <= 0 or self.untimed_row_count:
+            return None
+        return self.completion_tokens / self.generation_seconds
+
+    @property
+    def finish_order(self) -> int:
+        """The larger, the later it was finished."""
+        return finish_order(self.order, self.finished_at)
+
+
+def finish_order(order: object, finished_at: str) -> int:
+    """Return a run's place in the order of finishing; of one without a number, by its clock, 0 where none reads it."""
+    if isinstance(order, int) and 0 <= order <= _LARGEST_ORDER:
+        return order
+    try:
+        moment = datetime.fromisoformat(finished_at)
+    except ValueError:
+        return 0
+    return int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() * 1000)
 
 
 class LossPoint(Record):

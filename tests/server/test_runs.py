@@ -21,7 +21,8 @@ from typing import Any, ClassVar
 import psutil
 import pytest
 
-from tasks.core.generation.run_dir import RunDir, read_sessions
+from tasks.core.generation.run_dir import RunDir
+from tasks.core.generation.sessions import read_sessions
 from tests.server.conftest import ROOT, SETUP, Server, wait_until, write_questions
 
 pytestmark = [pytest.mark.server, pytest.mark.slow]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -131,7 +132,12 @@ def score_run(
         known = Known(primary, table, noise, overlap, model_manifest)
         summary = summary.model_copy(update={"verdict": reach_verdict(summary, gating, known)})
         summary = summary.model_copy(update={"champions": _champions(gating, summary, primary.name)})
-    write_scores(files.scores_path, row_scores(table, baseline_table))
+    scores_sha256 = write_scores(files.scores_path, row_scores(table, baseline_table))
+    summary = summary.model_copy(update={"scores_sha256": scores_sha256})
+    for path in (files.report_path, files.spreadsheet_path):
+        path.unlink(
+            missing_ok=True
+        )  # of an earlier evaluation: this one's are written when its summary is there
     write_summary(files.summary_path, summary)
     return summary
 
@@ -188,10 +194,14 @@ def report_run(candidate_dir: Path) -> EvaluationFiles:
 
 
 def write_reports(files: EvaluationFiles) -> EvaluationFiles:
-    """The same for an evaluation whose files lie elsewhere. Raises EvaluationError when there are no scores."""
+    """The same for an evaluation whose files lie elsewhere.
+
+    Raises EvaluationError when there are no scores, or answers, scores and summary are not of one evaluation.
+    """
     summary = read_summary(files.summary_path)
     predictions_path = files.directory / summary.candidate.predictions_path
     baseline_path = files.directory / summary.baseline.predictions_path if summary.baseline else None
+    _refuse_mixture(files, summary)
 
     def rows() -> Iterator[RowView]:
         markers = summary.settings.thought_markers
@@ -200,6 +210,28 @@ def write_reports(files: EvaluationFiles) -> EvaluationFiles:
     write_spreadsheet(files.spreadsheet_path, summary, rows())
     write_report(files.report_path, summary, rows())
     return files
+
+
+def _refuse_mixture(files: EvaluationFiles, summary: EvaluationSummary) -> None:
+    """Raise EvaluationError where a file that a report is made of is not the one that the summary tells of."""
+    told: list[tuple[Path, str | None]] = [(files.scores_path, summary.scores_sha256)]
+    for run in (summary.candidate, summary.baseline):
+        if run is not None:
+            told.append((files.directory / run.predictions_path, run.predictions_sha256))
+    for path, sha256 in told:
+        try:
+            with path.open("rb") as file:
+                found = hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            raise EvaluationError(
+                f"{path} cannot be read: {error.strerror or error}", "run `tuneproof evaluate` again"
+            ) from error
+        if sha256 not in (None, found):
+            raise EvaluationError(
+                f"{path} is not the file that {files.summary_path.name} tells of: an evaluation was interrupted, "
+                "or the file was changed",
+                "run `tuneproof evaluate` again; no answer is generated again",
+            )
 
 
 def compare_runs(

@@ -6,7 +6,6 @@ import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
@@ -43,9 +42,8 @@ class RankedRun:
 
     @property
     def tokens_per_second(self) -> float | None:
-        """Answer tokens per second of generation."""
-        seconds = self.manifest.generation_seconds
-        return self.manifest.completion_tokens / seconds if seconds > 0 else None
+        """Answer tokens per second of generation; None where it is not known."""
+        return self.manifest.tokens_per_second
 
     def value(self, metric: str) -> float | None:
         """The run's figure by a metric; None when it was not computed."""
@@ -155,7 +153,7 @@ def _ranked(
 
 
 def _groups(runs: list[RankedRun]) -> Iterator[RunGroup]:
-    newest_first = sorted(runs, key=lambda run: (_finished(run), run.path.name), reverse=True)
+    newest_first = sorted(runs, key=lambda run: (run.manifest.finish_order, run.path.name), reverse=True)
     for rows_sha256 in dict.fromkeys(run.manifest.identity.rows_sha256 for run in newest_first):
         members = [run for run in newest_first if run.manifest.identity.rows_sha256 == rows_sha256]
         metrics = _metrics(members)
@@ -198,8 +196,3 @@ def _with_settings(runs: list[RankedRun]) -> tuple[RankedRun, ...]:
         )
         for run, content in zip(runs, contents, strict=True)
     )
-
-
-def _finished(run: RankedRun) -> datetime:
-    moment = datetime.fromisoformat(run.manifest.finished_at)
-    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)

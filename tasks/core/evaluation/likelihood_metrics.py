@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import orjson
 
 from tasks.core.errors import EvaluationError
 from tasks.core.evaluation.metric import (
@@ -19,6 +19,7 @@ from tasks.core.evaluation.metric import (
     ScoredRun,
     ScoreRows,
 )
+from tasks.core.generation.ledger_lines import DamagedLineError, score_in
 from tasks.core.records import Prediction
 
 NO_LIKELIHOODS = "the run did not score its references"
@@ -71,28 +72,45 @@ class ReferenceLikelihoods:
         return BatchScores({PERPLEXITY.name: _perplexity(statistics)}, reasons, {PERPLEXITY.name: statistics})
 
 
-def read_likelihoods(path: Path | None) -> ReferenceLikelihoods:
-    """Read a run's `reference_likelihoods.jsonl`. Raises EvaluationError when a line is damaged."""
-    if path is None or not path.exists():
+def read_likelihoods(
+    path: Path | None, sha256: str | None = None, tokens: int | None = None
+) -> ReferenceLikelihoods:
+    """Read a run's `reference_likelihoods.jsonl`, of which the manifest tells the digest or at least the tokens.
+
+    Raises EvaluationError when it is not the file that the manifest tells of.
+    """
+    if path is None or (not path.exists() and sha256 is None):
         return ReferenceLikelihoods(None)
     by_id: dict[str, tuple[float, int] | str] = {}
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            try:
-                row = orjson.loads(line)
-                error = row.get("error")
-                scored = None if error else (float(row["negative_log_likelihood"]), int(row["tokens"]))
-                by_id[row["id"]] = scored or str(error)
-            except (ValueError, KeyError, TypeError, AttributeError) as exc:
-                raise EvaluationError(
-                    f"{path}: line {number} is damaged",
-                    "delete the file and run `tuneproof infer` again; answers are not generated again",
-                ) from exc
+    digest, count = hashlib.sha256(), 0
+    try:
+        with path.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                digest.update(line)
+                try:
+                    row = score_in(line)
+                except DamagedLineError as exc:
+                    raise _not_whole(f"{path}: line {number} is damaged ({exc})") from exc
+                by_id[row["id"]] = row.get("error") or (row["negative_log_likelihood"], row["tokens"])
+                count += row.get("tokens", 0)
+    except OSError as exc:
+        raise _not_whole(f"{path} cannot be read: {exc.strerror or exc}") from exc
+    if sha256 not in (None, digest.hexdigest()):
+        raise _not_whole(f"{path} was changed after its run: its digest is not the manifest's")
+    if sha256 is None and tokens not in (None, count):
+        raise _not_whole(f"{path} has {count} tokens of references, and the manifest says {tokens}")
     return ReferenceLikelihoods(by_id)
 
 
+def _not_whole(what: str) -> EvaluationError:
+    return EvaluationError(
+        what,
+        "run `tuneproof infer` again with the same settings: it scores the references anew and keeps the answers",
+    )
+
+
 def _bind(run: ScoredRun) -> ScoreRows:
-    return read_likelihoods(run.references_path)
+    return read_likelihoods(run.references_path, run.references_sha256, run.reference_tokens)
 
 
 LIKELIHOOD_FAMILIES = (

@@ -107,10 +107,15 @@ class Sources(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ScoredRun:
-    """The run whose rows are scored; `references_path` may not exist, and is None for a plain file of answers."""
+    """The run whose rows are scored; `references_path` may not exist, and is None for a plain file of answers.
+
+    `references_sha256` and `reference_tokens` are what the manifest tells of that file.
+    """
 
     sources: Sources
     references_path: Path | None
+    references_sha256: str | None = None
+    reference_tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import orjson
 from pydantic import Field, ValidationError
@@ -42,6 +44,13 @@ class EvaluationFiles:
     def report_path(self) -> Path:
         """One HTML file that opens without a network."""
         return self.directory / "report.html"
+
+
+_OWN_DIGEST = "content_sha256"
+
+
+def _digest_of(content: dict[str, Any]) -> str:
+    return hashlib.sha256(orjson.dumps(content, option=orjson.OPT_SORT_KEYS)).hexdigest()
 
 
 class RowScores(Record):
@@ -85,12 +94,15 @@ def _row(table: ScoreTable, i: int) -> tuple[dict[str, float], dict[str, str]]:
     return scores, unscored
 
 
-def write_scores(path: Path, rows: Iterable[RowScores]) -> None:
-    """Write `scores.jsonl`, whole or not at all."""
+def write_scores(path: Path, rows: Iterable[RowScores]) -> str:
+    """Write `scores.jsonl`, whole or not at all, and return its digest."""
+    digest = hashlib.sha256()
     with replacing(path) as partial_path, partial_path.open("wb") as file:
         for row in rows:
             line = orjson.dumps(row.model_dump(exclude_none=True), option=orjson.OPT_APPEND_NEWLINE)
             file.write(line)
+            digest.update(line)
+    return digest.hexdigest()
 
 
 def read_scores(path: Path) -> Iterator[RowScores]:
@@ -109,17 +121,27 @@ def read_scores(path: Path) -> Iterator[RowScores]:
 
 
 def write_summary(path: Path, summary: EvaluationSummary) -> None:
-    """Write `evaluator_output_summary.json`, whole or not at all."""
-    text = orjson.dumps(summary.model_dump(mode="json"), option=orjson.OPT_INDENT_2).decode()
-    write_atomically(path, text + "\n")
+    """Write `evaluator_output_summary.json`, whole or not at all, with the digest of its own content."""
+    content = summary.model_dump(mode="json")
+    content[_OWN_DIGEST] = _digest_of(content)
+    write_atomically(path, orjson.dumps(content, option=orjson.OPT_INDENT_2).decode() + "\n")
 
 
 def read_summary(path: Path) -> EvaluationSummary:
     """The summary of an earlier evaluation. Raises EvaluationError when it is missing or damaged."""
     try:
-        return EvaluationSummary.model_validate_json(path.read_bytes())
+        content = orjson.loads(path.read_bytes())
+        told = content.pop(_OWN_DIGEST, None) if isinstance(content, dict) else None
+        if told is not None and told != _digest_of(content):  # older versions kept none
+            raise EvaluationError(
+                f"{path} is damaged: its content has another digest than it tells",
+                "run `tuneproof evaluate` again",
+            )
+        return EvaluationSummary.model_validate(content)
     except FileNotFoundError as error:
         raise EvaluationError(f"{path} does not exist", "run `tuneproof evaluate` first") from error
+    except orjson.JSONDecodeError as error:
+        raise EvaluationError(f"{path} is damaged: {error}", "run `tuneproof evaluate` again") from error
     except ValidationError as error:
         raise EvaluationError(
             f"{path} is damaged ({error.error_count()} problems)", "run `tuneproof evaluate` again"

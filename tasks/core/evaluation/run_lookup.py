@@ -59,7 +59,7 @@ def finished_runs(runs_dir: Path) -> list[FinishedRun]:
             runs.append(FinishedRun(path, RunDir(path).read_manifest()))
         except (TuneproofError, OSError):
             continue
-    return sorted(runs, key=lambda run: (run.manifest.finished_at, run.path.name), reverse=True)
+    return sorted(runs, key=lambda run: (run.manifest.finish_order, run.path.name), reverse=True)
 
 
 def locate_run(run: str | Path, runs_dir: Path) -> Path:

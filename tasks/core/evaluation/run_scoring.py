@@ -56,10 +56,14 @@ class RunScoring:
     def table(self, run_path: Path) -> ScoreTable:
         """Score every row. Raises EvaluationError when the predictions are missing or damaged."""
         manifest = self.answered(run_path).manifest
-        references_path = None if manifest is None else RunDir(run_path).references_path
+        scored_run = ScoredRun(self.sources, None)
+        if manifest is not None:
+            references_path = RunDir(run_path).references_path
+            told = manifest.references_sha256, manifest.reference_tokens
+            scored_run = ScoredRun(self.sources, references_path, *told)
         return score_predictions(
             self.predictions(run_path),
-            resolve(self.settings.metrics, ScoredRun(self.sources, references_path)),
+            resolve(self.settings.metrics, scored_run),
             error_rows=self.settings.error_rows,
             processes=self.processes,
         )
@@ -116,7 +120,6 @@ def answered(run_path: Path) -> Answered:
 
 
 def _origin(manifest: RunManifest) -> dict[str, object]:
-    seconds, tokens = manifest.generation_seconds, manifest.completion_tokens
     return {
         "run_key": manifest.run_key,
         "identity": manifest.identity,
@@ -126,11 +129,11 @@ def _origin(manifest: RunManifest) -> dict[str, object]:
         "dataset_revision": manifest.dataset_revision,
         "engine": manifest.engine,
         "device": manifest.device,
-        "generation_seconds": seconds,
-        "completion_tokens": tokens,
+        "generation_seconds": manifest.generation_seconds,
+        "completion_tokens": manifest.completion_tokens,
         "reasoning_tokens": manifest.reasoning_tokens,
         "prompt_tokens": manifest.prompt_tokens,
-        "completion_tokens_per_second": tokens / seconds if seconds > 0 else None,
+        "completion_tokens_per_second": manifest.tokens_per_second,
         "peak_memory_bytes": manifest.peak_memory_bytes,
         "reference_perplexity": manifest.reference_perplexity,
         "reference_tokens": manifest.reference_tokens,

@@ -314,6 +314,7 @@ class EvaluationSummary(Record):
     embedding: EmbeddingUsage | None = None
     training: TrainingSummary | None
     settings: EvaluationSettings
+    scores_sha256: str | None = Field(None, description="digest of `scores.jsonl`; none in older summaries")
     evaluated_at: str
     tuneproof_version: str
     library_versions: dict[str, str]

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, ClassVar
 
 import numpy as np
-import orjson
 
 from tasks.core.errors import LedgerCorruptError
 from tasks.core.files import flush_to_disk, storage_error
+from tasks.core.generation import ledger_lines
+from tasks.core.generation.ledger_lines import DamagedLineError, completion_in, without_checksum
 from tasks.core.generation.periodic_sync import PeriodicSync
 from tasks.core.records import Completion
 
@@ -54,6 +55,11 @@ class LedgerIndex:
         """Return the index of some of the rows."""
         return LedgerIndex(self.offsets[wanted], self.sources[wanted], self.failed[wanted], self.paths)
 
+    def rows_by_ledger(self) -> dict[Path, int]:
+        """How many rows each ledger gives."""
+        counts = np.bincount(self.sources[self.offsets != ABSENT], minlength=len(self.paths))
+        return {path: int(count) for path, count in zip(self.paths, counts, strict=True)}
+
     def missing_positions(self) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
         """Positions of the rows the ledger lacks, ascending."""
         return np.flatnonzero(self.offsets == ABSENT).astype(np.int64)
@@ -64,8 +70,8 @@ class Ledger:
 
     A line is handed to the operating system when its row finishes, so the death of the process loses nothing;
     a thread forces it to the disk at most `sync_seconds` later, whether or not further rows finish, so a power
-    failure loses at most that much work. A torn last line (the machine died while writing it) is cut off on
-    opening. Use as a context manager.
+    failure loses at most that much work. Each line carries a checksum, by which damage is found later. A torn last
+    line (the machine died while writing it) is cut off on opening. Use as a context manager.
     """
 
     def __init__(self, path: Path, *, sync_seconds: float = 1.0) -> None:
@@ -78,7 +84,8 @@ class Ledger:
     def __enter__(self) -> Ledger:
         """Open for appending; raises StorageError when the file cannot be opened or repaired."""
         try:
-            self._descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+            flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0)
+            self._descriptor = os.open(self.path, flags, 0o644)
             self._size = _cut_torn_line(self._descriptor, self.path)
         except OSError as exc:
             raise storage_error(exc, self.path, ROWS_KEPT) from exc
@@ -113,7 +120,7 @@ class Ledger:
         Raises StorageError when it cannot be written whole, or an earlier one not be forced to the disk; what
         was written before stays intact.
         """
-        line = orjson.dumps(record, option=orjson.OPT_APPEND_NEWLINE)
+        line = ledger_lines.written(record)
         offset = self._size
         try:
             view = memoryview(line)
@@ -157,17 +164,18 @@ def _as_written(completion: Completion) -> dict[str, Any]:
 
 
 def index_ledger(path: Path, ids: Ids) -> LedgerIndex:
-    """Read the whole ledger once, with memory for ids and offsets only.
-
-    Raises LedgerCorruptError for a damaged line that is not the last one.
-    """
+    """Read the whole ledger once; see `index_ledgers`."""
     return index_ledgers((path,), ids)
 
 
-def index_ledgers(paths: Sequence[Path], ids: Ids) -> LedgerIndex:
-    """Read several ledgers of one run; of lines with the same id the first in the first ledger counts.
+def index_ledgers(
+    paths: Sequence[Path], ids: Ids, check: Callable[[bytes], tuple[str, bool]] = ledger_lines.completion_head
+) -> LedgerIndex:
+    """Read several ledgers of one run once, with memory for ids and offsets only.
 
-    Raises LedgerCorruptError for a damaged line that is not the last one of its file.
+    Of lines with the same id the first in the first ledger counts. Lines that are damaged, that are of no row of
+    this run, or that repeat a row of the same ledger never count; a warning names them, and the row of a damaged
+    one is missing. `check` gives a line's id and whether it is an error row, or raises DamagedLineError.
     """
     offsets = np.full(len(ids), ABSENT, dtype=np.int64)
     sources = np.zeros(len(ids), dtype=np.int32)
@@ -175,22 +183,77 @@ def index_ledgers(paths: Sequence[Path], ids: Ids) -> LedgerIndex:
     order = np.argsort(ids, kind="stable")
     sorted_ids = ids[order]
     for source, path in enumerate(paths):
-        try:
-            for offset, completion_id, error in _line_heads(path):
-                place = int(np.searchsorted(sorted_ids, completion_id))
-                if place < len(sorted_ids) and sorted_ids[place] == completion_id:
-                    position = int(order[place])
-                    if offsets[position] == ABSENT:
-                        offsets[position], sources[position], failed[position] = offset, source, error
-        except FileNotFoundError:
-            continue
+        unused = _Unused(path)
+        for number, offset, line in _lines(path):
+            try:
+                row_id, error = check(line)
+            except DamagedLineError as exc:
+                unused.damaged(number, str(exc))
+                continue
+            encoded = row_id.encode()
+            place = int(np.searchsorted(sorted_ids, encoded))
+            if place >= len(sorted_ids) or sorted_ids[place] != encoded:
+                unused.strange(number)
+                continue
+            position = int(order[place])
+            if offsets[position] == ABSENT:
+                offsets[position], sources[position], failed[position] = offset, source, error
+            elif sources[position] == source:
+                unused.repeated(number)
+        unused.tell()
     return LedgerIndex(offsets, sources, failed, tuple(paths))
+
+
+class _Unused:
+    """The lines of one ledger that do not count; each is told of once in a process."""
+
+    _told: ClassVar[set[tuple[Path, int]]] = set()
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._strange: list[int] = []
+        self._repeated: list[int] = []
+
+    def damaged(self, number: int, reason: str) -> None:
+        if self._is_new(number):
+            told = "%s: line %d is damaged (%s); it does not count, and its row is asked again if no other line has it"
+            logger.warning(told, self._path, number, reason)
+
+    def strange(self, number: int) -> None:
+        if self._is_new(number):
+            self._strange.append(number)
+
+    def repeated(self, number: int) -> None:
+        if self._is_new(number):
+            self._repeated.append(number)
+
+    def tell(self) -> None:
+        if self._strange:
+            told = "%s: %s of no row of this run: left out"
+            logger.warning(told, self._path, _named(self._strange, "is", "are"))
+        if self._repeated:
+            told = "%s: %s a row that an earlier line has: the earlier one counts"
+            logger.warning(told, self._path, _named(self._repeated, "repeats", "repeat"))
+
+    def _is_new(self, number: int) -> bool:
+        key = self._path, number
+        is_new = key not in self._told
+        self._told.add(key)
+        return is_new
+
+
+def _named(numbers: Sequence[int], one: str, several: str) -> str:
+    """Give `line 7 is`, or `lines 7, 8, 9, 12, 15 and 3 more are`."""
+    first, more = ", ".join(map(str, numbers[:5])), len(numbers) - 5
+    rest = f" and {more} more" if more > 0 else ""
+    return f"line {first} {one}" if len(numbers) == 1 else f"lines {first}{rest} {several}"
 
 
 def read_lines(index: LedgerIndex) -> Iterator[bytes]:
     """Yield the line of each row in dataset order, from whichever ledger has it, with constant memory.
 
-    Every row must be there; see `LedgerIndex.missing_positions`.
+    Lines are as they were given to be written, without checksum. Every row must be there; see
+    `LedgerIndex.missing_positions`. Raises LedgerCorruptError for a line that was damaged since the index was made.
     """
     files: dict[int, BinaryIO] = {}
     try:
@@ -201,7 +264,10 @@ def read_lines(index: LedgerIndex) -> Iterator[bytes]:
                     files.pop(next(iter(files))).close()
                 file = files[int(source)] = index.paths[int(source)].open("rb")
             file.seek(int(offset))
-            yield file.readline()
+            try:
+                yield without_checksum(file.readline())
+            except DamagedLineError as exc:
+                raise _changed(index.paths[int(source)], int(offset), exc) from exc
     finally:
         for file in files.values():
             file.close()
@@ -209,8 +275,11 @@ def read_lines(index: LedgerIndex) -> Iterator[bytes]:
 
 def read_completions(index: LedgerIndex) -> Iterator[Completion]:
     """Yield the completion of each row in dataset order; see `read_lines`."""
-    for line in read_lines(index):
-        yield Completion(**orjson.loads(line))
+    for line, source, offset in zip(read_lines(index), index.sources, index.offsets, strict=True):
+        try:
+            yield completion_in(line)
+        except DamagedLineError as exc:
+            raise _changed(index.paths[int(source)], int(offset), exc) from exc
 
 
 def read_at(path: Path, offsets: Sequence[int] | Offsets) -> Iterator[Completion]:
@@ -218,26 +287,48 @@ def read_at(path: Path, offsets: Sequence[int] | Offsets) -> Iterator[Completion
     with path.open("rb") as file:
         for offset in offsets:
             file.seek(int(offset))
-            yield Completion(**orjson.loads(file.readline()))
+            try:
+                yield completion_in(file.readline())
+            except DamagedLineError as exc:
+                raise _changed(path, int(offset), exc) from exc
 
 
-def _line_heads(path: Path) -> Iterator[tuple[int, bytes, bool]]:
-    """Offset, id and whether it is an error row, for each line."""
-    with path.open("rb") as file:
+def _changed(path: Path, offset: int, exc: DamagedLineError) -> LedgerCorruptError:
+    return LedgerCorruptError(
+        f"{path}: the line at byte {offset} was damaged just now ({exc})",
+        "run the same command again: its row is asked again, all others are kept",
+    )
+
+
+def _lines(path: Path) -> Iterator[tuple[int, int, bytes]]:
+    """Number, offset and content of each whole line; nothing where there is no file.
+
+    Where damage has eaten the end of a line, the next one is found behind it all the same.
+    """
+    try:
+        file = path.open("rb")
+    except FileNotFoundError:
+        return
+    with file:
         offset = 0
         for number, line in enumerate(file, start=1):
             if not line.endswith(b"\n"):
                 return
-            try:
-                row = orjson.loads(line)
-                head = row["id"].encode(), row.get("error") is not None
-            except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError) as exc:
-                raise LedgerCorruptError(
-                    f"{path}: line {number} is damaged: {line[:80]!r}",
-                    "remove that line (its row is generated again), or delete the run directory to start over",
-                ) from exc
-            yield offset, *head
+            if (behind := ledger_lines.whole_line_behind(line)) is None:
+                yield number, offset, line
+            else:
+                yield number, offset, line[:behind]
+                yield number, offset + behind, line[behind:]
             offset += len(line)
+
+
+def count_lines(path: Path) -> int:
+    """Lines of a file, a torn last one left out; 0 where there is no file."""
+    try:
+        with path.open("rb") as file:
+            return sum(block.count(b"\n") for block in iter(lambda: file.read(2**20), b""))
+    except FileNotFoundError:
+        return 0
 
 
 def _cut_torn_line(descriptor: int, path: Path) -> int:

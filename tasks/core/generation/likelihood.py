@@ -12,18 +12,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import orjson
+from pydantic import ValidationError
 
 from tasks.core.data.prompts import IGNORED_LABEL
-from tasks.core.files import replacing
+from tasks.core.errors import StorageError
+from tasks.core.files import replacing, write_atomically
 from tasks.core.generation.batching import Request, RequestQueue
 from tasks.core.generation.budget import TokenBudget
 from tasks.core.generation.engine import GeneratedRow
 from tasks.core.generation.faults import Faults
 from tasks.core.generation.ladder import generate_all
 from tasks.core.generation.ledger import ABSENT, ROWS_KEPT, Ledger, Mask, index_ledgers, read_lines
+from tasks.core.generation.ledger_lines import DamagedLineError, score_head, score_in
 from tasks.core.generation.rows import RunRows
-from tasks.core.records import Example
+from tasks.core.generation.run_dir import seal_path_of
+from tasks.core.records import Example, Record
 
 if TYPE_CHECKING:
     import torch
@@ -69,14 +72,14 @@ def score_references(
     """
     partial_path = path.with_suffix(".partial.jsonl")
     with Ledger(partial_path) as ledger:
-        missing = index_ledgers([partial_path], rows.ids).offsets == ABSENT
+        missing = index_ledgers([partial_path], rows.ids, score_head).offsets == ABSENT
         if wanted is not None:
             missing &= wanted
         for chunk in _chunks(rows, prompts, missing):
             for record in _scored(chunk, rows, model, budget):
                 ledger.append_line(record)
     score = merge_references(path, [partial_path], rows)
-    partial_path.unlink()
+    partial_path.unlink(missing_ok=True)
     if score.failed:
         logger.warning("%d references have no score; the reasons are in %s", score.failed, path)
     return score
@@ -99,40 +102,72 @@ def _scored(
             yield {**head, "tokens": tokens, "negative_log_likelihood": scorer.losses.pop(row.position)}
 
 
-def read_reference_score(path: Path) -> ReferenceScore | None:
-    """Sum up a file that `score_references` wrote; None where it is absent, torn or damaged, so not whole."""
+class Seal(Record):
+    """Count and digest of a file of reference scores, beside it."""
+
+    rows: int
+    sha256: str
+
+
+def read_reference_score(path: Path, known_sha256: str | None = None) -> ReferenceScore | None:
+    """Sum up a file that `score_references` wrote; None where it is absent or not whole.
+
+    Whole is what has the digest of its seal, or `known_sha256`, which a manifest tells.
+    """
+    if not path.exists():
+        return None
+    score = sum_references(path)
+    if score is None or (score.sha256 != known_sha256 and _seal_of(score) != _read_seal(path)):
+        logger.warning("%s is not whole: the references are scored again", path)
+        return None
+    return score
+
+
+def sum_references(path: Path) -> ReferenceScore | None:
+    """Sum up a file of reference scores as it is; None where it is absent or a line is damaged."""
     total, tokens, count, failed = 0.0, 0, 0, 0
     digest = hashlib.sha256()
     try:
         with path.open("rb") as file:
             for line in file:
                 digest.update(line)
-                row = orjson.loads(line)
-                if row.get("error") is not None:
+                row = score_in(line)
+                if "error" in row:
                     failed += 1
                     continue
-                total, tokens, count = (
-                    total + row["negative_log_likelihood"],
-                    tokens + row["tokens"],
-                    count + 1,
-                )
-    except FileNotFoundError:
-        return None
-    except (ValueError, KeyError, TypeError, AttributeError):
-        logger.warning("%s is damaged: the references are scored again", path)
+                total += row["negative_log_likelihood"]
+                tokens += row["tokens"]
+                count += 1
+    except (FileNotFoundError, DamagedLineError):
         return None
     perplexity = math.exp(min(total / tokens, _LARGEST_EXPONENT)) if tokens else None
     return ReferenceScore(perplexity, tokens, count, failed, digest.hexdigest())
 
 
+def _seal_of(score: ReferenceScore) -> Seal:
+    return Seal(rows=score.rows + score.failed, sha256=score.sha256)
+
+
+def _read_seal(path: Path) -> Seal | None:
+    try:
+        return Seal.model_validate_json(seal_path_of(path).read_bytes())
+    except (OSError, ValidationError):
+        return None
+
+
 def merge_references(path: Path, parts: Sequence[Path], rows: RunRows) -> ReferenceScore:
-    """Join files of scores into `path`, in dataset order, whole or not at all, and return the total."""
-    index = index_ledgers(parts, rows.ids)
+    """Join files of scores into `path`, in dataset order, whole or not at all; seal it and return the total."""
+    index = index_ledgers(parts, rows.ids, score_head)
     scored = index.offsets != ABSENT
     with replacing(path, ROWS_KEPT) as partial_path, partial_path.open("wb") as file:
         file.writelines(read_lines(index.only(scored)))
-    score = read_reference_score(path)
-    assert score is not None, "the file was just written"
+    score = sum_references(path)
+    if score is None:
+        raise StorageError(
+            f"{path} cannot be read as it was written just now",
+            "check the disk, then run the same command again: all answers are kept",
+        )
+    write_atomically(seal_path_of(path), _seal_of(score).model_dump_json())
     return score
 
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from datetime import datetime, timedelta
+import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+import orjson
+
 from tasks.core.files import write_atomically
-from tasks.core.generation.run_dir import RunDir, Session, read_sessions
+from tasks.core.generation.run_dir import RunDir
+from tasks.core.generation.work_done import WorkDone
 from tasks.core.provenance import library_version, library_versions, now
-from tasks.core.records import RunIdentity, RunManifest, ShardSummary
+from tasks.core.records import RunIdentity, RunManifest, finish_order
 
 if TYPE_CHECKING:
     from tasks.core.generation.likelihood import ReferenceScore
@@ -30,7 +33,8 @@ def write_manifest(
     references: ReferenceScore | None,
 ) -> RunManifest:
     """Write `manifest.json`, the last step of a run, from the published file and the sessions of all shards."""
-    sessions = sorted((session for part in run.parts() for session in read_sessions(part)), key=_start)
+    work = WorkDone.of(run, published.rows_by_ledger)
+    sessions = work.sessions
     # A session whose process died before a row was done tells how memory went, not what answered.
     last = next(reversed([session for session in sessions if session.rows] or sessions), None)
     manifest = RunManifest(
@@ -47,16 +51,18 @@ def write_manifest(
         dataset_revision=dataset_revision,
         engine=last.engine if last else "unknown",
         engine_reason=last.engine_reason if last else None,
-        started_at=_start(sessions[0]).isoformat(timespec="seconds") if sessions else now(),
+        started_at=sessions[0].started.isoformat(timespec="seconds") if sessions else now(),
         finished_at=now(),
-        generation_seconds=round(seconds_covered(sessions), 3),
+        order=next_order(run.path.parent),
+        generation_seconds=round(work.seconds, 3),
+        untimed_row_count=work.untimed_rows,
         completion_tokens=published.completion_tokens,
         reasoning_tokens=published.reasoning_tokens,
         cut_in_thoughts_count=published.cut_in_thoughts_count,
         prompt_tokens=published.prompt_tokens,
         memory_events=tuple(event for session in sessions for event in session.memory_events),
         peak_memory_bytes=max((session.peak_memory_bytes or 0 for session in sessions), default=None),
-        shards=summarize_shards(sessions),
+        shards=work.shards(),
         reference_perplexity=references.perplexity if references else None,
         reference_tokens=references.tokens if references else None,
         references_sha256=references.sha256 if references else None,
@@ -68,39 +74,21 @@ def write_manifest(
     return manifest
 
 
-def seconds_covered(sessions: Sequence[Session]) -> float:
-    """Return the time during which at least one session ran: shards that work side by side count once."""
-    covered = timedelta()
-    end: datetime | None = None
-    for session in sorted(sessions, key=_start):
-        start, stop = _start(session), _start(session) + timedelta(seconds=session.seconds)
-        covered += max(timedelta(), stop - (start if end is None else max(start, end)))
-        end = stop if end is None else max(end, stop)
-    return covered.total_seconds()
+def next_order(runs_dir: Path) -> int:
+    """Return a number that is larger than that of every run under `runs_dir`: the time, or one more than theirs.
 
-
-def summarize_shards(sessions: Sequence[Session]) -> tuple[ShardSummary, ...]:
-    """Sum up what each shard did; sessions that were not of a shard are left out."""
-    names = sorted({session.shard for session in sessions if session.shard is not None}, key=_shard_order)
-    summaries = []
-    for name in names:
-        own = [session for session in sessions if session.shard == name]
-        summaries.append(
-            ShardSummary(
-                shard=name,
-                rows=sum(session.rows for session in own),
-                seconds=round(sum(session.seconds for session in own), 3),
-                hosts=tuple(sorted({session.host for session in own if session.host is not None})),
-                devices=tuple(sorted({session.device for session in own})),
-            )
-        )
-    return tuple(summaries)
-
-
-def _shard_order(name: str) -> tuple[int, int]:
-    index, _, count = name.partition("-of-")
-    return int(count), int(index)
-
-
-def _start(session: Session) -> datetime:
-    return datetime.fromisoformat(session.started_at)
+    It is the time in milliseconds since 1970, so that machines that do not see each other's runs agree too; where
+    a clock was set back, it goes on from the largest one there is.
+    """
+    largest = 0
+    for path in runs_dir.glob("*/manifest.json"):
+        try:
+            manifest = orjson.loads(path.read_bytes())
+            largest = max(largest, finish_order(manifest.get("order"), str(manifest.get("finished_at"))))
+        except (
+            OSError,
+            ValueError,
+            AttributeError,
+        ):  # what cannot be read is no run that could be the newest
+            continue
+    return max(time.time_ns() // 1_000_000, largest + 1)

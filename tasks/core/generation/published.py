@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
@@ -47,6 +47,7 @@ class Published:
     reasoning_tokens: int
     cut_in_thoughts_count: int
     prompt_tokens: int
+    rows_by_ledger: Mapping[Path, int]
 
 
 def publish(
@@ -95,6 +96,7 @@ def publish(
         reasoning_tokens,
         cut_in_thoughts,
         prompt_tokens,
+        index.rows_by_ledger(),
     )
 
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import os
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +15,18 @@ from tasks.core.errors import EvaluationError, RunKeyMismatchError, RunLockedErr
 from tasks.core.files import flush_to_disk, storage_error, write_once
 from tasks.core.generation.ledger import ROWS_KEPT
 from tasks.core.generation.shards import Shard
+from tasks.core.leftovers import remove_leftovers
+from tasks.core.links import refuse_links_out
 from tasks.core.locking import HeldElsewhereError, owned_lock
-from tasks.core.records import Record, RunIdentity, RunManifest
+from tasks.core.records import RunIdentity, RunManifest
+
+
+def seal_path_of(references_path: Path) -> Path:
+    """Where count and digest of a file of reference scores are."""
+    return references_path.with_suffix(".seal.json")
+
+
+_SHARD_NAME = re.compile(r"\d{1,9}-of-\d{1,9}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +64,16 @@ class RunDir:
         found = [*self.shards_path.glob("*-of-*"), *self.fetched_path.glob("*.*")]
         return [self, *(RunDir(path) for path in sorted(found))]
 
+    def shard_name_of(self, part: RunDir) -> str | None:
+        """Name of the shard that a part is of, here or fetched; None for the run's own and for unknown folders."""
+        name = part.path.name.partition(".")[0]
+        return name if part != self and _SHARD_NAME.fullmatch(name) else None
+
+    def holds_answers(self) -> bool:
+        """Whether there is a ledger with a row, or a published file."""
+        ledgers = any(path.stat().st_size > 0 for path in self.ledger_paths())
+        return ledgers or self.predictions_path.exists()
+
     def shard_references_path(self, shard: Shard) -> Path:
         """Where the references of a shard are scored: here, or where another machine's were brought."""
         own = self.shard(shard).references_path
@@ -84,6 +103,11 @@ class RunDir:
     def references_path(self) -> Path:
         """Negative log-likelihood that the model gives each reference."""
         return self.path / "reference_likelihoods.jsonl"
+
+    @property
+    def references_seal_path(self) -> Path:
+        """Count and digest of the file of references, written after it: only with it is that file whole."""
+        return seal_path_of(self.references_path)
 
     @property
     def manifest_path(self) -> Path:
@@ -129,14 +153,17 @@ class RunDir:
     def claim(self, identity: RunIdentity) -> None:
         """Bind the directory to `identity`; of several claims at once one wins.
 
-        Raises RunKeyMismatchError when it belongs to other settings, StorageError when it cannot be written.
+        Raises RunKeyMismatchError when it belongs to other settings, or holds answers and nothing says by which
+        settings they were made; StorageError when it cannot be written or leads out of its folder.
         """
         try:
+            refuse_links_out(self.path)
+            holds_answers = self.holds_answers()  # asked first: who answers has claimed it before
             if not self.identity_path.exists():
+                mine = self._identity_by_manifest() if holds_answers else identity
                 self.path.mkdir(parents=True, exist_ok=True)
                 flush_to_disk(self.path.parent)
-                if write_once(self.identity_path, identity.model_dump_json(indent=2)):
-                    return
+                write_once(self.identity_path, mine.model_dump_json(indent=2))
             owner = RunIdentity.model_validate_json(self.identity_path.read_bytes())
         except OSError as exc:
             raise storage_error(exc, self.identity_path, ROWS_KEPT) from exc
@@ -153,10 +180,26 @@ class RunDir:
                 "settings to resume, or delete the directory",
             )
 
+    def _identity_by_manifest(self) -> RunIdentity:
+        """Whose the answers are, where identity.json is gone. Raises RunKeyMismatchError when nothing says so."""
+        try:
+            return self.read_manifest().identity
+        except EvaluationError as exc:
+            raise RunKeyMismatchError(
+                f"{self.path} holds answers, but {self.identity_path.name} is gone, which says by which model and "
+                "settings they were made",
+                f"put {self.identity_path.name} back to resume; use another run name, or delete the directory, to "
+                "answer all rows anew",
+            ) from exc
+
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the directory for writing. Raises RunLockedError naming the holder when another has it."""
+        """Hold the directory for writing, and remove what killed writers left half-written.
+
+        Raises RunLockedError naming the holder when another has it.
+        """
         with ExitStack() as held:
+            refuse_links_out(self.path)
             try:
                 held.enter_context(owned_lock(self.path / ".lock"))
             except HeldElsewhereError as exc:
@@ -165,57 +208,7 @@ class RunDir:
                     "wait for it to end, or use another run name",
                 ) from exc
             except OSError as exc:
-                raise storage_error(exc, self.path, ROWS_KEPT) from exc
+                raise storage_error(exc, self.path) from exc
+            remove_leftovers(self.path)
+            self.prompts_path.unlink(missing_ok=True)
             yield
-
-
-class Session(Record):
-    """One stretch of work on a run; a run that was interrupted has several."""
-
-    engine: str
-    engine_reason: str | None = None
-    shard: str | None = None
-    host: str | None = None
-    started_at: str
-    seconds: float
-    rows: int
-    memory_events: tuple[dict[str, str | int], ...] = ()
-    peak_memory_bytes: int | None = None
-    limit_tokens: int = 0
-    device: str = "cpu"
-
-
-def count_out_of_memory(parts: Iterable[RunDir]) -> int:
-    """How often memory ran out in all sessions that have ended."""
-    sessions = (session for part in parts for session in read_sessions(part))
-    events = (event for session in sessions for event in session.memory_events)
-    return sum(event["kind"] in ("out_of_memory", "process_died") for event in events)
-
-
-def append_session(run: RunDir, session: Session) -> None:
-    """Add a line to sessions.jsonl, on a line of its own after a torn one too. Raises StorageError."""
-    try:
-        with run.sessions_path.open("ab+") as file:
-            line = session.model_dump_json().encode() + b"\n"
-            if file.tell():
-                file.seek(-1, os.SEEK_END)
-                line = line if file.read(1) == b"\n" else b"\n" + line
-            file.write(line)
-    except OSError as exc:
-        raise storage_error(exc, run.sessions_path, ROWS_KEPT) from exc
-
-
-def read_sessions(run: RunDir) -> list[Session]:
-    """All whole lines of sessions.jsonl; torn ones (the process died while writing) are left out."""
-    sessions: list[Session] = []
-    try:
-        lines = run.sessions_path.read_bytes().split(b"\n")
-    except FileNotFoundError:
-        return sessions
-    for line in lines:
-        try:
-            json.loads(line)
-        except ValueError:
-            continue
-        sessions.append(Session.model_validate_json(line))
-    return sessions

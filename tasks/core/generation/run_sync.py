@@ -60,7 +60,7 @@ class RunSync:
         fetched = RunDir(self.run.fetched_path / f"{part}.{ledger_id}")
         fetched.path.mkdir(parents=True, exist_ok=True)
         have = fetched.ledger_path.stat().st_size if fetched.ledger_path.exists() else 0
-        others = (fetched.sessions_path, fetched.references_path)
+        others = (fetched.sessions_path, fetched.references_path, fetched.references_seal_path)
         with fetched.ledger_path.open("r+b" if have else "wb") as ledger:
             for name in self.store.files_below(below):
                 if name in [path.name for path in others]:
@@ -77,8 +77,10 @@ class RunSync:
 
         Raises RunKeyMismatchError when it belongs to other settings.
         """
-        self.run.claim(identity)
         name, path = self.run.path.name, self.run.identity_path
+        if not path.exists():  # of answers that came since, its owner came before
+            self.store.pull(name, only=[path.name])
+        self.run.claim(identity)
         if self.store.is_remote and not self.store.write_once(f"{name}/{path.name}", path.read_bytes()):
             self.store.pull(name, only=[path.name])
             self.run.claim(identity)
@@ -90,7 +92,8 @@ class RunSync:
         for part in [self.run, *(RunDir(path) for path in sorted(self.run.shards_path.glob("*-of-*")))]:
             if part.ledger_path.exists():
                 self.push_part(part)
-        self.store.push([self.run.references_path, self.run.predictions_path, self.run.manifest_path])
+        references = (self.run.references_path, self.run.references_seal_path)
+        self.store.push([*references, self.run.predictions_path, self.run.manifest_path])
 
     def push_part(self, part: RunDir) -> None:
         """Send what is left of a part's ledger, its sessions and reference scores."""
@@ -139,6 +142,7 @@ class _Sender:
         self._above = posixpath.join(sync.run.path.name, _LEDGERS, name)
         self._below: str | None = None
         self._sent = 0
+        self._sent_sessions = -1
 
     def repeat(self, over: threading.Event) -> None:
         pause = self._interval_seconds
@@ -152,12 +156,20 @@ class _Sender:
 
     def finish(self) -> None:
         self.send()
-        for path in (self._part.sessions_path, self._part.references_path):
+        for path in (self._part.references_path, self._part.references_seal_path):
             if path.exists():
                 self._store.write(f"{self._below}/{path.name}", path.read_bytes())
 
     def send(self) -> None:
-        """Send whole lines that are not there yet."""
+        """Send whole lines that are not there yet, and how long they took."""
+        self._send_rows()
+        path = self._part.sessions_path
+        if path.exists() and path.stat().st_size != self._sent_sessions:
+            content = path.read_bytes()
+            self._store.write(f"{self._below}/{path.name}", content)
+            self._sent_sessions = len(content)
+
+    def _send_rows(self) -> None:
         if self._below is None:
             self._begin()
         if not self._part.ledger_path.exists():

@@ -8,6 +8,7 @@ import socket
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,12 +21,13 @@ from tasks.core.generation.engine import EngineChoice, GeneratedRow
 from tasks.core.generation.inflight import PREFILL_TOKENS_CPU, PREFILL_TOKENS_GPU
 from tasks.core.generation.ladder import generate_all
 from tasks.core.generation.lanes import lane_count
-from tasks.core.generation.ledger import ABSENT, Ledger, LedgerIndex, Mask, index_ledgers
+from tasks.core.generation.ledger import ABSENT, Ledger, LedgerIndex, Mask, count_lines, index_ledgers
 from tasks.core.generation.memory import cache_bytes_per_token, free_bytes, peak_bytes, total_bytes
 from tasks.core.generation.progress import GenerationProgress, ProgressMeter
 from tasks.core.generation.prompt_store import PromptStore, Repeats
 from tasks.core.generation.rows import RunRows
-from tasks.core.generation.run_dir import RunDir, Session, append_session, count_out_of_memory
+from tasks.core.generation.run_dir import RunDir
+from tasks.core.generation.sessions import Session, count_out_of_memory, recorded
 from tasks.core.generation.shards import Shard
 from tasks.core.provenance import library_version, now
 from tasks.core.records import Completion, Example, GenerationSettings, Prompt
@@ -125,9 +127,8 @@ def answer_missing(
     The caller holds the lock of `run`, or of the shard's directory, and has claimed `run`. Whatever ends this
     early, the rows finished until then are in the ledger, and calling it again goes on from there.
     """
-    started, started_at = time.monotonic(), now("milliseconds")
-    answered = 0
     part = run if shard is None else run.shard(shard)
+    work = _Work(part, shard, choice, budget, device)
     with Ledger(part.ledger_path) as ledger:
         before = index_run(run, rows)
         own = np.ones(len(rows), dtype=np.bool_) if shard is None else shard.mask(rows.ids)
@@ -135,34 +136,50 @@ def answer_missing(
         _tell_what_is_there(int(missing.sum()), int(own.sum()))
         parts = run.parts() if shard is None else [part]
         meter = _meter(before, own, parts, budget, report)
+        completions = _completions(part, rows, missing, prompts, choice, budget, settings, device, reader)
         try:
-            for completion in _completions(
-                part, rows, missing, prompts, choice, budget, settings, device, reader
-            ):
-                ledger.append(completion)
-                answered += 1
-                meter.add(
-                    completion.completion_tokens, completion.batch_size, error=completion.error is not None
-                )
-            ledger.sync()
+            with recorded(part, work.session) if missing.any() else nullcontext():
+                for completion in completions:
+                    ledger.append(completion)
+                    work.answered += 1
+                    meter.add(
+                        completion.completion_tokens,
+                        completion.batch_size,
+                        error=completion.error is not None,
+                    )
+                ledger.sync()
         finally:
             meter.report_now()
-            if answered:
-                session = Session(
-                    engine=choice.engine.name,
-                    engine_reason=choice.reason,
-                    shard=None if shard is None else shard.name,
-                    host=socket.gethostname(),
-                    started_at=started_at,
-                    seconds=time.monotonic() - started,
-                    rows=answered,
-                    memory_events=budget.events_as_dicts(),
-                    peak_memory_bytes=peak_bytes(device),
-                    limit_tokens=budget.limit_tokens,
-                    device=device,
-                )
-                append_session(part, session)
     return index_run(run, rows)
+
+
+class _Work:
+    """What one session does: which part, with what, since when, and how many rows are answered."""
+
+    def __init__(
+        self, part: RunDir, shard: Shard | None, choice: EngineChoice, budget: TokenBudget, device: str
+    ) -> None:
+        self._shard, self._choice, self._budget, self._device = shard, choice, budget, device
+        self._started, self._started_at = time.monotonic(), now("milliseconds")
+        self._rows_before = count_lines(part.ledger_path)
+        self.answered = 0
+
+    def session(self) -> Session:
+        """Return how far it is."""
+        return Session(
+            engine=self._choice.engine.name,
+            engine_reason=self._choice.reason,
+            shard=None if self._shard is None else self._shard.name,
+            host=socket.gethostname(),
+            started_at=self._started_at,
+            seconds=time.monotonic() - self._started,
+            rows=self.answered,
+            memory_events=self._budget.events_as_dicts(),
+            peak_memory_bytes=peak_bytes(self._device),
+            limit_tokens=self._budget.limit_tokens,
+            device=self._device,
+            rows_before=self._rows_before,
+        )
 
 
 def _tell_what_is_there(missing: int, total: int) -> None:

@@ -10,11 +10,11 @@ from contextlib import contextmanager
 from contextvars import copy_context
 from pathlib import Path
 
-import orjson
-
 from tasks.core.generation.ledger import LedgerIndex
+from tasks.core.generation.ledger_lines import DamagedLineError, completion_in
 from tasks.core.generation.progress import GenerationProgress
-from tasks.core.generation.run_dir import RunDir, count_out_of_memory, read_sessions
+from tasks.core.generation.run_dir import RunDir
+from tasks.core.generation.sessions import count_out_of_memory, read_sessions
 
 logger = logging.getLogger(__name__)
 
@@ -58,11 +58,14 @@ class LedgerWatch:
         )
 
     def _count(self, line: bytes) -> None:
-        row = orjson.loads(line)
+        try:
+            row = completion_in(line)
+        except DamagedLineError:  # told of where the ledger is read for good
+            return
         self._rows += 1
-        self._tokens += row["completion_tokens"]
-        self._errors += row["error"] is not None
-        self._batch_size = row["batch_size"]
+        self._tokens += row.completion_tokens
+        self._errors += row.error is not None
+        self._batch_size = row.batch_size
 
 
 @contextmanager
