@@ -14,6 +14,7 @@ from typing import TextIO
 from tasks.core.errors import StorageError, TuneproofError
 
 _UNWATCHED_WIDTH = 160
+_MOST_STYLED_ROWS = 200
 TOLD_BY_COMMAND = {"told_by_command": True}
 """`extra` of a message for a run's log that the command prints itself when the run is done."""
 # Columns that are not folded on a narrow terminal.
@@ -133,11 +134,38 @@ def show_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[objec
     from rich.console import Console
     from rich.table import Table
 
+    # Where nobody watches there is no width to fit into.
+    console = Console(width=None if sys.stdout.isatty() else _UNWATCHED_WIDTH)
+    rows = [tuple("" if cell is None else str(cell) for cell in row) for row in rows]
+    if len(rows) > _MOST_STYLED_ROWS and _show_plainly(title, columns, rows, console.width):
+        return
     table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
     for column in columns:
         keep = column in _KEPT_WHOLE
         table.add_column(column, overflow="fold", no_wrap=keep, min_width=None if keep else 8)
     for row in rows:
-        table.add_row(*("" if cell is None else str(cell) for cell in row))
-    # Where nobody watches there is no width to fit into.
-    Console(width=None if sys.stdout.isatty() else _UNWATCHED_WIDTH).print(table)
+        table.add_row(*row)
+    console.print(table)
+
+
+def _show_plainly(
+    title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], most_characters: int
+) -> bool:
+    """Print the same table line by line, where no cell must be folded to fit; say whether that was so.
+
+    Styling costs a millisecond a row, which is seconds for a thousand runs.
+    """
+    from rich.cells import cell_len, set_cell_size
+
+    widths = [max(map(cell_len, cells)) for cells in zip(columns, *rows, strict=True)]
+    if sum(widths) + 2 * len(widths) + 2 > most_characters or any(
+        "\n" in cell for row in rows for cell in row
+    ):
+        return False
+
+    def line(cells: Sequence[str]) -> str:
+        return "  " + "  ".join(map(set_cell_size, cells, widths)).rstrip()
+
+    rule = " " + "─" * (sum(widths) + 2 * len(widths))
+    print(title, "", line(columns), rule, *map(line, rows), "", sep="\n")
+    return True

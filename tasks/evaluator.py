@@ -35,6 +35,7 @@ from tasks.core.evaluation.run_scoring import answered
 from tasks.core.evaluation.scoring_models import ScoringModels
 from tasks.core.evaluation.summary import EvaluationSummary, Opponent, RunSummary
 from tasks.core.generation.run_dir import RunDir
+from tasks.core.links import refuse_links_out
 from tasks.core.models.champion import current_champion
 from tasks.core.models.model_store import bring_promoted
 from tasks.core.models.promotion import champions
@@ -102,6 +103,8 @@ class Evaluator:
             bring_manifests(self.runs)
             candidate = self._candidate_path(runs_dir)
             bring_run(self.runs, candidate)
+            if candidate.parent == runs_dir and candidate.is_dir():
+                refuse_links_out(candidate)
             trained = training_manifest(candidate)
             models_dir = models.local
             if models.is_remote:

@@ -129,20 +129,37 @@ def write_summary(path: Path, summary: EvaluationSummary) -> None:
 
 def read_summary(path: Path) -> EvaluationSummary:
     """The summary of an earlier evaluation. Raises EvaluationError when it is missing or damaged."""
+    content = read_summary_content(path)
+    return _validated(path, content)
+
+
+def read_summary_content(path: Path) -> dict[str, Any]:
+    """The same as it lies there, for those who need little of many: its digest is right, which tells that it is whole.
+
+    Summaries of older versions have no digest; they are validated. Raises EvaluationError like `read_summary`.
+    """
     try:
         content = orjson.loads(path.read_bytes())
-        told = content.pop(_OWN_DIGEST, None) if isinstance(content, dict) else None
-        if told is not None and told != _digest_of(content):  # older versions kept none
-            raise EvaluationError(
-                f"{path} is damaged: its content has another digest than it tells",
-                "run `tuneproof evaluate` again",
-            )
-        return EvaluationSummary.model_validate(content)
     except FileNotFoundError as error:
         raise EvaluationError(f"{path} does not exist", "run `tuneproof evaluate` first") from error
     except orjson.JSONDecodeError as error:
-        raise EvaluationError(f"{path} is damaged: {error}", "run `tuneproof evaluate` again") from error
+        raise _damaged(path, str(error)) from error
+    if not isinstance(content, dict):
+        raise _damaged(path, "it holds no object")
+    told = content.pop(_OWN_DIGEST, None)
+    if told is None:
+        _validated(path, content)
+    elif told != _digest_of(content):
+        raise _damaged(path, "its content has another digest than it tells")
+    return content
+
+
+def _validated(path: Path, content: dict[str, Any]) -> EvaluationSummary:
+    try:
+        return EvaluationSummary.model_validate(content)
     except ValidationError as error:
-        raise EvaluationError(
-            f"{path} is damaged ({error.error_count()} problems)", "run `tuneproof evaluate` again"
-        ) from error
+        raise _damaged(path, f"{error.error_count()} problems") from error
+
+
+def _damaged(path: Path, how: str) -> EvaluationError:
+    return EvaluationError(f"{path} is damaged ({how})", "run `tuneproof evaluate` again")
