@@ -23,6 +23,7 @@ from tasks.core.evaluation.remote_runs import (
     name_within,
     send_results,
     store_of,
+    withdraw,
 )
 from tasks.core.evaluation.run_lookup import (
     NAMELESS_OPPONENTS,
@@ -231,6 +232,8 @@ class Evaluator:
             ),
             models=self.models(),
         )
+        files = evaluation_files(runs.candidate_path)
+        withdraw(self.runs, (files.report_path, files.spreadsheet_path))
         send_results(self.runs, runs.candidate_path)
         return summary
 

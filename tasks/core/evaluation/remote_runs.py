@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from tasks.core.models import registry
@@ -65,6 +66,13 @@ def bring_training(model_id: str) -> Path:
     models, name = store_of(model_id, ""), str(name_within(model_id))
     models.pull(name, only=[registry.MANIFEST_NAME])
     return models.local / name
+
+
+def withdraw(runs: Store, paths: Iterable[Path]) -> None:
+    """Remove files there that are gone here, such as the report of an earlier evaluation. Raises StorageError."""
+    for path in paths:
+        if runs.is_remote and path.is_relative_to(runs.local) and not path.exists():
+            runs.remove(path.relative_to(runs.local).as_posix())
 
 
 def send_results(runs: Store, directory: Path) -> None:

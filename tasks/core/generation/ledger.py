@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -188,18 +189,18 @@ def index_ledgers(
             try:
                 row_id, error = check(line)
             except DamagedLineError as exc:
-                unused.damaged(number, str(exc))
+                unused.damaged(number, line, str(exc))
                 continue
             encoded = row_id.encode()
             place = int(np.searchsorted(sorted_ids, encoded))
             if place >= len(sorted_ids) or sorted_ids[place] != encoded:
-                unused.strange(number)
+                unused.strange(number, line)
                 continue
             position = int(order[place])
             if offsets[position] == ABSENT:
                 offsets[position], sources[position], failed[position] = offset, source, error
             elif sources[position] == source:
-                unused.repeated(number)
+                unused.repeated(number, line)
         unused.tell()
     return LedgerIndex(offsets, sources, failed, tuple(paths))
 
@@ -207,24 +208,24 @@ def index_ledgers(
 class _Unused:
     """The lines of one ledger that do not count; each is told of once in a process."""
 
-    _told: ClassVar[set[tuple[Path, int]]] = set()
+    _told: ClassVar[set[tuple[Path, int, int]]] = set()
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._strange: list[int] = []
         self._repeated: list[int] = []
 
-    def damaged(self, number: int, reason: str) -> None:
-        if self._is_new(number):
+    def damaged(self, number: int, line: bytes, reason: str) -> None:
+        if self._is_new(number, line):
             told = "%s: line %d is damaged (%s); it does not count, and its row is asked again if no other line has it"
             logger.warning(told, self._path, number, reason)
 
-    def strange(self, number: int) -> None:
-        if self._is_new(number):
+    def strange(self, number: int, line: bytes) -> None:
+        if self._is_new(number, line):
             self._strange.append(number)
 
-    def repeated(self, number: int) -> None:
-        if self._is_new(number):
+    def repeated(self, number: int, line: bytes) -> None:
+        if self._is_new(number, line):
             self._repeated.append(number)
 
     def tell(self) -> None:
@@ -235,8 +236,8 @@ class _Unused:
             told = "%s: %s a row that an earlier line has: the earlier one counts"
             logger.warning(told, self._path, _named(self._repeated, "repeats", "repeat"))
 
-    def _is_new(self, number: int) -> bool:
-        key = self._path, number
+    def _is_new(self, number: int, line: bytes) -> bool:
+        key = self._path, number, zlib.crc32(line)
         is_new = key not in self._told
         self._told.add(key)
         return is_new

@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 _FIRST_BEAT_SECONDS = 0.25
 _BEAT_SHARE = 0.05
 _LONGEST_SECONDS = 1e10
-_told: set[tuple[Path, int]] = set()
+_told: set[tuple[Path, int, bytes]] = set()
 
 
 class Session(Record):
@@ -139,8 +139,8 @@ def read_sessions(part: RunDir) -> list[Session]:
         try:
             session = Session.model_validate_json(line)
         except ValidationError:
-            if (part.sessions_path, number) not in _told:
-                _told.add((part.sessions_path, number))
+            if (part.sessions_path, number, line) not in _told:
+                _told.add((part.sessions_path, number, line))
                 logger.warning(
                     "%s: line %d is damaged; what it told of times and memory is left out",
                     *(part.sessions_path, number),
