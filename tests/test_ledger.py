@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from tasks.core.errors import LedgerCorruptError, StorageError
-from tasks.core.generation.ledger import ABSENT, Ledger, index_ledger, read_at
+from tasks.core.generation.ledger import ABSENT, Ledger, index_ledger, read_at, read_completions
 from tasks.core.records import Completion
 
 
@@ -65,12 +65,90 @@ def test_a_torn_last_line_is_cut_off_and_its_row_is_missing(tmp_path: Path, kept
     assert [completion.text for completion in read_at(path, index.offsets)] == ["an answer", "anew"]
 
 
-def test_a_damaged_line_inside_is_an_error_that_names_it(tmp_path: Path) -> None:
+def test_a_flipped_bit_anywhere_costs_one_row_at_most_and_never_changes_an_answer(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path, names = tmp_path / "ledger.jsonl", ("a", "b", "c", "d")
+    write(path, *(answer(name, f"answer of {name} \u2028 {{}}") for name in names))
+    content = path.read_bytes()
+    sound = list(read_at(path, index_ledger(path, ids(*names)).offsets))
+    assert not caplog.messages
+    for place in range(len(content) - 1):  # the last newline gone is a torn line
+        flipped = bytearray(content)
+        flipped[place] ^= 1 << place % 8
+        path.write_bytes(flipped)
+        caplog.clear()
+        index, row = index_ledger(path, ids(*names)), content[:place].count(b"\n")
+        assert index.missing_positions().tolist() == [row]
+        kept = index.only(index.offsets != ABSENT)
+        assert list(read_completions(kept)) == sound[:row] + sound[row + 1 :]
+        assert f"line {row + 1} is damaged" in caplog.messages[0]
+
+
+OLD_LINE = (  # as versions without checksums wrote it
+    b'{"id":"a","text":"an answer","finish_reason":"stop","prompt_tokens":3,"completion_tokens":2,"seconds":0.5,'
+    b'"batch_size":4,"truncated_tokens":0,"error":null}\n'
+)
+
+
+def test_a_ledger_without_checksums_is_read_and_goes_on(tmp_path: Path) -> None:
     path = tmp_path / "ledger.jsonl"
-    write(path, answer("a"), answer("b"))
-    path.write_bytes(b"{broken\n" + path.read_bytes())
-    with pytest.raises(LedgerCorruptError, match=r"line 1 is damaged: b'\{broken"):
-        index_ledger(path, ids("a"))
+    path.write_bytes(OLD_LINE)
+    write(path, answer("b"))
+    assert path.read_bytes().startswith(OLD_LINE)
+    index = index_ledger(path, ids("a", "b"))
+    assert list(read_at(path, index.offsets)) == [answer("a"), answer("b")]
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (b'"an answer"', b"null"), (b'"an answer"', b"7"), (b'"stop"', b'"shop"'), (b'"stop"', b'["stop"]'),
+        (b'"completion_tokens":2', b'"completion_tokens":"2"'), (b'"seconds":0.5', b'"seconds":-1'),
+        (b'"seconds":0.5', b'"seconds":true'), (b'"error":null', b'"error":[]'), (b'"error":null', b'"error":"lost"'),
+        (b'"error":null', b'"errors":null'), (b'"text":"an answer",', b""), (b'"id":"a"', b'"id":5'),
+        (b'"id":"a"', b'"id":""'), (OLD_LINE, b"[]\n"), (OLD_LINE, b"null\n"), (OLD_LINE, b"\0" * 80 + b"\n"),
+        (b"answer", b"\xff\xfe"),
+    ],
+)  # fmt: skip
+def test_a_line_that_is_no_answer_never_counts_and_is_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, before: bytes, after: bytes
+) -> None:
+    path = tmp_path / "ledger.jsonl"
+    write(path, answer("b"))
+    path.write_bytes(path.read_bytes() + OLD_LINE.replace(before, after))
+    assert index_ledger(path, ids("a", "b")).missing_positions().tolist() == [0]
+    assert "ledger.jsonl: line 2 is damaged" in caplog.text
+    write(path, answer("a", "asked again"))
+    [kept] = read_at(path, index_ledger(path, ids("a")).offsets)
+    assert kept.text == "asked again"
+
+
+def test_repeated_and_strange_lines_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "ledger.jsonl"
+    write(path, answer("a"), answer("elsewhere"), answer("a", "again"), answer("nowhere"))
+    index_ledger(path, ids("a"))
+    assert caplog.messages == [
+        f"{path}: lines 2, 4 are of no row of this run: left out",
+        f"{path}: line 3 repeats a row that an earlier line has: the earlier one counts",
+    ]
+
+
+def test_a_line_that_is_damaged_after_it_was_found_is_an_error_and_no_answer(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.jsonl"
+    write(path, answer("a"))
+    index = index_ledger(path, ids("a"))
+    path.write_bytes(path.read_bytes().replace(b"an answer", b"no answer"))
+    with pytest.raises(LedgerCorruptError, match="run the same command again"):
+        list(read_completions(index))
+
+
+def test_a_ledger_that_is_a_link_is_not_written_through(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").write_text("")
+    (tmp_path / "ledger.jsonl").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(StorageError):
+        write(tmp_path / "ledger.jsonl", answer("a"))
+    assert (tmp_path / "elsewhere").read_text() == ""
 
 
 def test_a_missing_ledger_has_no_rows(tmp_path: Path) -> None:
