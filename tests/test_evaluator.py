@@ -14,7 +14,7 @@ import openpyxl
 import pytest
 
 from tasks.core.config import Config, EvaluatorConfig, PipelineConfig, with_overrides
-from tasks.core.errors import DataError, EvaluationError, TuneproofError
+from tasks.core.errors import DataError, EvaluationError, StorageError, TuneproofError
 from tasks.core.evaluation.evaluate import evaluate_run, report_run, score_run
 from tasks.core.evaluation.outputs import read_scores, read_summary
 from tasks.core.models.digests import weights_sha256
@@ -133,7 +133,7 @@ def test_scoring_again_gives_the_same_bytes_apart_from_the_time(tuned_and_base: 
     for _ in range(2):
         Evaluator(config(tuned_and_base)).run()
         summary = json.loads((run_dir / "evaluator_output_summary.json").read_text())
-        assert summary.pop("evaluated_at")
+        assert summary.pop("evaluated_at") and summary.pop("content_sha256")
         contents.append(((run_dir / "scores.jsonl").read_bytes(), summary))
     assert contents[0] == contents[1]
 
@@ -307,11 +307,70 @@ def test_a_report_without_scores_says_to_evaluate_first(tuned_and_base: Path) ->
         report_run(tuned_and_base / "runs" / "tuned")
 
 
+@pytest.mark.parametrize(
+    "changed", ["scores.jsonl", "inferencer_output.jsonl", "evaluator_output_summary.json"]
+)
+def test_a_report_is_not_made_of_files_that_are_not_of_one_evaluation(
+    tuned_and_base: Path, changed: str
+) -> None:
+    Evaluator(config(tuned_and_base)).run()
+    run_dir = tuned_and_base / "runs" / "tuned"
+    content = (run_dir / changed).read_bytes()
+    place = content.index(b"0.75") + 2 if changed.startswith("evaluator") else len(content) // 2
+    (run_dir / changed).write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+    with pytest.raises(EvaluationError, match=changed) as caught:
+        report_run(run_dir)
+    assert "run `tuneproof evaluate` again" in str(caught.value.next_step)
+
+
+def test_an_evaluation_that_is_killed_before_its_summary_leaves_no_report_of_two(
+    tuned_and_base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_dir = tuned_and_base / "runs" / "tuned"
+    Evaluator(config(tuned_and_base)).run()
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("tasks.core.evaluation.evaluate.write_summary", killed)
+        with pytest.raises(KeyboardInterrupt):
+            score_run(run_dir, None, EvaluatorConfig(metrics=("f1",), bootstrap_resamples=100))
+    assert not (run_dir / "report.html").exists()
+    with pytest.raises(EvaluationError, match=r"scores.jsonl is not the file"):
+        report_run(run_dir)
+    assert Evaluator(config(tuned_and_base)).earlier_summary() is None
+
+
+def test_a_summary_of_an_older_version_is_read_and_reported(tuned_and_base: Path) -> None:
+    run_dir = tuned_and_base / "runs" / "tuned"
+    Evaluator(config(tuned_and_base)).run()
+    path = run_dir / "evaluator_output_summary.json"
+    content = json.loads(path.read_text())
+    del content["content_sha256"], content["scores_sha256"]
+    path.write_text(json.dumps(content))
+    assert report_run(run_dir).report_path.is_file()
+
+
+def test_a_run_that_is_a_link_to_elsewhere_is_not_written_into(tuned_and_base: Path) -> None:
+    (tuned_and_base / "runs" / "tuned").rename(tuned_and_base / "elsewhere")
+    (tuned_and_base / "runs" / "tuned").symlink_to(tuned_and_base / "elsewhere")
+    with pytest.raises(StorageError, match="tuned is a symbolic link that leads out of"):
+        Evaluator(config(tuned_and_base)).run()
+    assert not (tuned_and_base / "elsewhere" / "scores.jsonl").exists()
+
+
 def test_scores_of_other_predictions_are_not_put_into_a_report(tuned_and_base: Path) -> None:
     Evaluator(config(tuned_and_base)).run()
     scores_path = tuned_and_base / "runs" / "tuned" / "scores.jsonl"
     scores_path.write_text("".join(scores_path.read_text().splitlines(keepends=True)[1:]))
     assert next(read_scores(scores_path)).id == "0001-0"
+    with pytest.raises(EvaluationError, match=r"scores.jsonl is not the file"):
+        report_run(tuned_and_base / "runs" / "tuned")
+    summary_path = tuned_and_base / "runs" / "tuned" / "evaluator_output_summary.json"
+    content = json.loads(summary_path.read_text())  # as older versions wrote it
+    del content["content_sha256"], content["scores_sha256"]
+    summary_path.write_text(json.dumps(content))
     with pytest.raises(EvaluationError, match="scores of other predictions"):
         report_run(tuned_and_base / "runs" / "tuned")
 

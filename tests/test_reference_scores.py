@@ -9,13 +9,14 @@ from typing import Any
 
 import pytest
 
-from tasks.core.config import load_config
-from tasks.core.errors import NoAnswerError
+from tasks.core.config import EvaluatorConfig, load_config
+from tasks.core.errors import EvaluationError, NoAnswerError
+from tasks.core.evaluation.evaluate import evaluate_run
 from tasks.core.evaluation.likelihood_metrics import read_likelihoods
 from tasks.core.generation import likelihood
 from tasks.core.generation.inflight import InflightEngine
 from tasks.core.generation.published import read_predictions, refuse_without_answers
-from tasks.core.generation.run_dir import RunDir
+from tasks.core.generation.run_dir import RunDir, seal_path_of
 from tasks.core.records import RunManifest
 from tasks.inferencer import Inferencer
 
@@ -90,6 +91,78 @@ def test_a_file_of_scores_that_is_not_whole_is_made_again_without_generating(
     after = infer(overrides)
     assert path.read_bytes() == content
     assert after.reference_perplexity == before.reference_perplexity
+
+
+@pytest.mark.parametrize("shards", [1, 3])
+@pytest.mark.parametrize("damage", ["two lines", "torn", "no score", "no seal"])
+def test_scores_that_are_not_whole_are_made_again_before_there_is_a_manifest(
+    damage: str, shards: int, overrides: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a kill between scoring and publishing, and then a fault of the disk, leave them."""
+    before = infer(overrides, num_shards=shards, shard_runner="threads")
+    run = run_of(overrides)
+    for path in (run.manifest_path, *([run.references_path] if shards > 1 else [])):
+        path.unlink()
+    paths = [run.references_path, *run.shards_path.glob("*/reference_likelihoods.jsonl")]
+    path = max((path for path in paths if path.exists()), key=lambda path: path.stat().st_size)
+    lines = path.read_bytes().splitlines(keepends=True)
+    contents = {
+        "two lines": b"".join(lines[:2]),
+        "torn": b"".join(lines)[:-9],
+        "no score": b"".join([b'{"id":"%b"}\n' % json.loads(lines[0])["id"].encode(), *lines[1:]]),
+        "no seal": b"".join(lines),
+    }
+    path.write_bytes(contents[damage])
+    if damage == "no seal":
+        seal_path_of(path).unlink()
+    forbid_generation(monkeypatch)
+    after = infer(overrides, num_shards=shards, shard_runner="threads")
+    assert after.reference_tokens == before.reference_tokens
+    assert after.reference_perplexity == pytest.approx(before.reference_perplexity, rel=1e-6)
+
+
+def test_a_damaged_line_of_interrupted_scoring_is_scored_again_and_no_other(
+    overrides: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = infer(overrides)
+    run = run_of(overrides)
+    partial_path = run.references_path.with_suffix(".partial.jsonl")
+    lines = run.references_path.read_bytes().splitlines(keepends=True)
+    partial_path.write_bytes(b"".join([lines[0], lines[1].replace(b'"tokens":', b'"tokens":"'), *lines[2:]]))
+    for path in (run.references_path, run.manifest_path):
+        path.unlink()
+    plain, asked = likelihood._ReferenceScorer._losses, []
+    monkeypatch.setattr(
+        likelihood._ReferenceScorer,
+        "_losses",
+        lambda self, batch: asked.append(len(batch)) or plain(self, batch),
+    )
+    assert infer(overrides).reference_perplexity == pytest.approx(whole.reference_perplexity, rel=1e-6)
+    assert sum(asked) == 1
+
+
+@pytest.mark.parametrize("damage", ["cut", "changed", "deleted"])
+def test_an_evaluation_refuses_scores_that_are_not_those_of_the_manifest(
+    damage: str, overrides: dict[str, Any]
+) -> None:
+    infer(overrides)
+    run = run_of(overrides)
+    settings = EvaluatorConfig(metrics=("perplexity",), bootstrap_resamples=100)
+    right = evaluate_run(run.path, None, settings).candidate.metrics[0].value
+    content = run.references_path.read_bytes()
+    changed = {
+        "cut": content[: content.index(b"\n") + 1],
+        "changed": content.replace(b'tokens":', b'tokens":1', 1),
+    }
+    if damage in changed:
+        run.references_path.write_bytes(changed[damage])
+    else:
+        run.references_path.unlink()
+    with pytest.raises(EvaluationError, match=r"reference_likelihoods.jsonl") as caught:
+        evaluate_run(run.path, None, settings)
+    assert "run `tuneproof infer` again" in str(caught.value.next_step)
+    infer(overrides)
+    assert evaluate_run(run.path, None, settings).candidate.metrics[0].value == right
 
 
 def test_interrupted_scoring_goes_on_from_what_was_scored(

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import shutil
+import time
 from pathlib import Path
 
 from tasks.core.config import EvaluatorConfig
 from tasks.core.evaluation.evaluate import score_run
-from tasks.core.evaluation.run_lookup import newest_run
+from tasks.core.evaluation.run_lookup import finished_runs, newest_run
+from tasks.core.generation.manifest import next_order
 from tasks.core.generation.run_dir import RunDir
 from tests.evaluation_runs import sums, write_run
 
@@ -30,6 +32,21 @@ def test_where_every_run_serves_a_comparison_the_newest_is_taken(tmp_path: Path)
     key = RunDir(write_run(tmp_path / "probe", rows)).read_manifest().run_key
     write_run(tmp_path / "runs" / f"base-sums-{key[:8]}", rows)
     assert newest_run(tmp_path / "runs", "sums.jsonl").name == f"base-sums-{key[:8]}"
+
+
+def test_the_newest_run_is_the_one_that_finished_last_whatever_the_clock_said(tmp_path: Path) -> None:
+    """The first one finished while the clock was far ahead, and the last one after it was set back again."""
+    for name, moment in (("first", "2099-01-01T00:00:00+00:00"), ("old", "2026-01-01T00:00:00+00:00")):
+        write_run(tmp_path / name, sums(4, 2), finished_at=moment)
+    second = write_run(tmp_path / "second", sums(4, 2))
+    (tmp_path / "damaged").mkdir()
+    (tmp_path / "damaged" / "manifest.json").write_text('{"order": 1e300, "finished_at": 7}')
+    order = next_order(tmp_path)
+    manifest = RunDir(second).read_manifest().model_copy(update={"order": order})
+    (second / "manifest.json").write_text(manifest.model_dump_json())
+    assert [run.path.name for run in finished_runs(tmp_path)] == ["second", "first", "old"]
+    assert next_order(tmp_path) == order + 1
+    assert abs(next_order(tmp_path / "none") - time.time() * 1000) < 60_000
 
 
 def test_a_file_of_answers_may_have_any_name(tmp_path: Path) -> None:

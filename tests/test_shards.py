@@ -211,14 +211,48 @@ def test_rows_are_published_from_more_ledgers_than_files_may_be_open(
     assert published(run) == whole
 
 
-def test_a_damaged_line_in_one_shards_ledger_is_named(overrides: dict[str, Any]) -> None:
+def test_a_damaged_line_in_one_shards_ledger_is_named_and_its_row_alone_asked_again(
+    overrides: dict[str, Any], whole: list[dict[str, Any]], caplog: pytest.LogCaptureFixture
+) -> None:
     Inferencer(config(overrides, num_shards=2)).infer()
     run = run_of(overrides)
     run.predictions_path.unlink()
     ledger_path = run.shard(Shard(1, 2)).ledger_path
-    ledger_path.write_bytes(b"{}\n" + ledger_path.read_bytes())
-    with pytest.raises(LedgerCorruptError, match="1-of-2"):
-        Inferencer(config(overrides, num_shards=2)).infer()
+    content = bytearray(ledger_path.read_bytes())
+    content[len(content) // 2] ^= 4
+    ledger_path.write_bytes(content)
+    manifest = Inferencer(config(overrides, num_shards=2)).infer()
+    assert "1-of-2/ledger.jsonl: line" in caplog.text and "is damaged" in caplog.text
+    assert published(run) == whole
+    assert ledger_path.read_bytes()[len(content) :].count(b"\n") == 1
+    assert sum(shard.rows for shard in manifest.shards) == ROWS
+
+
+def test_times_and_rows_of_killed_sessions_are_in_the_figures(overrides: dict[str, Any]) -> None:
+    """A row's batch takes 0.15 s at least; what the killed process did is known to a second or so."""
+    slow = {**overrides, "inferencer.batch_size": 1}
+    kept = start_and_kill({**slow, "inferencer.num_shards": 2}, after_rows=ROWS // 2)
+    manifest = Inferencer(config(slow, num_shards=3)).infer()
+    assert manifest.untimed_row_count == 0
+    assert manifest.generation_seconds > 0.15 * kept - 1.0
+    assert sum(shard.rows for shard in manifest.shards) == ROWS
+    assert {shard.shard.partition("-of-")[2] for shard in manifest.shards} == {"2", "3"}
+
+
+def test_the_speed_of_a_run_that_an_older_version_was_killed_in_is_unknown(overrides: dict[str, Any]) -> None:
+    whole_run = Inferencer(config(overrides)).infer()
+    assert whole_run.tokens_per_second is not None
+    run = run_of(overrides)
+    lines = run.ledger_path.read_bytes().splitlines(keepends=True)
+    without = [json.loads(line) for line in lines[: ROWS // 2]]
+    old = [json.dumps({name: row[name] for name in row if name != "crc32"}) + "\n" for row in without]
+    run.ledger_path.write_text("".join(old))
+    for path in (run.manifest_path, run.sessions_path):  # that version wrote a session at its end only
+        path.unlink()
+    manifest = Inferencer(config(overrides)).infer()
+    assert run.ledger_path.read_text().startswith("".join(old))
+    assert manifest.predictions_sha256 and manifest.row_count == ROWS
+    assert (manifest.untimed_row_count, manifest.tokens_per_second) == (ROWS // 2, None)
 
 
 def test_a_cluster_needs_a_flow_and_an_address_needs_a_cluster(overrides: dict[str, Any]) -> None:
