@@ -160,7 +160,11 @@ def decided(
         ),
         noise_floor=0.01,
     )
-    comparison = against_champion.comparison
     return summary.model_copy(
-        update={"champion": champion, "champion_comparison": comparison, "verdict": verdict}
+        update={
+            "champion": champion,
+            "champion_comparison": against_champion.comparison,
+            "verdict": verdict,
+            "scores_sha256": against_champion.scores_sha256,  # it was the later one, and its scores are there
+        }
     )
