@@ -279,9 +279,9 @@ def runs(
         raise ConfigError(
             f"--html was given {len(html)} paths", "give one, or none for leaderboard.html beside the runs"
         )
-    results.list_runs(loaded)
+    board = results.list_runs(loaded)
     if html is not None:
-        results.write_leaderboard_page(loaded, html[0] if html else None)
+        results.write_leaderboard_page(loaded, board, html[0] if html else None)
 
 
 @app.command

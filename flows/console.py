@@ -128,8 +128,10 @@ def complain(error: TuneproofError) -> int:
     return error.exit_code
 
 
-def show_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Print a table to stdout."""
+def show_table(
+    title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], *, of_rows: int = 0
+) -> None:
+    """Print a table to stdout; `of_rows` are those of all tables, where it is one of several."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -137,7 +139,7 @@ def show_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[objec
     # Where nobody watches there is no width to fit into.
     console = Console(width=None if sys.stdout.isatty() else _UNWATCHED_WIDTH)
     rows = [tuple("" if cell is None else str(cell) for cell in row) for row in rows]
-    if len(rows) > _MOST_STYLED_ROWS and _show_plainly(title, columns, rows, console.width):
+    if max(len(rows), of_rows) > _MOST_STYLED_ROWS and _show_plainly(title, columns, rows, console.width):
         return
     table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
     for column in columns:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from flows.pipeline import PipelineResult
     from tasks.core.config import Config
-    from tasks.core.evaluation.leaderboard import RunGroup
+    from tasks.core.evaluation.leaderboard import Leaderboard, RunGroup
     from tasks.core.evaluation.summary import EvaluationSummary
     from tasks.core.models.promotion import Promotion
     from tasks.core.models.registry import ModelEntry
@@ -263,8 +263,11 @@ def _verdict_in_short(promotion: Promotion) -> str:
     return "" if verdict is None else verdict.reasons[0]
 
 
-def list_runs(config: Config) -> None:
-    """Print the runs: one table for each set of rows, best first by its first metric; then the unfinished."""
+def list_runs(config: Config) -> Leaderboard:
+    """Print the runs: one table for each set of rows, best first by its first metric; then the unfinished.
+
+    Returns what was read of them.
+    """
     from tasks.core.evaluation.leaderboard import read_leaderboard
     from tasks.core.evaluation.remote_runs import bring_overview
 
@@ -274,13 +277,15 @@ def list_runs(config: Config) -> None:
     board = read_leaderboard(runs.local, models_dir)
     if not board.groups and not board.unfinished:
         say(f"No runs in {runs_dir}; `tuneproof infer` makes one.")
+    total = sum(len(group.runs) for group in board.groups)
     for group in board.groups:
-        _show_group(group)
+        _show_group(group, total)
     if board.unfinished:
         show_table(f"Not finished in {runs_dir}", ("run", "state"), board.unfinished)
+    return board
 
 
-def _show_group(group: RunGroup) -> None:
+def _show_group(group: RunGroup, total: int) -> None:
     from tasks.core.evaluation.wording import shown_metric
 
     metrics = [metric.name for metric in group.metrics[:_LISTED_METRICS]]
@@ -300,21 +305,17 @@ def _show_group(group: RunGroup) -> None:
     told = f", {errors} rows with an error" if errors else ""
     is_ranked = bool(group.metrics) and group.metrics[0].direction != "none"
     ranked = f"; best {metrics[0]} first" if is_ranked else "" if metrics else "; not evaluated"
-    show_table(f"{group.dataset}: {group.rows:,} rows ({group.rows_sha256[:8]}){told}{ranked}", columns, rows)
+    title = f"{group.dataset}: {group.rows:,} rows ({group.rows_sha256[:8]}){told}{ranked}"
+    show_table(title, columns, rows, of_rows=total)
 
 
-def write_leaderboard_page(config: Config, path: Path | None) -> None:
+def write_leaderboard_page(config: Config, board: Leaderboard, path: Path | None) -> None:
     """Write the leaderboard as a page; a folder gets a file `leaderboard.html`."""
-    from tasks.core.evaluation.leaderboard import read_leaderboard
     from tasks.core.evaluation.leaderboard_page import write_leaderboard
-    from tasks.core.evaluation.remote_runs import bring_overview
 
-    runs, models = Store(config.pipeline.runs_dir), Store(config.pipeline.models_dir)
-    bring_overview(runs)
-    runs_dir = runs.local
+    runs_dir = Store(config.pipeline.runs_dir).local
     path = path or runs_dir
     path = path / "leaderboard.html" if path.is_dir() or path == runs_dir else path
-    board = read_leaderboard(runs_dir, models.local)
     write_leaderboard(path, board, runs_dir=runs_dir)
     say(f"leaderboard: {path.resolve()}")
 

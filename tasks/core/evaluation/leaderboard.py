@@ -194,8 +194,10 @@ def _ranked(
 
 def _groups(runs: list[RankedRun]) -> Iterator[RunGroup]:
     newest_first = sorted(runs, key=lambda run: (run.manifest.finish_order, run.path.name), reverse=True)
-    for rows_sha256 in dict.fromkeys(run.manifest.identity.rows_sha256 for run in newest_first):
-        members = [run for run in newest_first if run.manifest.identity.rows_sha256 == rows_sha256]
+    groups: dict[str, list[RankedRun]] = {}
+    for run in newest_first:
+        groups.setdefault(run.manifest.identity.rows_sha256, []).append(run)
+    for rows_sha256, members in groups.items():
         metrics = _metrics(members)
         if metrics and metrics[0].direction != "none":
             members.sort(key=partial(_rank, metric=metrics[0]))

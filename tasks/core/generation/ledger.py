@@ -6,7 +6,7 @@ import logging
 import os
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, ClassVar
@@ -31,6 +31,7 @@ ABSENT = -1
 ROWS_KEPT = "all rows finished so far are kept"
 
 
+_FIELDS = tuple(field.name for field in fields(Completion))
 # Ledgers held open at once while rows are read from many of them.
 _OPEN_FILES = 64
 
@@ -157,11 +158,11 @@ class Ledger:
 
 def _as_written(completion: Completion) -> dict[str, Any]:
     """What a line holds; the fields of thoughts only where there are some."""
-    fields = asdict(completion)
+    record = {name: getattr(completion, name) for name in _FIELDS}
     for name in ("reasoning", "reasoning_tokens", "is_cut_in_thoughts"):
-        if not fields[name]:
-            del fields[name]
-    return fields
+        if not record[name]:
+            del record[name]
+    return record
 
 
 def index_ledger(path: Path, ids: Ids) -> LedgerIndex:
