@@ -155,3 +155,17 @@ def test_a_page_without_runs_says_how_to_get_the_first(tmp_path: Path) -> None:
     board = read_leaderboard(tmp_path / "runs", tmp_path)
     write_leaderboard(tmp_path / "page.html", board, runs_dir=tmp_path / "runs")
     assert "tuneproof infer makes one" in (tmp_path / "page.html").read_text(encoding="utf-8")
+
+
+def test_a_long_list_says_what_a_styled_table_says(capsys: pytest.CaptureFixture[str]) -> None:
+    from flows.console import show_table
+
+    rows = [("run-1 中", "[red]", None), ("b", ":smile:", 3.5)]
+    show_table("All runs", ("run", "finished", "speed"), rows, of_rows=1000)
+    title, *lines = capsys.readouterr().out.splitlines()
+    assert title == "All runs"
+    assert [re.split(r" {2,}", line.strip()) for line in lines if line and "─" not in line] == [
+        ["run", "finished", "speed"], ["run-1 中", "[red]"], ["b", ":smile:", "3.5"],
+    ]  # fmt: skip
+    show_table("All runs", ("run",), [("x" * 500,)], of_rows=1000)  # folded, as in a short table
+    assert max(map(len, capsys.readouterr().out.splitlines())) <= 200

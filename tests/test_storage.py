@@ -23,7 +23,9 @@ from tasks.core.generation.lease import lease
 from tasks.core.generation.ledger import Ledger
 from tasks.core.generation.run_dir import RunDir
 from tasks.core.generation.run_sync import RunSync
+from tasks.core.generation.sessions import Session, append_session
 from tasks.core.generation.shards import all_shards
+from tasks.core.generation.work_done import WorkDone
 from tasks.core.models.model_store import bring_wanted, list_manifests, send_model
 from tasks.core.records import Completion, RunIdentity
 from tasks.core.storage import Store, local_copy
@@ -203,6 +205,46 @@ def test_a_growing_ledger_is_sent_in_pieces_of_whole_lines(bucket: str, machine:
     machine.use("two")
     other.pull()
     assert fetched.read_bytes() == line("a") + line("b")
+
+
+@pytest.mark.parametrize("is_first_machine", [True, False])
+def test_answers_at_a_url_whose_identity_is_gone_are_not_taken_for_those_of_another_run(
+    overrides: dict[str, Any], bucket: str, machine: Machine, is_first_machine: bool
+) -> None:
+    machine.use("first")
+    inferencer(overrides, bucket, num_shards=2).infer()
+    store = Store(bucket)
+    for name in ("identity.json", "manifest.json", "inferencer_output.jsonl"):
+        store.remove(f"run/{name}")
+    if not is_first_machine:
+        machine.use("second")
+    other = {**overrides, "inferencer.max_new_tokens": 5}
+    reason = "made with other settings" if is_first_machine else "identity.json is gone"
+    with pytest.raises(RunKeyMismatchError, match=reason):
+        inferencer(other, bucket, num_shards=2).infer()
+    assert store.read("run/identity.json") is None
+
+
+def test_the_time_of_a_session_is_sent_while_it_lasts(bucket: str, machine: Machine) -> None:
+    sync = sync_of(bucket)
+    sync.run.ledger_path.write_bytes(line("a"))
+    one = Session(
+        engine="x",
+        started_at="2026-01-01T00:00:00",
+        seconds=7,
+        rows=1,
+        session_id="1",
+        rows_before=0,
+        is_over=False,
+    )
+    with sync.sending(sync.run):
+        append_session(sync.run, one)
+        sync.push_part(sync.run)
+    machine.use("second")
+    elsewhere = sync_of(bucket)
+    elsewhere.pull()
+    work = WorkDone.of(elsewhere.run, dict.fromkeys(elsewhere.run.ledger_paths(), 1))
+    assert (work.seconds, work.untimed_rows) == (7, 0)
 
 
 def test_a_ledger_begun_anew_does_not_overwrite_what_was_sent(bucket: str, machine: Machine) -> None:

@@ -13,9 +13,10 @@ _TEMPORARY = re.compile(r"\..+\.(?P<pid>\d{1,10})-[0-9a-f]{8}\.tmp")
 _OLD_SECONDS = 24 * 3600.0
 
 
-def remove_leftovers(folder: Path) -> None:
+def remove_leftovers(folder: Path, *, older_than_seconds: float = 0.0) -> None:
     """Remove temporary files directly in a folder whose writer is dead; of others only those that are a day old.
 
+    `older_than_seconds` is for a folder that other machines may be writing into: their processes are not seen here.
     What cannot be removed stays, without an error.
     """
     with suppress(OSError):
@@ -24,7 +25,8 @@ def remove_leftovers(folder: Path) -> None:
             if found is None:
                 continue
             with suppress(OSError):
-                if not _lives(int(found["pid"])) or time.time() - path.lstat().st_mtime > _OLD_SECONDS:
+                least = _OLD_SECONDS if _lives(int(found["pid"])) else older_than_seconds
+                if time.time() - path.lstat().st_mtime >= least:
                     path.unlink()
 
 

@@ -37,6 +37,7 @@ from tasks.core.evaluation.summary import (
     OverlapSummary,
     TrainingSummary,
 )
+from tasks.core.leftovers import remove_leftovers
 from tasks.core.provenance import library_version, library_versions, now
 from tasks.core.records import ModelManifest
 
@@ -79,6 +80,7 @@ def score_run(
     candidate's answers; `models` are those that metrics may ask for.
     """
     files = files or evaluation_files(candidate_dir)
+    remove_leftovers(files.directory)
     settings = settings_of(config)
     primary = None if gating is None else primary_of(reported(resolve(settings.metrics)), gating.settings)
     leading = None if primary is None else primary.name

@@ -26,6 +26,7 @@ def seal_path_of(references_path: Path) -> Path:
     return references_path.with_suffix(".seal.json")
 
 
+_SHARED_FOLDER_SECONDS = 60.0  # no file there takes longer to write
 _SHARD_NAME = re.compile(r"\d{1,9}-of-\d{1,9}")
 
 
@@ -210,5 +211,6 @@ class RunDir:
             except OSError as exc:
                 raise storage_error(exc, self.path) from exc
             remove_leftovers(self.path)
+            remove_leftovers(self.path.parent, older_than_seconds=_SHARED_FOLDER_SECONDS)
             self.prompts_path.unlink(missing_ok=True)
             yield
