@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import time
 from pathlib import Path
 
+import pytest
+
 from tasks.core.config import EvaluatorConfig
+from tasks.core.errors import EvaluationError
 from tasks.core.evaluation.evaluate import score_run
 from tasks.core.evaluation.run_lookup import finished_runs, newest_run
 from tasks.core.generation.manifest import next_order
 from tasks.core.generation.run_dir import RunDir
+from tasks.core.own_digest import with_own_digest
 from tests.evaluation_runs import sums, write_run
 
 
@@ -62,3 +67,17 @@ def test_the_notes_of_an_evaluation_tell_that_prompts_were_cut(tmp_path: Path) -
     (run_dir / "manifest.json").write_text(manifest.model_dump_json())
     summary = score_run(run_dir, None, EvaluatorConfig(metrics=("exact_match",), bootstrap_resamples=100))
     assert "3 of 4 prompts of the candidate were cut on the left to fit." in summary.notes
+
+
+def test_a_manifest_in_which_a_figure_was_changed_is_damaged(tmp_path: Path) -> None:
+    run = RunDir(write_run(tmp_path / "run", sums(4, 2)))
+    content = with_own_digest(run.read_manifest().model_dump(mode="json"))
+    run.manifest_path.write_text(json.dumps(content))
+    assert run.read_manifest().generation_seconds == 20.0
+    run.manifest_path.write_text(json.dumps({**content, "generation_seconds": 2.0}))
+    with pytest.raises(EvaluationError, match="its content has another digest than it tells"):
+        run.read_manifest()
+    for damaged in ("", "[]", "7", "{}", '{"format": 1', "\0" * 40):
+        run.manifest_path.write_text(damaged)
+        with pytest.raises(EvaluationError, match="is damaged"):
+            run.read_manifest()

@@ -16,6 +16,7 @@ from tasks.core.evaluation.figures import rounded
 from tasks.core.evaluation.scoring import ScoreTable
 from tasks.core.evaluation.summary import EvaluationSummary
 from tasks.core.files import replacing, write_atomically
+from tasks.core.own_digest import OWN_DIGEST, ForeignDigestError, with_own_digest, without_own_digest
 from tasks.core.records import Record
 
 
@@ -44,13 +45,6 @@ class EvaluationFiles:
     def report_path(self) -> Path:
         """One HTML file that opens without a network."""
         return self.directory / "report.html"
-
-
-_OWN_DIGEST = "content_sha256"
-
-
-def _digest_of(content: dict[str, Any]) -> str:
-    return hashlib.sha256(orjson.dumps(content, option=orjson.OPT_SORT_KEYS)).hexdigest()
 
 
 class RowScores(Record):
@@ -122,8 +116,7 @@ def read_scores(path: Path) -> Iterator[RowScores]:
 
 def write_summary(path: Path, summary: EvaluationSummary) -> None:
     """Write `evaluator_output_summary.json`, whole or not at all, with the digest of its own content."""
-    content = summary.model_dump(mode="json")
-    content[_OWN_DIGEST] = _digest_of(content)
+    content = with_own_digest(summary.model_dump(mode="json"))
     write_atomically(path, orjson.dumps(content, option=orjson.OPT_INDENT_2).decode() + "\n")
 
 
@@ -146,12 +139,12 @@ def read_summary_content(path: Path) -> dict[str, Any]:
         raise _damaged(path, str(error)) from error
     if not isinstance(content, dict):
         raise _damaged(path, "it holds no object")
-    told = content.pop(_OWN_DIGEST, None)
-    if told is None:
+    if content.get(OWN_DIGEST) is None:
         _validated(path, content)
-    elif told != _digest_of(content):
-        raise _damaged(path, "its content has another digest than it tells")
-    return content
+    try:
+        return without_own_digest(content)
+    except ForeignDigestError as error:
+        raise _damaged(path, str(error)) from error
 
 
 def _validated(path: Path, content: dict[str, Any]) -> EvaluationSummary:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,6 +12,7 @@ import orjson
 from tasks.core.files import write_atomically
 from tasks.core.generation.run_dir import RunDir
 from tasks.core.generation.work_done import WorkDone
+from tasks.core.own_digest import with_own_digest
 from tasks.core.provenance import library_version, library_versions, now
 from tasks.core.records import RunIdentity, RunManifest, finish_order
 
@@ -70,7 +72,8 @@ def write_manifest(
         device=last.device if last else "unknown",
         tuneproof_version=library_version("tuneproof"),
     )
-    write_atomically(run.manifest_path, manifest.model_dump_json(indent=2))
+    content = with_own_digest(manifest.model_dump(mode="json"))
+    write_atomically(run.manifest_path, json.dumps(content, indent=2, ensure_ascii=False))
     return manifest
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -11,13 +12,14 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from tasks.core.errors import EvaluationError, RunKeyMismatchError, RunLockedError
+from tasks.core.errors import EvaluationError, RunKeyMismatchError, RunLockedError, first_line
 from tasks.core.files import flush_to_disk, storage_error, write_once
 from tasks.core.generation.ledger import ROWS_KEPT
 from tasks.core.generation.shards import Shard
 from tasks.core.leftovers import remove_leftovers
 from tasks.core.links import refuse_links_out
 from tasks.core.locking import HeldElsewhereError, owned_lock
+from tasks.core.own_digest import without_own_digest
 from tasks.core.records import RunIdentity, RunManifest
 
 
@@ -118,15 +120,16 @@ class RunDir:
     def read_manifest(self) -> RunManifest:
         """Return the manifest. Raises EvaluationError when the run is not finished or the file is damaged."""
         try:
-            return RunManifest.model_validate_json(self.manifest_path.read_bytes())
+            content = json.loads(self.manifest_path.read_bytes())
+            return RunManifest.model_validate(without_own_digest(content))
         except FileNotFoundError as exc:
             raise EvaluationError(
                 f"{self.path} has no manifest.json: its predictions are not finished",
                 "run `tuneproof infer` with the same settings; it resumes where it stopped",
             ) from exc
-        except ValidationError as exc:
+        except (ValueError, AttributeError, RecursionError) as exc:  # no JSON, no object, no manifest
             raise EvaluationError(
-                f"{self.manifest_path} is damaged ({exc.error_count()} problems)",
+                f"{self.manifest_path} is damaged ({first_line(exc)})",
                 "delete it and run `tuneproof infer` again: the answers are kept in the ledger",
             ) from exc
 
@@ -171,7 +174,8 @@ class RunDir:
         except ValidationError as exc:
             raise RunKeyMismatchError(
                 f"{self.identity_path} is damaged, so the answers in {self.path} cannot be told apart",
-                "use another run name, or delete the directory",
+                "put a sound copy of it back, or delete it where there is a manifest.json, which tells the same; "
+                "else use another run name, or delete the directory",
             ) from exc
         if owner.run_key != identity.run_key:
             differences = "\n    ".join(map(str, owner.differences(identity)))
