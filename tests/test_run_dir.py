@@ -190,14 +190,14 @@ def test_a_session_that_is_killed_is_told_of_with_its_time_and_all_its_rows(tmp_
     with pytest.raises(KeyboardInterrupt), recorded(run, describe):
         answered(run, "a", "b", "c")
         time.sleep(0.6)
-        content = run.sessions_path.read_bytes()
+        content, lasted = run.sessions_path.read_bytes(), time.monotonic() - began
         raise KeyboardInterrupt
     [ended] = read_sessions(run)
     assert ended.is_over
     run.sessions_path.write_bytes(content)  # as kill -9 leaves it
     [killed] = settled_sessions(run)
     assert not killed.is_over
-    assert killed.seconds == pytest.approx(0.6, abs=0.3)
+    assert 0.2 < killed.seconds <= lasted
     assert killed.rows == 3
     answered(run, "d")
     append_session(run, session(1, rows_before=3, session_id="next"))
