@@ -226,7 +226,7 @@ def move(models_dir: Path, line: Line, entry: dict[str, Any]) -> None:
             history.append(history_path, content, line.history.torn_bytes)
         write_atomically(models_dir / POINTER_NAME, pointer)
     except StorageError as error:
-        if read_file(models_dir / POINTER_NAME) == pointer.encode():
+        if read_line(models_dir, tolerant=True).pointer_bytes == pointer.encode():
             return  # what failed came after the move
         if not line.is_damaged:
             history.take_back(history_path, size)
@@ -242,9 +242,8 @@ def _what_holds(models_dir: Path, before: Line, mark: Mark, error: StorageError)
             "free some space or check the permissions: the next command that uses the promoted model writes the rest",
         )
     forget_mark(models_dir)
-    name = _name(before.pointer)
-    held = "no model is promoted" if before.pointer is None else f"{name} is still promoted"
-    return StorageError(f"{error.what}. Nothing was changed: {held}", error.next_step)
+    held = "" if before.pointer is None else f": {_name(before.pointer)} is still promoted"
+    return StorageError(f"{error.what}. Nothing was changed{held}", error.next_step)
 
 
 def forget_mark(models_dir: Path) -> None:
