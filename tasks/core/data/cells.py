@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 _ROWS_PER_READ = 1000
+_BYTES_PER_READ = 64 << 20
 
 
 def read_cells(
@@ -28,10 +30,21 @@ def read_cells(
     wanted = list(dict.fromkeys(name for name in columns if name is not None))
     features: Mapping[str, Any] = getattr(rows, "features", {})
     narrow = rows.select_columns(wanted)
-    for table in narrow.with_format("arrow").iter(batch_size=_ROWS_PER_READ):
+    tables = narrow.with_format("arrow").iter(batch_size=_ROWS_PER_READ)
+    for table in chain.from_iterable(map(_in_parts, tables)):
         values = {name: _values(table.column(name), features[name]) for name in wanted}
         nothing = [None] * table.num_rows
         yield from zip(*(nothing if name is None else values[name] for name in columns), strict=True)
+
+
+def _in_parts(table: pa.Table) -> Iterator[pa.Table]:
+    """The table in parts that fit into memory as values of Python, halved until they do; a row is not parted."""
+    if table.num_rows <= 1 or table.nbytes <= _BYTES_PER_READ:
+        yield table
+        return
+    middle = table.num_rows // 2
+    yield from _in_parts(table.slice(0, middle))
+    yield from _in_parts(table.slice(middle))
 
 
 def _values(column: pa.ChunkedArray, feature: Any) -> list[Any]:

@@ -33,6 +33,11 @@ __all__ = ["ColumnMapping", "ContentCounts", "example_id", "examples"]
 
 _log = logging.getLogger(__name__)
 
+LARGEST_ROW_CHARACTERS = 16_000_000
+"""Question, reference and all else of a row together: several million tokens, more than any model takes."""
+MOST_TURNS = 10_000
+_SHOWN_OF_LARGE = 1000
+
 
 def examples(
     rows: Dataset | Sequence[Mapping[str, Any]], mapping: ColumnMapping, *, told: bool = False
@@ -102,8 +107,11 @@ def _iterate(
     seen = ContentCounts()
     order = [*columns.template.columns, columns.reference, columns.system, columns.reasoning]
     for *asked, answer, system, reasoning in read_cells(rows, order):
-        question = asked[0] if columns.is_plain else _filled(columns.template, asked)
-        example = _example(question, answer, system, reasoning, system_override)
+        if (size := _characters((*asked, answer, system, reasoning))) > LARGEST_ROW_CHARACTERS:
+            example = _too_large(asked[0], size)
+        else:
+            question = asked[0] if columns.is_plain else _filled(columns.template, asked)
+            example = _within_turns(_example(question, answer, system, reasoning, system_override))
         if example.other_references and not told:
             told = True
             _log.info(
@@ -111,6 +119,34 @@ def _iterate(
                 columns.reference,
             )
         yield _with_id(example, example_id(example, seen))
+
+
+def _characters(value: Any) -> int:
+    """Characters and bytes in a cell, whatever they are nested in."""
+    if isinstance(value, (str, bytes)):
+        return len(value)
+    if isinstance(value, Mapping):
+        return sum(map(_characters, value.values()))
+    return sum(map(_characters, value)) if isinstance(value, (list, tuple)) else 0
+
+
+def _too_large(asked: Any, size: int) -> Example:
+    """A row that no model takes; only its beginning is kept, so that nothing behind it has to hold the whole."""
+    start = _shown(asked[:_SHOWN_OF_LARGE]) if isinstance(asked, (str, bytes)) else ""
+    return _unusable(
+        f"{start}… ({size:,} characters)",
+        None,
+        _Answer(),
+        f"the row has {size:,} characters, more than the {LARGEST_ROW_CHARACTERS:,} that a row may have",
+    )
+
+
+def _within_turns(example: Example) -> Example:
+    turns = len(example.messages or ())
+    if turns <= MOST_TURNS:
+        return example
+    problem = f"the conversation has {turns:,} turns, more than the {MOST_TURNS:,} that it may have"
+    return _unusable(example.question, example.system, _Answer(), problem)
 
 
 def _with_id(example: Example, row_id: str) -> Example:

@@ -44,6 +44,8 @@ _MASKED_KEYS = ("masked", "mask", "ignore")
 _NO, _YES = {"false", "no", "0", "0.0"}, {"true", "yes", "1", "1.0"}
 
 _ROLE_KEY, _TEXT_KEY = re.compile("""["'](role|from)["']"""), re.compile("""["'](content|value)["']""")
+# Python's own way to write a list takes hundreds of times its length in memory to be read.
+_LONGEST_LITERAL = 1_000_000
 _CALLS_UNSUPPORTED = "is a tool call, and tool calls are not supported yet"
 
 
@@ -120,7 +122,7 @@ def _turns_of_text(text: str) -> Turns | None:
         value = read_json(text.encode("utf-8", "replace"))
     except (orjson.JSONDecodeError, RecursionError):
         try:
-            value = ast.literal_eval(text.strip())
+            value = ast.literal_eval(text.strip()) if len(text) <= _LONGEST_LITERAL else None
         except (ValueError, SyntaxError, MemoryError, RecursionError):
             opens_turns = start.replace(" ", "").replace("\n", "").startswith(('[{"', "[{'"))
             return (

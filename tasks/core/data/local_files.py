@@ -24,6 +24,8 @@ from typing import TYPE_CHECKING, Any
 
 from tasks.core.data.formats.arrow_files import EXACT_IN_A_FLOAT, table_batches
 from tasks.core.data.formats.json_texts import write_json
+from tasks.core.data.formats.limits import MOST_COLUMNS, check_width
+from tasks.core.data.preflight import check_disk_space
 from tasks.core.data.text_formats import TABLE_SUFFIXES, Row, kind_of, read_rows
 from tasks.core.errors import DataError, StorageError
 from tasks.core.files import cache_dir
@@ -34,12 +36,13 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-_CACHE_FORMAT = "2"
+_CACHE_FORMAT = "3"
 _CACHE_DAYS = 30
 _NOTES = b"tuneproof notes"
 _REPEATED_SHOWN = 3
 _ROWS_PER_BATCH = 1000
 _BYTES_PER_BATCH = 16 << 20
+_DISK_LEFT_BYTES = 256 << 20
 
 
 _Note = tuple[int, str]
@@ -117,6 +120,7 @@ def _write_arrow(paths: Sequence[Path], list_name: str | None, cached_path: Path
     try:
         with pa.OSFile(str(partial_path), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
             for batch in batches:
+                check_disk_space(cached_path.parent, _DISK_LEFT_BYTES + batch.nbytes)
                 writer.write_batch(batch.replace_schema_metadata(schema.metadata))
                 row_count += batch.num_rows
         if row_count == 0:
@@ -190,6 +194,8 @@ def _row_batches(
                 for name in kinds.keys() - row.keys():
                     kinds[name].has_gap = True
             row_count += 1
+            if len(kinds) > MOST_COLUMNS:
+                check_width(len(kinds), f"{path}, row {row_count}")
     notes.extend(repeated.notes())
     features = Features({name: Value("string") if kind.is_text else Json() for name, kind in kinds.items()})
 
@@ -199,7 +205,7 @@ def _row_batches(
         for path in paths:
             for row in read_rows(path, list_name):
                 rows.append(row)
-                size += sum(len(value) for value in row.values() if isinstance(value, (str, list)))
+                size += _weight(row)
                 if len(rows) == _ROWS_PER_BATCH or size >= _BYTES_PER_BATCH:
                     yield _record_batch(rows, kinds, features)
                     rows, size = [], 0
@@ -207,6 +213,15 @@ def _row_batches(
             yield _record_batch(rows, kinds, features)
 
     return features, batches()
+
+
+def _weight(value: Any) -> int:
+    """About how many bytes a value holds, whatever it is nested in."""
+    if isinstance(value, str):
+        return len(value)
+    if isinstance(value, Mapping):
+        return sum(map(_weight, value.values()))
+    return 8 + sum(map(_weight, value)) if isinstance(value, list) else 8
 
 
 def _record_batch(rows: Sequence[Row], kinds: Mapping[str, _Kind], features: Features) -> pa.RecordBatch:

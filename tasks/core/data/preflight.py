@@ -20,6 +20,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from tasks.core.data.formats.limits import size_text
 from tasks.core.data.question_words import is_number, question_words
 from tasks.core.errors import StorageError
 from tasks.core.records import Example
@@ -105,17 +106,9 @@ def check_disk_space(path: Path, needed_bytes: int) -> None:
     free_bytes = shutil.disk_usage(folder).free
     if free_bytes < needed_bytes:
         raise StorageError(
-            f"{path} needs about {_size(needed_bytes)}, but its disk has {_size(free_bytes)} free.",
+            f"{path} needs about {size_text(needed_bytes)}, but its disk has {size_text(free_bytes)} free.",
             "Free some space, or choose a folder on another disk.",
         )
-
-
-def _size(count: float) -> str:
-    for unit in ("bytes", "kB", "MB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}"
-        count /= 1000
-    return f"{count:.1f} GB"
 
 
 def _keys(example: Example, words: Sequence[str]) -> list[int]:

@@ -9,8 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from tasks.core.data.answer_spans import AnsweredText, AnswerFinder
 from tasks.core.data.chat_template import ChatTemplate, Rendered, chat_template_sha256
@@ -26,10 +25,10 @@ if TYPE_CHECKING:
 __all__ = ["IGNORED_LABEL", "PromptBuilder", "TrainingRow", "chat_template_sha256"]
 
 _log = logging.getLogger(__name__)
-_Item = TypeVar("_Item")
 
 IGNORED_LABEL = -100
 _EXAMPLES_AT_ONCE = 512
+_CHARACTERS_AT_ONCE = 8_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -344,7 +343,15 @@ def _with_answer(example: Example) -> Turns:
     return (*example.conversation, answer)
 
 
-def _chunks(items: Iterable[_Item], size: int) -> Iterator[list[_Item]]:
-    iterator = iter(items)
-    while chunk := list(islice(iterator, size)):
+def _chunks(examples: Iterable[Example], size: int) -> Iterator[list[Example]]:
+    """Lists of up to `size` examples, fewer where they are long."""
+    chunk: list[Example] = []
+    characters = 0
+    for example in examples:
+        chunk.append(example)
+        characters += sum(len(turn.content) for turn in example.conversation) + len(example.reference or "")
+        if len(chunk) == size or characters > _CHARACTERS_AT_ONCE:
+            yield chunk
+            chunk, characters = [], 0
+    if chunk:
         yield chunk

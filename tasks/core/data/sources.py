@@ -70,7 +70,7 @@ def load_rows(
     if not ids:
         raise DataError("The list of data is empty.", "Name at least one file, folder or Hub id.")
     check_source(ids)
-    with _quiet_progress():
+    with _quiet_progress(), _memory_told(data_id):
         rows = _open(ids, name, revision, num_proc)
     if revision is not None and all(_is_here(one) for one in ids):
         _log.warning("The revision %r is not used: %s is on this machine.", revision, described_data(data_id))
@@ -447,6 +447,23 @@ def _hub_error(data_id: str, split: str | None, revision: str | None, error: Exc
     return DataError(
         f"{data_id}{at} could not be loaded from the Hub: {type(error).__name__}: {text}", _HUB_HELP
     )
+
+
+@contextmanager
+def _memory_told(data_id: DataId) -> Iterator[None]:
+    """Say which data it was that memory, or the depth of Python's stack, did not suffice for."""
+    try:
+        yield
+    except MemoryError:
+        raise DataError(
+            f"Memory ran out while {described_data(data_id)} was read.",
+            "Free memory, or split rows and files into smaller ones (JSON Lines and Parquet are read in parts).",
+        ) from None
+    except RecursionError:
+        raise DataError(
+            f"{described_data(data_id)} holds values that are nested too deeply to be read.",
+            "Make them flatter, or save them as text.",
+        ) from None
 
 
 @contextmanager

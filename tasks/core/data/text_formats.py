@@ -18,7 +18,8 @@ from typing import IO, Any, cast
 import orjson
 
 from tasks.core.data.formats.csv_files import read_csv
-from tasks.core.data.formats.json_texts import read_json, repeated_keys
+from tasks.core.data.formats.json_texts import TOO_DEEP, read_json, repeated_keys
+from tasks.core.data.formats.limits import UnpackedFile, bounded_lines, read_whole
 from tasks.core.errors import DataError
 
 Row = Mapping[str, Any]
@@ -28,6 +29,7 @@ TellRepeated = Callable[[int | None, Sequence[str]], None]
 TABLE_SUFFIXES = (".parquet", ".arrow")
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", *TABLE_SUFFIXES)
 _EXCERPT_CHARACTERS = 80
+_START_BYTES = 1 << 16
 _BYTE_ORDER_MARK = codecs.BOM_UTF8
 _WIDE_MARKS = {  # the longer ones first: UTF-32's begins as UTF-16's does
     codecs.BOM_UTF32_LE: "utf-32",
@@ -66,7 +68,7 @@ def read_rows(path: Path, list_name: str | None, tell_repeated: TellRepeated | N
 def _open(path: Path) -> IO[bytes]:
     """The file's bytes, unpacked; what is marked as UTF-16 or UTF-32 comes as UTF-8."""
     is_packed = path.suffix.lower() == ".gz"
-    file = cast(IO[bytes], gzip.open(path) if is_packed else path.open("rb"))  # noqa: SIM115
+    file = cast(IO[bytes], io.BufferedReader(UnpackedFile(path)) if is_packed else path.open("rb"))
     start = file.read(4)
     file.seek(0)
     encoding = next((name for mark, name in _WIDE_MARKS.items() if start.startswith(mark)), None)
@@ -97,12 +99,16 @@ def _recoded(file: IO[bytes], encoding: str, path: Path) -> IO[bytes]:
 def _is_one_json_value(path: Path, kind: str | None) -> bool:
     """Exports often name JSON Lines `.json` and the other way round, so the content decides."""
     with _open(path) as file:
-        lines = (line for line in file if line.strip())
-        first = next(lines, b"").removeprefix(_BYTE_ORDER_MARK).strip()
-        if first.startswith(b"["):
+        if file.read(_START_BYTES).removeprefix(_BYTE_ORDER_MARK).lstrip().startswith(b"["):
             return True
         if kind != ".json":
             return False
+        file.seek(0)
+        lines = (line for line in bounded_lines(file, path) if line.strip())
+        try:
+            first = next(lines, b"").removeprefix(_BYTE_ORDER_MARK).strip()
+        except DataError:  # too long for a line of many
+            return True
         try:
             orjson.loads(first)
         except orjson.JSONDecodeError:
@@ -112,7 +118,7 @@ def _is_one_json_value(path: Path, kind: str | None) -> bool:
 
 def _read_json_lines(path: Path, tell_repeated: TellRepeated | None) -> Iterator[Row]:
     with _open(path) as file:
-        for number, line in enumerate(file, start=1):
+        for number, line in enumerate(bounded_lines(file, path), start=1):
             if number == 1:
                 line = line.removeprefix(_BYTE_ORDER_MARK)
             if line.isspace() or not line:
@@ -131,7 +137,7 @@ def _read_json_lines(path: Path, tell_repeated: TellRepeated | None) -> Iterator
 def _read_json(path: Path, list_name: str | None, tell_repeated: TellRepeated | None) -> Sequence[Row]:
     """A list of objects, or an object with one list of objects (or several: `list_name` picks one)."""
     with _open(path) as file:
-        text = file.read().removeprefix(_BYTE_ORDER_MARK)
+        text = read_whole(file, path).removeprefix(_BYTE_ORDER_MARK)
     value = _parse(text, str(path))
     if tell_repeated is not None and (keys := repeated_keys(text, value)):
         tell_repeated(None, keys)
@@ -173,6 +179,8 @@ def _parse(text: bytes, where: str) -> Any:
 def _not_json(text: bytes, where: str, error: json.JSONDecodeError) -> DataError:
     if not text.strip():
         return DataError(f"{where} is empty.", "Check that this is the right file.")
+    if error.msg == TOO_DEEP:
+        return DataError(f"{where}: {error.msg}: {_excerpt(text[:1000])}", "Make it flatter, or remove it.")
     lines = text.split(b"\n")  # as the parser counts them
     place = where if ", line" in where else f"{where}, line {error.lineno}"
     excerpt = _excerpt(lines[min(error.lineno, len(lines)) - 1])

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
@@ -17,6 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tasks.core.data.formats.json_texts import decimal_text, write_json
+from tasks.core.data.formats.limits import check_width
+from tasks.core.data.formats.parquet_sizes import rows_at_once
 from tasks.core.errors import DataError
 
 if TYPE_CHECKING:
@@ -104,6 +107,11 @@ class _TableFile:
     def _is_parquet(self) -> bool:
         return self.path.name.lower().endswith(".parquet")
 
+    @cached_property
+    def _rows_at_once(self) -> int:
+        """So many rows of a Parquet file that they fit into memory, `_ROWS_PER_BATCH` as a rule."""
+        return rows_at_once(self.path, _ROWS_PER_BATCH)
+
     def _reader(self) -> Any:
         import pyarrow as pa
 
@@ -120,7 +128,7 @@ class _TableFile:
         if self._is_parquet:
             import pyarrow.parquet as pq
 
-            yield from pq.ParquetFile(self.path).iter_batches(batch_size=_ROWS_PER_BATCH, columns=wanted)
+            yield from pq.ParquetFile(self.path).iter_batches(batch_size=self._rows_at_once, columns=wanted)
             return
         reader = self._reader()
         whole = (
@@ -136,7 +144,8 @@ class _TableFile:
         import pyarrow as pa
 
         names = list(self._schema.names)
-        if repeated := sorted({name for name in names if names.count(name) > 1}):
+        check_width(len(names), self.path)
+        if repeated := sorted(name for name, count in Counter(names).items() if count > 1):
             raise DataError(
                 f"{self.path} has the column {repeated[0]!r} more than once.", "Rename one of them."
             )

@@ -5,11 +5,13 @@ from __future__ import annotations
 import csv
 import io
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
+from tasks.core.data.formats.limits import LONGEST_LINE_BYTES, bounded_lines, check_width
 from tasks.core.errors import DataError
 
 if TYPE_CHECKING:
@@ -32,7 +34,7 @@ def read_csv(file: IO[bytes], path: Path, *, is_tabbed: bool) -> Iterator[Mappin
     has outside of quotes and that fits the rows. Blanks behind a delimiter do not belong to the cell.
     Raises DataError with file and line.
     """
-    csv.field_size_limit(2**31 - 1)
+    csv.field_size_limit(LONGEST_LINE_BYTES)
     with io.TextIOWrapper(file, encoding="utf-8-sig", newline="") as text:
         reader, lines_before = None, 0
         try:
@@ -40,7 +42,12 @@ def read_csv(file: IO[bytes], path: Path, *, is_tabbed: bool) -> Iterator[Mappin
             text.seek(0)
             for _ in range(lines_before):
                 text.readline()
-            reader = csv.reader(text, delimiter=delimiter, strict=True, skipinitialspace=True)
+            reader = csv.reader(
+                bounded_lines(text, path, lines_before),
+                delimiter=delimiter,
+                strict=True,
+                skipinitialspace=True,
+            )
             yield from _read_cells(reader, path, delimiter, lines_before)
         except csv.Error as error:
             line = lines_before + (reader.line_num if reader is not None else 1)
@@ -56,6 +63,7 @@ def _read_cells(reader: Reader, path: Path, delimiter: str, lines_before: int) -
     header = next((cells for cells in reader if not _is_blank(cells)), None)
     if header is None:
         return
+    check_width(len(header), path)
     names = [name.strip() or f"column {number}" for number, name in enumerate(header, start=1)]
     _refuse_repeated(names, path)
     for cells in reader:
@@ -111,7 +119,7 @@ def _share_that_fits(sample: str, delimiter: str) -> float:
 
 
 def _refuse_repeated(names: Sequence[str], path: Path) -> None:
-    repeated = sorted({name for name in names if names.count(name) > 1})
+    repeated = sorted(name for name, count in Counter(names).items() if count > 1)
     if repeated:
         raise DataError(
             f"{path}: the header has {', '.join(map(repr, repeated))} more than once.", "Rename one of them."

@@ -19,20 +19,51 @@ import orjson
 # A number this long may be more than a 64-bit integer or a float can hold.
 _LONG_NUMBER = re.compile(rb"[0-9](?:[0-9.]{19}|[eE][-+]?[0-9]{3})")
 _KEY = re.compile(rb'(?<!\\)"\s*:')
+DEEPEST_NESTING = 200
+"""Levels of lists and objects in one another. orjson reads 1,024 of them but writes 254 only."""
+TOO_DEEP = f"nested more than {DEEPEST_NESTING} levels deep"
 
 
 def read_json(text: bytes) -> Any:
     """The value of a JSON text (UTF-8). NaN is None, infinities are texts, half surrogate pairs become `?`.
 
     Numbers are int or float; a decimal number that a float would change is a Decimal. Raises orjson.JSONDecodeError
-    for what is no JSON, UnicodeDecodeError for what is no UTF-8.
+    for what is no JSON or is nested too deeply, UnicodeDecodeError for what is no UTF-8.
     """
+    value = _read_any(text)
+    if text.count(b"[") + text.count(b"{") > DEEPEST_NESTING and _is_deeper(value, DEEPEST_NESTING):
+        raise _too_deep()
+    return value
+
+
+def _read_any(text: bytes) -> Any:
     if _LONG_NUMBER.search(text) is None:
         try:
             return orjson.loads(text)
         except orjson.JSONDecodeError as error:
+            if "depth limit" in error.msg:
+                raise _too_deep() from None
             return _read_leniently(text, error)
     return _read_leniently(text, None)
+
+
+def _is_deeper(value: Any, levels: int) -> bool:
+    """Whether lists and objects lie in one another on more than so many levels."""
+    level = [value] if isinstance(value, (dict, list)) else []
+    for _ in range(levels):
+        level = [
+            inner
+            for item in level
+            for inner in (item.values() if isinstance(item, dict) else item)
+            if isinstance(inner, (dict, list))
+        ]
+        if not level:
+            return False
+    return True
+
+
+def _too_deep() -> orjson.JSONDecodeError:
+    return orjson.JSONDecodeError(TOO_DEEP, "", 0)
 
 
 def _read_leniently(text: bytes, strict_error: orjson.JSONDecodeError | None) -> Any:
@@ -40,7 +71,9 @@ def _read_leniently(text: bytes, strict_error: orjson.JSONDecodeError | None) ->
     decoded = text.decode("utf-8")
     try:
         value = json.loads(decoded, parse_constant=_constant, parse_float=_decimal, parse_int=_integer)
-    except (ValueError, RecursionError) as error:
+    except RecursionError:
+        raise _too_deep() from None
+    except ValueError as error:
         if strict_error is not None:
             raise strict_error from None
         orjson.loads(text)  # raises with the place in the text
