@@ -16,6 +16,7 @@ from flows import results
 from flows.console import complain, prepare_console, say, unreachable_prefect, unusable_place
 from flows.options import split_settings
 from tasks.core.errors import ConfigError, ModelLoadError, TuneproofError
+from tasks.core.escaping import visible
 from tasks.core.interruption import is_interrupted
 from tasks.core.provenance import library_version
 
@@ -194,7 +195,7 @@ def ask(
     from tasks.inferencer import Inferencer
 
     for piece in Inferencer(loaded).stream_inference(question):
-        print(piece, end="", flush=True)
+        print(visible(piece), end="", flush=True)
     print()
 
 

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from typing import TextIO
 
 from tasks.core.errors import StorageError, TuneproofError
+from tasks.core.escaping import visible
 
 _UNWATCHED_WIDTH = 160
 _MOST_STYLED_ROWS = 200
@@ -63,7 +64,7 @@ class ConsoleHandler(logging.StreamHandler[TextIO]):
 class _PlainFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         level = "" if record.levelno < logging.WARNING else f"{record.levelname.lower()}: "
-        return f"{level}{record.getMessage()}"
+        return visible(f"{level}{record.getMessage()}")
 
 
 def is_worth_showing(record: logging.LogRecord) -> bool:
@@ -118,13 +119,13 @@ def unusable_place(error: OSError) -> TuneproofError | None:
 
 def say(text: str = "") -> None:
     """Print a result line to stdout."""
-    print(text, flush=True)
+    print(visible(text), flush=True)
 
 
 def complain(error: TuneproofError) -> int:
     """Print what happened and what to do next to stderr; return the exit code."""
     told = _ENDLESS_WORD.sub(lambda word: f"{word[0][:_SHOWN_OF_WORD]}…", str(error))
-    print(f"error: {told}", file=sys.stderr, flush=True)
+    print(visible(f"error: {told}"), file=sys.stderr, flush=True)
     return error.exit_code
 
 
@@ -137,8 +138,11 @@ def show_table(
     from rich.table import Table
 
     # Where nobody watches there is no width to fit into.
-    console = Console(width=None if sys.stdout.isatty() else _UNWATCHED_WIDTH)
-    rows = [tuple("" if cell is None else str(cell) for cell in row) for row in rows]
+    width = None if sys.stdout.isatty() else _UNWATCHED_WIDTH
+    # Square brackets and colons in a name are no markup.
+    console = Console(width=width, markup=False, emoji=False)
+    title = visible(title)
+    rows = [tuple("" if cell is None else visible(str(cell)) for cell in row) for row in rows]
     if max(len(rows), of_rows) > _MOST_STYLED_ROWS and _show_plainly(title, columns, rows, console.width):
         return
     table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)

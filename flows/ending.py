@@ -19,6 +19,7 @@ from contextlib import contextmanager, suppress
 from typing import NoReturn
 
 from tasks.core import interruption
+from tasks.core.escaping import visible
 
 GRACE_SECONDS = 7.0
 _KEPT_SECONDS = 1.0
@@ -96,7 +97,7 @@ class _Ending:
                     sys.stdout.flush()
                 cursor = _SHOW_CURSOR if os.isatty(_STDERR) else ""
                 # Past Python's stream, whose lock the main thread may hold.
-                os.write(_STDERR, f"{cursor}\n{how}: {_told_in_time()}\n".encode(errors="replace"))
+                os.write(_STDERR, f"{cursor}\n{how}: {visible(_told_in_time())}\n".encode(errors="replace"))
             _end_descendants()
             os._exit(128 + self._number)
 

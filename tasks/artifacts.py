@@ -23,6 +23,7 @@ from prefect.exceptions import PrefectException
 
 from tasks.core.config import FineTunerConfig
 from tasks.core.errors import TuneproofError
+from tasks.core.escaping import visible
 from tasks.core.evaluation.lineage import lineage_markdown
 from tasks.core.evaluation.summary import (
     Comparison,
@@ -94,7 +95,7 @@ def show_sample_predictions(run_name: str, predictions: Iterable[Prediction]) ->
     ]
     description = f"First {len(rows)} answers of the run {run_name}"
     key = artifact_key(f"sample-{run_name}")
-    _tolerant(lambda: create_table_artifact(table=rows, key=key, description=description))
+    _tolerant(lambda: create_table_artifact(table=_visible_rows(rows), key=key, description=description))
 
 
 def show_losses(manifest: ModelManifest) -> None:
@@ -104,7 +105,7 @@ def show_losses(manifest: ModelManifest) -> None:
         return
     rows = [point.model_dump() for point in losses]
     key, description = artifact_key(f"loss-{run_name}"), f"Training losses of {run_name}{best_text(manifest)}"
-    _tolerant(lambda: create_table_artifact(table=rows, key=key, description=description))
+    _tolerant(lambda: create_table_artifact(table=_visible_rows(rows), key=key, description=description))
     plot, plot_key = data_uri(loss_plot(losses, manifest.best_step)), artifact_key(f"loss-plot-{run_name}")
     _tolerant(lambda: create_image_artifact(image_url=plot, key=plot_key, description=description))
 
@@ -120,18 +121,18 @@ def show_prompts(run_name: str, settings: FineTunerConfig) -> None:
         logger.warning("the prompts could not be shown: %s", error.what)
         return
     key, told = artifact_key(f"prompts-{run_name}"), f"The first rows that {run_name} learnt"
-    _tolerant(lambda: create_markdown_artifact(text, key=key, description=told))
+    _tolerant(lambda: create_markdown_artifact(visible(text), key=key, description=told))
 
 
 def show_scores(run_name: str, summary: EvaluationSummary) -> None:
     """Show the scores before and after with their intervals, and the verdict if there is one."""
     key, text = artifact_key(f"scores-{run_name}"), scores_markdown(summary)
-    _tolerant(lambda: create_markdown_artifact(text, key=key, description=summary.answer))
+    _tolerant(lambda: create_markdown_artifact(visible(text), key=key, description=summary.answer))
     verdict = summary.verdict
     if verdict is not None:
         key, verdict_text = artifact_key(f"verdict-{run_name}"), verdict_markdown(summary, verdict)
         told = f"{verdict.decision}: {verdict.reasons[0]}" if verdict.reasons else verdict.decision
-        _tolerant(lambda: create_markdown_artifact(verdict_text, key=key, description=told))
+        _tolerant(lambda: create_markdown_artifact(visible(verdict_text), key=key, description=told))
 
 
 def show_lineage(summary: EvaluationSummary, directory: Path) -> None:
@@ -139,7 +140,7 @@ def show_lineage(summary: EvaluationSummary, directory: Path) -> None:
     run_name = summary.candidate.run_name
     key, text = artifact_key(f"lineage-{run_name}"), lineage_markdown(summary, directory)
     description = f"Where the scores of {run_name} come from"
-    _tolerant(lambda: create_markdown_artifact(text, key=key, description=description))
+    _tolerant(lambda: create_markdown_artifact(visible(text), key=key, description=description))
 
 
 def show_file(kind: str, run_name: str, path: Path, store: Store | None = None) -> None:
@@ -168,7 +169,11 @@ def show_promotion(promotion: Promotion) -> None:
     lines += [f"Reason given: {promotion.reason}", ""] if promotion.reason else []
     lines += [f"- {reason}" for reason in (verdict.reasons if verdict else ())]
     key, text = artifact_key("promoted"), "\n".join(lines)
-    _tolerant(lambda: create_markdown_artifact(text, key=key, description=f"promoted: {promotion.run_name}"))
+    _tolerant(
+        lambda: create_markdown_artifact(
+            visible(text), key=key, description=f"promoted: {promotion.run_name}"
+        )
+    )
 
 
 def verdict_markdown(summary: EvaluationSummary, verdict: Verdict) -> str:
@@ -230,6 +235,12 @@ def _change(comparison: Comparison | None, metric: MetricSummary) -> str:
         return ""
     told = shown_change(change, metric)
     return f"**{told}**" if told and change.better != "undecided" else told
+
+
+def _visible_rows(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [
+        {name: visible(cell) if isinstance(cell, str) else cell for name, cell in row.items()} for row in rows
+    ]
 
 
 def _cell(text: str | None) -> str:

@@ -9,6 +9,7 @@ from prefect.context import FlowRunContext, TaskRunContext
 from prefect.logging.handlers import APILogHandler
 
 from tasks.core.errors import TuneproofError
+from tasks.core.escaping import escape_record
 
 CORE_LOGGER = "tasks"
 FLOW_RUN_LOGGER = "prefect.flow_runs"
@@ -35,6 +36,10 @@ def send_core_logs_to_prefect() -> None:
     logging.getLogger(FLOW_RUN_LOGGER).addFilter(_tell_own_errors_without_traceback)
     handler = APILogHandler()
     handler.addFilter(_belongs_to_a_run)
+    handler.addFilter(escape_record)
+    for name in (None, "prefect"):  # where a worker shows what its runs log
+        for shown in logging.getLogger(name).handlers:
+            shown.addFilter(escape_record)
     core.addHandler(handler)
 
 
@@ -48,4 +53,4 @@ def _tell_own_errors_without_traceback(record: logging.LogRecord) -> bool:
     error = record.exc_info[1] if isinstance(record.exc_info, tuple) else None
     if isinstance(error, TuneproofError):
         record.msg, record.args, record.exc_info = str(error), (), None
-    return True
+    return escape_record(record)

@@ -33,8 +33,8 @@ __all__ = ["ColumnMapping", "ContentCounts", "example_id", "examples"]
 
 _log = logging.getLogger(__name__)
 
-LARGEST_ROW_CHARACTERS = 16_000_000
-"""Question, reference and all else of a row together: several million tokens, more than any model takes."""
+LARGEST_ROW_CHARACTERS = 8_000_000
+"""Question, reference and all else of a row together: about two million tokens."""
 MOST_TURNS = 10_000
 _SHOWN_OF_LARGE = 1000
 

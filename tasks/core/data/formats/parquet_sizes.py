@@ -17,7 +17,7 @@ _BYTES_AT_ONCE = 64 << 20
 def rows_at_once(path: Path, most: int) -> int:
     """How many rows, up to `most`, may be read at once.
 
-    Raises DataError for a row that is too large to be read, StorageError where all are more than the cache's disk holds.
+    Raises DataError for a row that is too large to be read, StorageError where the cache has no room for all.
     Texts are looked at as they are stored, each once and its places by number, so that nothing grows here.
     """
     import pyarrow.parquet as pq
