@@ -95,7 +95,7 @@ def show_sample_predictions(run_name: str, predictions: Iterable[Prediction]) ->
     ]
     description = f"First {len(rows)} answers of the run {run_name}"
     key = artifact_key(f"sample-{run_name}")
-    _tolerant(lambda: create_table_artifact(table=_visible_rows(rows), key=key, description=description))
+    _tolerant(lambda: create_table_artifact(table=rows, key=key, description=description))
 
 
 def show_losses(manifest: ModelManifest) -> None:
@@ -105,7 +105,7 @@ def show_losses(manifest: ModelManifest) -> None:
         return
     rows = [point.model_dump() for point in losses]
     key, description = artifact_key(f"loss-{run_name}"), f"Training losses of {run_name}{best_text(manifest)}"
-    _tolerant(lambda: create_table_artifact(table=_visible_rows(rows), key=key, description=description))
+    _tolerant(lambda: create_table_artifact(table=rows, key=key, description=description))
     plot, plot_key = data_uri(loss_plot(losses, manifest.best_step)), artifact_key(f"loss-plot-{run_name}")
     _tolerant(lambda: create_image_artifact(image_url=plot, key=plot_key, description=description))
 
@@ -237,14 +237,8 @@ def _change(comparison: Comparison | None, metric: MetricSummary) -> str:
     return f"**{told}**" if told and change.better != "undecided" else told
 
 
-def _visible_rows(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [
-        {name: visible(cell) if isinstance(cell, str) else cell for name, cell in row.items()} for row in rows
-    ]
-
-
 def _cell(text: str | None) -> str:
-    text = text or ""
+    text = visible(text or "")
     return text if len(text) <= _CELL_LENGTH else f"{text[:_CELL_LENGTH]}…"
 
 

@@ -50,7 +50,8 @@ def test_text_that_steers_a_terminal_is_written_out_wherever_it_is_shown(
 
 
 @pytest.mark.parametrize(
-    "text", ["two\nlines\tand a tab", "naïve 日本語\u3000 1\u202f000\xa0€", "می\u200cخواهم 👩\u200d🔬"]
+    "text",
+    ["two\nlines\tand a tab", "naïve 日本語\u3000 1\u202f000\xa0€", "\u0645\u06cc\u200c\u062e 👩\u200d🔬"],
 )
 def test_text_of_any_language_is_shown_as_it_is(text: str) -> None:
     assert visible(text) == text

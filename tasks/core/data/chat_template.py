@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from tasks.core.errors import ConfigError, TemplateError
+from tasks.core.errors import ConfigError, TemplateError, first_line
 from tasks.core.records import Message
 
 if TYPE_CHECKING:
@@ -248,20 +248,29 @@ class ChatTemplate:
     def _apply(self, turns: list[dict[str, str]], add_generation_prompt: bool) -> str:
         from jinja2 import TemplateError as JinjaError
 
+        from tasks.core.prompts.template_limits import limited_rendering
+
         given = self.variables
         if with_defaults("", {"date_string": ""})[:40] not in self.source:
             given = {"date_string": _FIXED_DATE, **given}
         try:
-            text: str = self.tokenizer.apply_chat_template(
-                turns,
-                chat_template=self._text,
-                add_generation_prompt=add_generation_prompt,
-                tokenize=False,
-                **given,
-            )
+            with limited_rendering(self._text):
+                text: str = self.tokenizer.apply_chat_template(
+                    turns,
+                    chat_template=self._text,
+                    add_generation_prompt=add_generation_prompt,
+                    tokenize=False,
+                    **given,
+                )
+        except (MemoryError, RecursionError) as error:
+            raise TemplateError(
+                f"The chat template cannot render {_described(turns)}: "
+                + ("memory ran out" if isinstance(error, MemoryError) else "it calls itself without end"),
+                "Use a model with another chat template, or set chat_template.",
+            ) from None
         except (JinjaError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
             raise TemplateError(
-                f"The chat template cannot render {_described(turns)}: {error}",
+                f"The chat template cannot render {_described(turns)}: {first_line(error)}",
                 "Check the roles of the conversation, or use a model with another chat template.",
             ) from error
         return text

@@ -80,12 +80,14 @@ def _rendered(
     template_kwargs: Mapping[str, Any],
 ) -> str | None:
     """The conversation as text, or None where the template refuses it."""
+    from tasks.core.prompts.template_limits import limited_rendering
+
     try:
-        return str(
-            tokenizer.apply_chat_template(
+        with limited_rendering():
+            text = tokenizer.apply_chat_template(
                 list(turns), add_generation_prompt=add_generation_prompt, tokenize=False, **template_kwargs
             )
-        )
+        return str(text)
     except Exception:  # whatever a template raises at a turn that it was not written for
         return None
 
