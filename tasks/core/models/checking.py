@@ -124,6 +124,10 @@ def read_json(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
+    except RecursionError:
+        raise ModelLoadError(
+            f"{path} is damaged: it is nested too deeply", "copy or download the model again"
+        ) from None
     except (OSError, ValueError) as error:
         raise ModelLoadError(
             f"{path} is damaged: {error}", "copy, download or train the model again"

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from tasks.core.errors import ModelLoadError
 from tasks.core.models import adapters, checking
+from tasks.core.models.config_figures import check_against_weights
 from tasks.core.models.explaining import explained
 from tasks.core.models.identifying import identify, identity_of, saved_quantization
 from tasks.core.models.locating import ModelFiles
@@ -52,6 +53,8 @@ def load_model_and_tokenizer(spec: ModelSpec) -> LoadedModel:
         adapters.check_adapter(source.adapter.directory, source.adapter.model_id)
         checking.check_weights(source.adapter.directory)
     config = read_config(source)
+    if source.base.gguf_name is None:
+        check_against_weights(config, checking.weight_paths(source.base.directory))
     tokenizer = tokenizer_of(source, config)
     identity = identity_of(source, config, tokenizer)
     with explained(spec.model_id):

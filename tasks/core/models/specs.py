@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from tasks.core.errors import ConfigError, ModelLoadError, ModelNotFoundError
 from tasks.core.models import checking
 from tasks.core.models.bases import base_of
+from tasks.core.models.config_figures import check_figures
 from tasks.core.models.explaining import explained
 from tasks.core.models.locating import ModelFiles, locate
 
@@ -96,6 +97,7 @@ def read_config(source: ModelSource) -> PretrainedConfig:
     for files in (base, source.adapter):
         if files is not None:
             checking.check_custom_code(files.directory, files.model_id, trusted)
+            check_figures(files.directory)
     with explained(base.model_id):
         return AutoConfig.from_pretrained(base.directory, trust_remote_code=trusted, **gguf_argument(base))
 
