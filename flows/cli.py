@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import App, Parameter, validators
 
 from flows import results
-from flows.console import complain, prepare_console, say, unreachable_prefect, unusable_place
+from flows.console import complain, prepare_console, say, unreachable_prefect, unusable_place, warn
 from flows.options import split_settings
 from tasks.core.errors import ConfigError, ModelLoadError, TuneproofError
 from tasks.core.escaping import visible
@@ -449,6 +449,7 @@ def _prepare(path: Path | None, common: Common, settings: dict[str, Any] | None)
     prepare_console()
     if common.hf_key:
         os.environ["HF_TOKEN"] = common.hf_key
+        warn("--hf-key can be read in the list of processes and in the shell's history: better set HF_TOKEN")
     return load_config(path, settings)
 
 

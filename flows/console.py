@@ -122,6 +122,11 @@ def say(text: str = "") -> None:
     print(visible(text), flush=True)
 
 
+def warn(text: str) -> None:
+    """Print a warning about the command itself to stderr."""
+    print(visible(f"warning: {text}"), file=sys.stderr, flush=True)
+
+
 def complain(error: TuneproofError) -> int:
     """Print what happened and what to do next to stderr; return the exit code."""
     told = _ENDLESS_WORD.sub(lambda word: f"{word[0][:_SHOWN_OF_WORD]}…", str(error))

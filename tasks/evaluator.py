@@ -176,12 +176,12 @@ class Evaluator:
         """Return the models that metrics may ask for; each is made when it is asked for."""
         return ScoringModels(self.settings, api_key=self.judge_api_key, on_progress=self.on_progress)
 
-    def check_metrics(self) -> Metric | None:
-        """Give the metric that will decide; loads nothing.
+    def check_metrics(self, *, runs_code: bool = True) -> Metric | None:
+        """Give the metric that will decide; loads nothing but, where it `runs_code`, modules of the user's own metrics.
 
         Raises a TuneproofError for a metric that does not exist, or a gate that cannot be.
         """
-        return primary_of(reported(resolve(self.settings.metrics)), self.config.gate)
+        return primary_of(reported(resolve(self.settings.metrics, runs_code=runs_code)), self.config.gate)
 
     def check_runs(self, *, candidate: bool = True) -> None:
         """Raise EvaluationError when the run or a named baseline is not there; nothing is brought from a URL.

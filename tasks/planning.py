@@ -18,6 +18,7 @@ from tasks.core.errors import TuneproofError
 from tasks.core.evaluation.metrics import reported, resolve
 from tasks.core.evaluation.outlook import outlook
 from tasks.core.evaluation.scoring_models import ScoringModels
+from tasks.core.evaluation.user_metrics import UserScore
 from tasks.core.evaluation.wording import is_share
 from tasks.core.generation.ledger import index_ledgers
 from tasks.core.generation.rows import RunRows, index_rows
@@ -275,11 +276,13 @@ def _tell_overlap(phase: PlannedPhase, config: Config, rows: RunRows) -> None:
 def _plan_evaluation(evaluator: Evaluator, test_rows: int | None, *, after_inference: bool) -> PlannedPhase:
     phase, settings = PlannedPhase(EVALUATION), evaluator.settings
     with phase.finding():
-        families = resolve(settings.metrics)
+        families = resolve(settings.metrics, runs_code=False)
         phase.tell("metrics", ", ".join(family.name for family in families))
+        if own := [family.name for family in families if isinstance(family.score, UserScore)]:
+            phase.tell("not imported", f"{', '.join(own)}: its module is code, which a dry run does not run")
         for label, model in ScoringModels(settings).described().items():
             phase.tell(label, model)
-        evaluator.check_metrics()
+        evaluator.check_metrics(runs_code=False)
     if not settings.judge_api_key.startswith("secret:"):
         with phase.finding():
             ScoringModels(settings).check()
@@ -306,10 +309,10 @@ def _tell_outlook(phase: PlannedPhase, evaluator: Evaluator, rows: int | None) -
     if not rows:
         return
     gate = evaluator.config.gate
-    primary = evaluator.check_metrics()
+    primary = evaluator.check_metrics(runs_code=False)
     if primary is None:
         return
-    reports = reported(resolve(evaluator.settings.metrics))
+    reports = reported(resolve(evaluator.settings.metrics, runs_code=False))
     shares = [metric.name for metric in reports if is_share(metric.minimum, metric.maximum)]
     guards = shares if gate.guard_metrics == "others" else list(gate.guard_metrics)
     has_champion = promoted_run(Store(evaluator.config.pipeline.models_dir).local) is not None

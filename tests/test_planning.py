@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
 from tasks.core.config import load_config
-from tasks.core.config.phases import FINE_TUNING, INFERENCE
+from tasks.core.config.phases import EVALUATION, FINE_TUNING, INFERENCE
 from tasks.planning import make_plan
 from tests.model_runs import make_run
 
@@ -63,3 +65,41 @@ def test_a_run_whose_model_is_not_there_tells_what_was_not_taken(
     plan = make_plan(load_config(None, settings, {}), (INFERENCE,))
     assert ("not taken", f"{tmp_path / 'models' / 'tuned'}: no such directory") in plan.phases[0].facts
     assert any("runs is a file" in problem for problem in plan.problems)
+
+
+def test_a_dry_run_imports_no_module_of_the_users_own(
+    tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mark = tmp_path / "code-ran"
+    code = f"open({str(mark)!r}, 'w').close()\ndef score(row): return 1.0\nclass Engine: pass\n"
+    (tmp_path / "own_metric_of_test.py").write_text(code)
+    (tmp_path / "own_package_of_test").mkdir()
+    (tmp_path / "own_package_of_test" / "__init__.py").write_text(code)
+    (tmp_path / "own_package_of_test" / "inner.py").write_text(code)
+    monkeypatch.chdir(tmp_path)
+    settings = {
+        "inferencer.model": str(tiny_model_dir),
+        "inferencer.engine": "own_metric_of_test:Engine",
+        "inferencer.testing_data_id": str(_rows(tmp_path / "test.jsonl", 3)),
+        "evaluator.metrics": ["exact_match", "own_metric_of_test:score", "own_package_of_test.inner:score"],
+        "evaluator.baseline": "none",
+        "pipeline.models_dir": str(tmp_path / "models"),
+        "pipeline.runs_dir": str(tmp_path / "runs"),
+    }
+
+    plan = make_plan(load_config(None, settings, {}), (INFERENCE, EVALUATION))
+
+    assert not plan.problems
+    assert "own_metric_of_test:score" in dict(plan.phases[1].facts)["not imported"]
+    assert not mark.exists()
+
+
+def test_a_dry_run_tells_that_the_module_of_an_own_metric_is_not_there(tmp_path: Path) -> None:
+    settings = {
+        "evaluator.metrics": ["no_such_module_here:score"],
+        "pipeline.runs_dir": str(tmp_path / "runs"),
+    }
+
+    plan = make_plan(load_config(None, settings, {}), (EVALUATION,))
+
+    assert any("no_such_module_here" in problem for problem in plan.problems)

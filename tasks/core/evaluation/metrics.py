@@ -14,7 +14,7 @@ from tasks.core.evaluation.likelihood_metrics import LIKELIHOOD_FAMILIES
 from tasks.core.evaluation.metric import Metric, MetricFamily, ScoredRun
 from tasks.core.evaluation.overlap_metrics import OVERLAP_FAMILIES
 from tasks.core.evaluation.similarity_metrics import SIMILARITY_FAMILIES
-from tasks.core.evaluation.user_metrics import user_family
+from tasks.core.evaluation.user_metrics import unread_family, user_family
 
 _FAMILIES = {
     family.name: family
@@ -34,14 +34,17 @@ def available() -> tuple[MetricFamily, ...]:
     return tuple(_FAMILIES.values())
 
 
-def resolve(names: Iterable[str], run: ScoredRun | None = None) -> tuple[MetricFamily, ...]:
+def resolve(
+    names: Iterable[str], run: ScoredRun | None = None, *, runs_code: bool = True
+) -> tuple[MetricFamily, ...]:
     """Families for the names of a config, each once, in their order.
 
     Besides the names of `available()`: `regex_match:PATTERN`, and `module:function` for a metric of one's own.
-    Metrics that need a model or a file of the run score only when `run` is given.
+    Metrics that need a model or a file of the run score only when `run` is given. Without `runs_code` the module of
+    one's own metric is not imported, and what it says of its range is not known.
     Raises EvaluationError for a name that does not exist, with the nearest ones.
     """
-    families = {name: _bound(_family(name), run) for name in names}
+    families = {name: _bound(_family(name, runs_code=runs_code), run) for name in names}
     if not families:
         raise EvaluationError("no metric is named", f"name at least one of: {', '.join(_FAMILIES)}")
     return tuple(families.values())
@@ -56,14 +59,14 @@ def _bound(family: MetricFamily, run: ScoredRun | None) -> MetricFamily:
     return family if family.bind is None or run is None else replace(family, score=family.bind(run))
 
 
-def _family(name: str) -> MetricFamily:
+def _family(name: str, *, runs_code: bool) -> MetricFamily:
     if name in _FAMILIES:
         return _FAMILIES[name]
     before, colon, after = name.partition(":")
     if colon and before == "regex_match":
         return pattern_family(after)
     if colon and before and after:
-        return user_family(name)
+        return user_family(name) if runs_code else unread_family(name)
     near = difflib.get_close_matches(name, _FAMILIES, n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
     raise EvaluationError(

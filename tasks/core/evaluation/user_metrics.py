@@ -6,7 +6,9 @@ import importlib
 import math
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from importlib.machinery import BuiltinImporter, PathFinder
 from pathlib import Path
 from typing import Any, get_args
 
@@ -110,6 +112,41 @@ def user_family(name: str) -> MetricFamily:
     return MetricFamily(name, (metric,), UserScore(metric, function), in_process=True)
 
 
+def unread_family(name: str) -> MetricFamily:
+    """The metric `module:function` for a dry run: its module, whose code would run, is looked for, not imported.
+
+    Raises EvaluationError when there is no such module.
+    """
+    module_name, _, _ = name.partition(":")
+    if not _is_there(module_name):
+        raise _not_importable(name, module_name, f"No module named {module_name!r}")
+    metric = Metric(name, f"The function {name}.", f"your function {name}")
+    return MetricFamily(name, (metric,), UserScore(metric, _not_run), in_process=True)
+
+
+def _not_run(_: Prediction) -> float | None:
+    raise AssertionError("a dry run scores nothing")
+
+
+def _is_there(module_name: str) -> bool:
+    """Whether a module can be found; packages above it are not imported, as importlib's own search would."""
+    top, *below = module_name.split(".")
+    with suppress(ImportError, ValueError):
+        found = PathFinder.find_spec(top, [*sys.path, str(Path.cwd())]) or BuiltinImporter.find_spec(top)
+        if found is None or not below:
+            return found is not None
+        places = [Path(place, *below) for place in found.submodule_search_locations or ()]
+        return any(place.is_dir() or any(place.parent.glob(f"{place.name}.*")) for place in places)
+    return False
+
+
+def _not_importable(name: str, module_name: str, why: object) -> EvaluationError:
+    return EvaluationError(
+        f"metric {name!r}: the module {module_name!r} cannot be imported: {why}",
+        f"write it as module:function, with {module_name.replace('.', '/')}.py in the working directory or installed",
+    )
+
+
 def _range(name: str, function: Callable[[Prediction], Any]) -> tuple[float, float]:
     """Smallest and largest value that the function says it gives."""
     given = getattr(function, "minimum", 0.0), getattr(function, "maximum", 1.0)
@@ -132,11 +169,7 @@ def _find(name: str, module_name: str, function_name: str) -> Callable[[Predicti
     try:
         module = importlib.import_module(module_name)
     except ImportError as error:
-        raise EvaluationError(
-            f"metric {name!r}: the module {module_name!r} cannot be imported: {error}",
-            f"write it as module:function, with {module_name.replace('.', '/')}.py in the working directory "
-            "or installed",
-        ) from error
+        raise _not_importable(name, module_name, error) from error
     except (Exception, SystemExit) as error:
         raise EvaluationError(
             f"metric {name!r}: the module {module_name!r} fails when it is imported: "
