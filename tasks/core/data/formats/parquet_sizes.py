@@ -40,16 +40,16 @@ def rows_at_once(path: Path, most: int) -> int:
     if repeated:
         roots = sorted({name.split(".")[0] for name in repeated} & set(pq.read_schema(path).names))
         file = pq.ParquetFile(path, read_dictionary=sorted(repeated))
-        largest = total = 0
+        largest, total, checked = 0, 0, 0
         for batch in file.iter_batches(batch_size=count, columns=roots):
             size = sum(_decoded_bytes(column) for column in batch.columns)
             total += size
+            if total > 2 * checked + _BYTES_AT_ONCE:  # while it is counted, so that the counting ends
+                check_disk_space(cache_dir(), checked := total)
             largest = max(largest, size * most // max(1, batch.num_rows))
             if size > _BYTES_AT_ONCE:
                 _refuse_large_rows(path, batch)
         count = min(count, _fitting(largest, most))
-        if total > _BYTES_AT_ONCE:
-            check_disk_space(cache_dir(), total)
     return count
 
 
