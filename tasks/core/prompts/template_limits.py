@@ -31,7 +31,7 @@ MEMORY_BYTES = 2 << 30
 TEMPLATE_CHARACTERS = 1_000_000
 _LARGEST_NUMBER = 100_000  # for widths, indents and the like; as jinja2's own limit for ranges
 _INTEGER_BITS = 10_000
-_STEPS_PER_LOOK = 200
+_STEPS_PER_LOOK = 20
 _LONG_CHARACTERS = 100_000
 _WIDE_FORMAT = re.compile(r"\d{6,}")
 
