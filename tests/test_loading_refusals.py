@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,25 @@ def test_weights_that_lack_a_tensor_are_refused_instead_of_filled_with_noise(mod
     save_file(weights, model_copy / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ModelLoadError, match=r"lacks 1 of its weights, for example model\.norm\.weight"):
         load_model_and_tokenizer(spec_of(model_copy))
+
+
+def test_layers_that_the_configuration_leaves_out_are_refused_instead_of_dropped(model_copy: Path) -> None:
+    layers = json.loads((model_copy / "config.json").read_text())["num_hidden_layers"]
+    edit_json(model_copy / "config.json", num_hidden_layers=layers - 1)
+    with pytest.raises(ModelLoadError, match=rf"weights of more layers .*layers\.{layers - 1}\."):
+        load_model_and_tokenizer(spec_of(model_copy))
+
+
+def test_weights_of_another_head_are_left_out_with_a_warning(
+    model_copy: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    weights = {**load_file(model_copy / "model.safetensors"), "value_head.weight": torch.zeros(1, 4)}
+    save_file(weights, model_copy / "model.safetensors", metadata={"format": "pt"})
+    load_model_and_tokenizer(spec_of(model_copy))
+    assert "1 weights are not used by" in caplog.text and "value_head.weight" in caplog.text
 
 
 def test_a_damaged_configuration_is_refused_with_its_file(model_copy: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -104,13 +105,32 @@ def _load_base(
         output_loading_info=True,
         **gguf_argument(base),
     )
-    if found["missing_keys"]:  # transformers would fill them with random numbers and go on
+    _check_found(base.model_id, model, found)
+    return model
+
+
+def _check_found(model_id: str, model: PreTrainedModel, found: dict[str, Any]) -> None:
+    """Raise ModelLoadError where transformers would fill weights with noise, or leave layers out, and go on."""
+    missing, unused = sorted(found["missing_keys"]), sorted(found["unexpected_keys"])
+    if missing:
         raise ModelLoadError(
-            f"{base.model_id} lacks {len(found['missing_keys'])} of its weights, "
-            f"for example {sorted(found['missing_keys'])[0]}",
+            f"{model_id} lacks {len(missing)} of its weights, for example {missing[0]}",
             "copy or download the model again; a model of another kind (a classifier, an encoder) cannot be used",
         )
-    return model
+    if not unused:
+        return
+    names = set(model.state_dict())
+    layers = [name for name in unused if re.sub(r"\.\d+\.", ".0.", name, count=1) in names]
+    if layers:
+        raise ModelLoadError(
+            f"{model_id} has weights of more layers than its config.json says, for example {layers[0]}; without "
+            "them it would be another model",
+            "copy or download the model again, with the config.json that belongs to the weights",
+        )
+    logger.warning(
+        "%s: %d weights are not used by %s, for example %s",
+        *(model_id, len(unused), type(model).__name__, unused[0]),
+    )
 
 
 def _bytes_in_memory(base: ModelFiles, identity: ModelIdentity) -> int:
