@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from bench.gpu_parts.rows import Check, Row
+from bench.checks.rows import Check, Row
 
 ROOT = Path(__file__).resolve().parents[2]
 POLL_SECONDS = 0.1
@@ -38,6 +38,9 @@ class Task:
     device: str
     tiny: bool
     folder: Path
+    package: str = "bench.gpu_parts"
+    seed: int = 0
+    seconds: float = 0.0
 
 
 class Journal:
@@ -102,15 +105,16 @@ def _one_process(
     limits = {check.name: patience * check.limit_seconds for check in checks}
 
     def hand_on() -> None:
-        rows = [replace(row, part=task.part) for row in journal.news()]
+        rows = [replace(row, part=row.part or task.part) for row in journal.news()]
         if rows:
             on_rows(rows)
 
     with log_path.open("wb") as log:
         worker = subprocess.Popen(
-            [sys.executable, "-m", "bench.gpu_parts.worker", task.part, *(check.name for check in checks),
+            [sys.executable, "-m", "bench.checks.worker", f"{task.package}.{task.part}",
+             *(check.name for check in checks),
              "--device", task.device, "--folder", str(task.folder), "--journal", str(stem.with_suffix(".jsonl")),
-             *(["--tiny"] if task.tiny else [])],
+             "--seed", str(task.seed), "--seconds", str(task.seconds), *(["--tiny"] if task.tiny else [])],
             cwd=ROOT, env=_environment(task), stdin=subprocess.DEVNULL, stdout=log, stderr=log,
             start_new_session=True,
         )  # fmt: skip
