@@ -35,7 +35,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository n
 
 from bench.checks.results import Results
 from bench.checks.rows import Row, counted, table
-from bench.checks.running import Task, run_checks
+from bench.checks.running import REHEARSAL_PATIENCE, Task, run_checks
 from bench.gpu_parts import machine
 
 PARTS = ("equality", "oom", "quantised", "speed", "locks", "flow")
@@ -63,9 +63,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     folder = Path(tempfile.mkdtemp(prefix="tuneproof-gpu-"))
     try:
         for part in options.parts:
-            _run_part(
-                Task(part, options.device, options.tiny, folder), started + options.budget_seconds, results
-            )
+            patience = REHEARSAL_PATIENCE if options.device == "cpu" else 1.0
+            task = Task(part, options.device, options.tiny, folder, patience=patience)
+            _run_part(task, started + options.budget_seconds, results)
         results.finished = True
     except KeyboardInterrupt:
         print("interrupted; what was done is kept", file=sys.stderr)

@@ -41,6 +41,8 @@ class Task:
     package: str = "bench.gpu_parts"
     seed: int = 0
     seconds: float = 0.0
+    patience: float = 1.0
+    """Limits are multiplied by it."""
 
 
 class Journal:
@@ -101,8 +103,7 @@ def _one_process(
     """Run as many of `checks` as one process does; returns the names of those that are over."""
     stem = task.folder / f"{task.part}-{attempt}"
     journal, log_path = Journal(stem.with_suffix(".jsonl")), stem.with_suffix(".log")
-    patience = REHEARSAL_PATIENCE if task.device == "cpu" else 1.0
-    limits = {check.name: patience * check.limit_seconds for check in checks}
+    limits = {check.name: task.patience * check.limit_seconds for check in checks}
 
     def hand_on() -> None:
         rows = [replace(row, part=row.part or task.part) for row in journal.news()]
@@ -123,7 +124,7 @@ def _one_process(
             while worker.poll() is None and stopped is None:
                 time.sleep(POLL_SECONDS)
                 hand_on()
-                limit = patience * START_SECONDS if journal.begun is None else limits[journal.begun]
+                limit = task.patience * START_SECONDS if journal.begun is None else limits[journal.begun]
                 stopped = _overdue(journal, limit, end_at)
         finally:
             _kill_all(worker)

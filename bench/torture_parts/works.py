@@ -1,4 +1,4 @@
-"""The works: infer, finetune, evaluate, promote, reject, rollback; what is equal in the end, and how harm is counted."""
+"""The works: infer, finetune, evaluate, promote, reject, rollback; their right ends, and how harm is counted."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import functools
 import json
 import re
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -168,11 +167,17 @@ def _answers(place: Path) -> State:
 
 
 def _answers_harm(place: Path, found: State, expected: State) -> Harm:
+    harm = published_harm(place, found, expected)
+    harm.doubled += doubled_lines(place / "runs" / "run" / "ledger.jsonl", lambda line: line["id"])
+    return harm
+
+
+def published_harm(place: Path, found: State, expected: State) -> Harm:
+    """Rows that are missing, doubled or another model's in the published file."""
     harm = Harm()
     ids, wanted = ([row["id"] for row in state["rows"]] for state in (found, expected))
     harm.lost = len(set(wanted) - set(ids))
-    ledger_path = place / "runs" / "run" / "ledger.jsonl"
-    harm.doubled = len(ids) - len(set(ids)) + doubled_lines(ledger_path, lambda line: line["id"])
+    harm.doubled = len(ids) - len(set(ids))
     own = {row["metadata"]["model_id"] for row in expected["rows"]}
     harm.mixed = sum(row["metadata"]["model_id"] not in own for row in found["rows"])
     return harm
@@ -214,8 +219,10 @@ def _without(value: Any, *words: str) -> Any:
 
 def history(place: Path) -> list[tuple[str, str, str | None]]:
     """The changes of the alias: what was done, the model, the one that it replaced."""
-    path = place / "models" / "promotions.jsonl"
-    return [(one["action"], one["promotion"]["run_name"], one["replaced"]) for one in _lines(path)]
+    from tasks.core.models.promotion import promotion_history
+
+    lines = promotion_history(place / "models")
+    return [(one.action, one.promotion.run_name, one.replaced) for one in lines]
 
 
 def pointer(place: Path) -> str | None:
@@ -236,9 +243,3 @@ def _alias_harm(place: Path, found: State, expected: State) -> Harm:
     if lines and lines[-1][1] != found["pointer"]:
         harm.mixed, harm.notes = 1, [f"pointer {found['pointer']}, history ends with {lines[-1][1]}"]
     return harm
-
-
-def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    for line in path.read_bytes().split(b"\n")[:-1]:
-        if line.strip():
-            yield json.loads(line)
