@@ -13,7 +13,7 @@ from typing import Any
 
 from bench.checks.rows import Bench, Row
 from bench.torture_parts import kills
-from bench.torture_parts.stage import Stage, Work, seen_harm
+from bench.torture_parts.stage import SHORT_WORKS, Stage, Work, seen_harm
 from bench.torture_parts.trials import Clock, Harm, Tally, command, source_of
 
 PART = "clocks"
@@ -23,11 +23,15 @@ _MOVES = (-400 * _DAY_SECONDS, -_DAY_SECONDS, -3600.0, -2.0, 2.0, 3600.0, 400 * 
 
 def check(bench: Bench, share: float) -> Iterator[Row]:
     """Move the clock until the time is up: each work is killed once under one time and ended under another."""
-    stage, source, clock = Stage(bench.folder / "stage"), source_of(bench, PART), Clock(bench, share)
+    stage, source, clock = (
+        Stage(bench.folder / "stage"),
+        source_of(bench, PART),
+        Clock(bench, share, short_turns=1),
+    )
     tally, jumping = Tally(PART, "another time after a kill"), Tally(PART, "jumps while it works")
-    names = list(stage.works)
+    names = SHORT_WORKS if bench.tiny else tuple(stage.works)
     turn = source.randrange(len(names))
-    while not clock.is_up():
+    while clock.has_turn():
         work = stage.works[names[turn % len(names)]]
         stage.expected(work)
         tally.count(_killed_and_ended(stage, work, source), faults=2, what=work.name)

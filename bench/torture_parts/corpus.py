@@ -29,7 +29,11 @@ def check(bench: Bench, share: float) -> Iterator[Row]:
     """Try all items (in a short run those that are not slow) in an order that the seed gives; one row for each kind."""
     from tests.hostile import files, models, names, rows, templates
 
-    stage, source, clock = Stage(bench.folder / "stage"), source_of(bench, PART), Clock(bench, share)
+    stage, source, clock = (
+        Stage(bench.folder / "stage"),
+        source_of(bench, PART),
+        Clock(bench, share, short_turns=10),
+    )
     kinds = {
         module.__name__.rpartition(".")[2]: module.ITEMS for module in (rows, files, names, models, templates)
     }
@@ -39,7 +43,7 @@ def check(bench: Bench, share: float) -> Iterator[Row]:
     source.shuffle(items)
     tallies = {kind: Tally(PART, f"hostile {kind}") for kind in kinds}
     for kind, item in items:
-        if clock.is_up():
+        if not clock.has_turn():
             break
         tallies[kind].count(tried(stage, item), what=item.name)
     for kind, tally in tallies.items():

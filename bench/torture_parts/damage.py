@@ -120,16 +120,21 @@ OUTCOMES = (
 
 def check(bench: Bench, share: float) -> Iterator[Row]:
     """Damage every file in every way, or as many as there is time for; one row for each state."""
-    stage, source, clock = Stage(bench.folder / "stage"), source_of(bench, PART), Clock(bench, share)
-    states = states_of(stage)
+    stage, source, clock = (
+        Stage(bench.folder / "stage"),
+        source_of(bench, PART),
+        Clock(bench, share, short_turns=10),
+    )
+    states = states_of(stage, short=bench.tiny)
     waiting = {name: _trials(states[name].begin) for name in states}
     there = {name: len(trials) for name, trials in waiting.items()}
     tallies = {name: Tally(PART, name) for name in states}
     for trials in waiting.values():
         source.shuffle(trials)
-    while any(waiting.values()) and not clock.is_up():
+    goes_on = True
+    while any(waiting.values()) and goes_on:
         for name, trials in waiting.items():
-            if trials and not clock.is_up():
+            if trials and (goes_on := goes_on and clock.has_turn()):
                 below, damage = trials.pop()
                 harm = _damaged(stage, states[name], below, damage, source)
                 tallies[name].count(harm, what=f"{damage}: {below}")
@@ -190,12 +195,12 @@ def _as_stated(stated: Outcome | None, ended: Ended) -> Harm:
     return Harm()
 
 
-def states_of(stage: Stage) -> dict[str, Work]:
+def states_of(stage: Stage, *, short: bool = False) -> dict[str, Work]:
     """Return what is damaged: the beginning of each work has the files that it finds."""
     all_works = stage.works
     begins = stage.folder / "begins"
     if not (begins / "half a run").exists():
-        _make_begins(stage)
+        _make_begins(stage, short=short)
     infer, finetune, evaluate = all_works["infer"], all_works["finetune"], all_works["evaluate"]
     found = [
         replace(infer, name="half a run", begin=begins / "half a run", harm=works.published_harm),
@@ -207,7 +212,7 @@ def states_of(stage: Stage) -> dict[str, Work]:
         replace(all_works["rollback"], begin=begins / "all-promoted"),
         replace(all_works["promote"], name="promotion"),
     ]
-    return {work.name: work for work in found}
+    return {work.name: work for work in found if work.begin.exists()}
 
 
 def _report(stage: Stage, place: Path) -> None:
@@ -216,13 +221,15 @@ def _report(stage: Stage, place: Path) -> None:
     Evaluator(works.settings(stage, place), run="run-of-one", baseline=place / "runs" / "base").report()
 
 
-def _make_begins(stage: Stage) -> None:
+def _make_begins(stage: Stage, *, short: bool) -> None:
     """Make the states, and those of others whose files are put in their place."""
     begins, others = stage.folder / "begins", stage.folder / "others"
     made = {
         "infer": functools.partial(works.infer, stage, stage.place, inferencer__seed=2),
         "finetune": functools.partial(works.finetune, stage, stage.place, fine_tuner__seed=2),
     }
+    if short:  # a training takes seconds
+        del made["finetune"]
     for name, act in made.items():
         work = stage.works[name]
         for act_now, kept in ((act, others), (functools.partial(work.act, stage.place), begins / name)):
@@ -232,10 +239,11 @@ def _make_begins(stage: Stage) -> None:
                 raise RuntimeError(f"a beginning could not be made: {ended.told[-2000:]}")
             shutil.copytree(stage.place, kept, dirs_exist_ok=True)
     (begins / "infer").rename(begins / "finished run")
-    (begins / "finetune").rename(begins / "trained model")
     _others_of_evaluations(begins, others)
     _cut_run(begins / "finished run", begins / "half a run")
-    _cut_training(begins / "trained model", begins / "interrupted training")
+    if not short:
+        (begins / "finetune").rename(begins / "trained model")
+        _cut_training(begins / "trained model", begins / "interrupted training")
 
 
 def _others_of_evaluations(begins: Path, others: Path) -> None:

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from bench.checks.rows import Bench, Row
-from bench.torture_parts.stage import Stage, Work, told_harm
+from bench.torture_parts.stage import SHORT_WORKS, Stage, Work, told_harm
 from bench.torture_parts.trials import Clock, Harm, Tally, source_of
 
 PART = "disks"
@@ -24,7 +24,11 @@ _LARGEST_LIMIT_BYTES = 200_000
 
 def check(bench: Bench, share: float) -> Iterator[Row]:
     """Let works meet each kind of disk until the time is up; then the same command must end them."""
-    stage, source, clock = Stage(bench.folder / "stage"), source_of(bench, PART), Clock(bench, share)
+    stage, source, clock = (
+        Stage(bench.folder / "stage"),
+        source_of(bench, PART),
+        Clock(bench, share, short_turns=1),
+    )
     kinds: dict[str, Callable[[Stage, Work, random.Random], Harm]] = {"size limit of a file": _limited}
     if why_no_mount(bench.folder) is None:
         kinds |= {"full file system": _full, "read-only file system": _read_only}
@@ -33,9 +37,9 @@ def check(bench: Bench, share: float) -> Iterator[Row]:
         if os.geteuid() != 0:
             kinds["read-only folder"] = _read_only_folder
     tallies = {kind: Tally(PART, kind) for kind in kinds}
-    works = list(stage.works.values())
+    works = [stage.works[name] for name in (SHORT_WORKS if bench.tiny else stage.works)]
     turn = source.randrange(len(works))
-    while not clock.is_up():
+    while clock.has_turn():
         for kind, met in kinds.items():
             work = works[turn % len(works)]
             stage.expected(work)

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from bench.checks.rows import Bench, Row
-from bench.torture_parts.stage import Stage, Work, last_line, seen_harm
+from bench.torture_parts.stage import SHORT_WORKS, Stage, Work, last_line, seen_harm
 from bench.torture_parts.trials import Clock, Ended, Harm, Tally, command, source_of
 
 PART = "kills"
@@ -26,13 +26,18 @@ _WORKS = {"infer": 6, "finetune": 3, "evaluate": 2, "promote": 2, "rollback": 2,
 
 def check(bench: Bench, share: float) -> Iterator[Row]:
     """Kill until the time is up; one row for each signal."""
-    stage, source, clock = Stage(bench.folder / "stage"), source_of(bench, PART), Clock(bench, share)
+    stage, source, clock = (
+        Stage(bench.folder / "stage"),
+        source_of(bench, PART),
+        Clock(bench, share, short_turns=2),
+    )
     kinds = {"KILL": signal.SIGKILL, "TERM": signal.SIGTERM, "STOP and CONT": signal.SIGSTOP}
     tallies = {kind: Tally(PART, kind) for kind in kinds}
     moments: dict[str, Counter[str]] = {kind: Counter() for kind in kinds}
-    while not clock.is_up():
+    while clock.has_turn():
         for kind, number in kinds.items():
-            work = stage.works[source.choices(list(_WORKS), list(_WORKS.values()))[0]]
+            names = SHORT_WORKS if bench.tiny else tuple(_WORKS)
+            work = stage.works[source.choices(names, [_WORKS[name] for name in names])[0]]
             stage.expected(work)
             stage.fresh(work)
             kills, harm = _killed(stage, work, number, source, moments[kind])

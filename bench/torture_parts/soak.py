@@ -27,7 +27,11 @@ _GROWN_MIB_A_ROUND = 0.35
 
 def check(bench: Bench, share: float) -> Iterator[Row]:
     """Work in one process until the time is up; then ask what it holds more than after the first rounds."""
-    stage, clock, tally = Stage(bench.folder / "stage"), Clock(bench, share), Tally(PART, "one process")
+    stage, clock, tally = (
+        Stage(bench.folder / "stage"),
+        Clock(bench, share, short_turns=1),
+        Tally(PART, "one process"),
+    )
     figures_path = bench.folder / "soak.json"
     figures_path.unlink(missing_ok=True)
     seconds = max(5.0, clock.left_seconds)

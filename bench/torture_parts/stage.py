@@ -17,6 +17,8 @@ from bench.torture_parts.trials import Ended, Harm, command
 ROWS = 24
 NEW_TOKENS = 6
 TRAINED_ROWS = 24
+# Works that take tenths of a second: those of a short run.
+SHORT_WORKS = ("infer", "promote", "rollback")
 State = dict[str, Any]
 
 

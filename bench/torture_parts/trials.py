@@ -106,19 +106,23 @@ class Tally:
 
 
 class Clock:
-    """A share of the seconds that all checks have together."""
+    """A share of the seconds that all checks have together; in a short run a number of turns, however long they take."""
 
-    def __init__(self, bench: Bench, share: float) -> None:
+    def __init__(self, bench: Bench, share: float, short_turns: int) -> None:
         self._end_at = time.monotonic() + bench.seconds * share
+        self._turns_left = short_turns if bench.tiny else None
 
     @property
     def left_seconds(self) -> float:
         """Seconds until the share is used up; below 0 afterwards."""
         return self._end_at - time.monotonic()
 
-    def is_up(self) -> bool:
-        """Whether the time is used up."""
-        return self.left_seconds <= 0
+    def has_turn(self) -> bool:
+        """Whether there is time for another turn, which is then taken."""
+        if self._turns_left is None:
+            return self.left_seconds > 0
+        self._turns_left -= 1
+        return self._turns_left >= 0
 
 
 def source_of(bench: Bench, part: str) -> random.Random:
