@@ -106,7 +106,7 @@ class Tally:
 
 
 class Clock:
-    """A share of the seconds that all checks have together; in a short run a number of turns, however long they take."""
+    """A share of the seconds that all checks have together; in a short run some turns, however long they take."""
 
     def __init__(self, bench: Bench, share: float, short_turns: int) -> None:
         self._end_at = time.monotonic() + bench.seconds * share
