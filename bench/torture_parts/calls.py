@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.checks.rows import Bench, Row
+from bench.torture_parts import works
 from bench.torture_parts.stage import SHORT_WORKS, Stage, Work, last_line, told_harm
 from bench.torture_parts.trials import Clock, Ended, Harm, Tally, source_of
 
@@ -123,7 +124,7 @@ def _met(stage: Stage, work: Work, call: Call, fault: str) -> tuple[int, Harm]:
     harm = told_harm(ended)
     if ended.is_refusal and not work.refused:
         harm.add(_untrue(stage, work, ended))
-    if work.name == "rollback" and work.final(stage.place) == stage.expected(work):
+    if works.is_done(work, stage.place, stage.expected(work)):
         return met, harm  # it was done; nobody gives a finished command again
     if harm.hung:
         return met, harm

@@ -47,10 +47,10 @@ def _killed_and_ended(stage: Stage, work: Work, source: random.Random) -> Harm:
     stage.fresh(work)
     first, second = source.sample(_MOVES, 2)
     delay = source.uniform(0, stage.seconds(work))
-    send = functools.partial(kills._send, number=signal.SIGKILL, after_seconds=delay)
+    send = functools.partial(kills.send, number=signal.SIGKILL, after_seconds=delay)
     ended = stage.run(work, before=functools.partial(move_clock, lambda: first), meanwhile=send)
     harm = seen_harm(ended)
-    if kills._is_over(work, stage):
+    if kills.is_over(work, stage):
         return harm
     harm.add(stage.after(work, stage.run(work, before=functools.partial(move_clock, lambda: second))))
     return harm

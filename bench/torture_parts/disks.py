@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from bench.checks.rows import Bench, Row
+from bench.torture_parts import works
 from bench.torture_parts.stage import SHORT_WORKS, Stage, Work, told_harm
 from bench.torture_parts.trials import Clock, Harm, Tally, source_of
 
@@ -37,11 +38,11 @@ def check(bench: Bench, share: float) -> Iterator[Row]:
         if os.geteuid() != 0:
             kinds["read-only folder"] = _read_only_folder
     tallies = {kind: Tally(PART, kind) for kind in kinds}
-    works = [stage.works[name] for name in (SHORT_WORKS if bench.tiny else stage.works)]
-    turn = source.randrange(len(works))
+    names = SHORT_WORKS if bench.tiny else tuple(stage.works)
+    turn = source.randrange(len(names))
     while clock.has_turn():
         for kind, met in kinds.items():
-            work = works[turn % len(works)]
+            work = stage.works[names[turn % len(names)]]
             stage.expected(work)
             tallies[kind].count(met(stage, work, source), what=work.name)
             turn += 1
@@ -107,7 +108,7 @@ def _read_only_folder(stage: Stage, work: Work, source: random.Random) -> Harm:
 
 def _ended(stage: Stage, work: Work, harm: Harm) -> Harm:
     """Give the same command again, unless it had done its work: a second rollback is another one."""
-    if work.name == "rollback" and work.final(stage.place) == stage.expected(work):
+    if works.is_done(work, stage.place, stage.expected(work)):
         return harm
     if not harm.hung:
         harm.add(stage.after(work, stage.run(work)))

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from bench.checks.rows import Bench, Row
+from bench.torture_parts import works
 from bench.torture_parts.stage import SHORT_WORKS, Stage, Work, last_line, seen_harm
 from bench.torture_parts.trials import Clock, Ended, Harm, Tally, command, source_of
 
@@ -56,7 +57,7 @@ def _killed(
     for _ in range(source.randint(1, MOST_KILLS)):
         before = _whole_lines(ledger_path)
         delay = source.uniform(0.0, stage.seconds(work) * 1.05)
-        ended = _run(stage, work, source, functools.partial(_send, number=number, after_seconds=delay))
+        ended = _run(stage, work, source, functools.partial(send, number=number, after_seconds=delay))
         harm.add(_ended_by(ended, work, number))
         harm.lost += len(before - _whole_lines(ledger_path))
         if ended.killed or number == signal.SIGSTOP:
@@ -64,9 +65,9 @@ def _killed(
             moments[f"{work.name} {moment_of(work, stage.place)}" if ended.killed else work.name] += 1
         if not ended.killed:
             break
-        if _is_over(work, stage):
+        if is_over(work, stage):
             break  # what a person would see is a finished command: nobody gives it again
-    ended = _run(stage, work, source, None) if not _is_over(work, stage) else ended
+    ended = _run(stage, work, source, None) if not is_over(work, stage) else ended
     if ended.killed or number == signal.SIGSTOP:
         harm.add(stage.compared(work))
     else:
@@ -81,7 +82,7 @@ def _run(stage: Stage, work: Work, source: random.Random, meanwhile: object) -> 
     )  # fmt: skip
 
 
-def _send(child: int, *, number: signal.Signals, after_seconds: float) -> None:
+def send(child: int, *, number: signal.Signals, after_seconds: float) -> None:
     """Send the signal; a stopped process goes on after a while."""
     time.sleep(after_seconds)
     with contextlib.suppress(ProcessLookupError):
@@ -100,9 +101,9 @@ def _ended_by(ended: Ended, work: Work, number: signal.Signals) -> Harm:
     return harm
 
 
-def _is_over(work: Work, stage: Stage) -> bool:
-    """Whether an alias was moved and its history written although the command was killed on its way out."""
-    return work.name == "rollback" and work.final(stage.place) == stage.expected(work)
+def is_over(work: Work, stage: Stage) -> bool:
+    """Whether a work was done although its command was killed on its way out."""
+    return works.is_done(work, stage.place, stage.expected(work))
 
 
 def _whole_lines(path: Path) -> set[bytes]:

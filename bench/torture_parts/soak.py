@@ -19,7 +19,7 @@ from bench.torture_parts.trials import Clock, Harm, Tally, command
 
 PART = "soak"
 _WARM_ROUNDS = 8
-_SHORT_ROUNDS = (3, 6)
+_SHORT_ROUNDS = (2, 4)
 # Allocators keep pages; a leak grows with every round.
 _GROWN_MIB = 24.0
 _GROWN_MIB_A_ROUND = 0.35

@@ -143,6 +143,12 @@ def _in_process(stage: Stage, work: Any) -> None:
         raise RuntimeError(f"a beginning could not be made: {ended.told[-2000:]}")
 
 
+def is_done(work: Work, place: Path, expected: State) -> bool:
+    """Whether a rollback was killed so late that nothing of it is open: given again, it would be another one."""
+    is_open = (place / "models" / ".promotion.unfinished").exists()
+    return work.name == "rollback" and not is_open and work.final(place) == expected
+
+
 # ---------------------------------------------------------------- what must be there in the end
 
 
