@@ -262,8 +262,9 @@ def _others_of_evaluations(begins: Path, others: Path) -> None:
 def _cut_run(finished: Path, half: Path) -> None:
     shutil.copytree(finished, half)
     run = half / "runs" / "run"
-    for name in ("manifest.json", "inferencer_output.jsonl", "reference_likelihoods.jsonl"):
-        (run / name).unlink()
+    for pattern in ("manifest.json", "inferencer_output.jsonl", "reference_likelihoods.*"):
+        for path in run.glob(pattern):
+            path.unlink()
     lines = (run / "ledger.jsonl").read_bytes().splitlines(keepends=True)
     (run / "ledger.jsonl").write_bytes(b"".join(lines[: len(lines) // 2]))
 
