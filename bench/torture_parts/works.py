@@ -209,7 +209,7 @@ def _scores(place: Path) -> State:
     report = _MOMENT.sub("", (run / "report.html").read_text())
     return {
         "scores": digest_of(run / "scores.jsonl"),
-        "summary": json.dumps(_without(summary, "elapsed", "seconds", "timings")),
+        "summary": json.dumps(_without(summary, "seconds", "content_sha256")),
         "report": len(report) > 1000 and "run-of-one" in report,
         "spreadsheet": (run / "evaluator_output_detailed.xlsx").read_bytes()[:2] == b"PK",
     }
