@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 PART = "corpus"
 _MORE_BYTES = 4 << 30
-_PATIENCE_SECONDS = 60.0
+_PATIENCE_SECONDS = 40.0
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\x80-\x9f]")
 
 

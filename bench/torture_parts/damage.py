@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import fnmatch
 import functools
+import itertools
+import json
 import random
 import shutil
 from collections.abc import Callable, Iterator
@@ -17,7 +19,7 @@ from typing import Literal
 
 from bench.checks.rows import Bench, Row
 from bench.torture_parts import works
-from bench.torture_parts.stage import Stage, Work, last_line, seen_harm
+from bench.torture_parts.stage import Stage, State, Work, last_line, seen_harm
 from bench.torture_parts.trials import Clock, Ended, Harm, Tally, command, source_of
 
 PART = "damage"
@@ -126,7 +128,7 @@ def check(bench: Bench, share: float) -> Iterator[Row]:
         Clock(bench, share, short_turns=10),
     )
     states = states_of(stage, short=bench.tiny)
-    waiting = {name: _trials(states[name].begin) for name in states}
+    waiting = {name: _trials(name, states[name].begin) for name in states}
     there = {name: len(trials) for name, trials in waiting.items()}
     tallies = {name: Tally(PART, name) for name in states}
     for trials in waiting.values():
@@ -150,8 +152,10 @@ def outcome_of(state: str, below: str, damage: str) -> Outcome | None:
     return None
 
 
-def _trials(begin: Path) -> list[tuple[str, str]]:
-    files = [path for path in sorted(begin.rglob("*")) if path.is_file() and not _is_another(path, begin)]
+def _trials(state: str, begin: Path) -> list[tuple[str, str]]:
+    files = [
+        path for path in sorted(begin.rglob("*")) if path.is_file() and not _is_another(state, path, begin)
+    ]
     return [
         (path.relative_to(begin).as_posix(), damage)
         for path in files
@@ -160,9 +164,11 @@ def _trials(begin: Path) -> list[tuple[str, str]]:
     ]
 
 
-def _is_another(path: Path, begin: Path) -> bool:
-    """Whether a file belongs to a run that the works of the beginning do not look at, or to an old checkpoint."""
+def _is_another(state: str, path: Path, begin: Path) -> bool:
+    """Whether a file is that of a run the work does not look at, of an old checkpoint, or only told on a page."""
     parts = path.relative_to(begin).parts
+    if state in ("report", "evaluation again") and parts[0] == "models" and len(parts) > 2:
+        return True
     return bool({"run-of-two", "run-of-worse", "worse", "checkpoint-2"} & set(parts))
 
 
@@ -208,11 +214,23 @@ def states_of(stage: Stage, *, short: bool = False) -> dict[str, Work]:
         replace(evaluate, name="report", begin=begins / "evaluated", act=functools.partial(_report, stage)),
         replace(evaluate, name="evaluation again", begin=begins / "evaluated"),
         replace(finetune, name="interrupted training", begin=begins / "interrupted training"),
-        replace(finetune, name="trained model", begin=begins / "trained model"),
-        replace(all_works["rollback"], begin=begins / "all-promoted"),
-        replace(all_works["promote"], name="promotion"),
+        # A training that is done is not done again; weights and tokenizer are looked at by whoever loads them.
+        replace(finetune, name="trained model", begin=begins / "trained model", final=_training),
+        replace(all_works["rollback"], begin=begins / "all-promoted", final=_alias, harm=None),
+        replace(all_works["promote"], name="promotion", final=_alias, harm=None),
     ]
     return {work.name: work for work in found if work.begin.exists()}
+
+
+def _training(place: Path) -> State:
+    manifest = json.loads((place / "models" / "trained" / "tuneproof_manifest.json").read_text())
+    return {"steps": manifest["steps"], "trained tokens": manifest["trained_tokens"]}
+
+
+def _alias(place: Path) -> State:
+    """Pointer and history; a line that was doubled as a damage says the same twice."""
+    lines = [line for line, _ in itertools.groupby(works.history(place))]
+    return {"pointer": works.pointer(place), "history": lines}
 
 
 def _report(stage: Stage, place: Path) -> None:
