@@ -145,7 +145,7 @@ def _judged(ended: Ended, place: Path, before: float, during: float, seen: str) 
     harm = seen_harm(ended)
     output_path = place / "runs" / "run" / "inferencer_output.jsonl"
     ids = (
-        [json.loads(line)["id"] for line in output_path.read_text().splitlines()]
+        [json.loads(line)["id"] for line in output_path.read_bytes().splitlines()]
         if output_path.exists()
         else []
     )

@@ -155,11 +155,11 @@ def is_done(work: Work, place: Path, expected: State) -> bool:
 def _answers(place: Path) -> State:
     """Answers without what may differ, the reference scores, and whether the manifest fits both."""
     run = place / "runs" / "run"
-    rows = [json.loads(line) for line in (run / "inferencer_output.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (run / "inferencer_output.jsonl").read_bytes().split(b"\n") if line]
     for row in rows:
         del row["metadata"]["inference_time"], row["metadata"]["batch_size"]
     manifest = json.loads((run / "manifest.json").read_text())
-    references = (run / "reference_likelihoods.jsonl").read_text().splitlines()
+    references = filter(None, (run / "reference_likelihoods.jsonl").read_bytes().split(b"\n"))
     likelihoods = {row["id"]: round(row["negative_log_likelihood"], 3) for row in map(json.loads, references)}
     return {
         "rows": rows,
