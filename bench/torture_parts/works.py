@@ -27,7 +27,9 @@ def all_works(stage: Stage) -> list[Work]:
     empty = begins / "empty"
     empty.mkdir(parents=True, exist_ok=True)
     evaluated = begins / "evaluated"
-    if not (begins / "all-promoted").exists():  # the last that is made; another process may have died before it
+    if not (
+        begins / "all-promoted"
+    ).exists():  # the last that is made; another process may have died before it
         for name in ("unevaluated", "evaluated", "two-promoted"):
             shutil.rmtree(begins / name, ignore_errors=True)
         _write_evaluated(evaluated, stage)
