@@ -15,7 +15,7 @@ QUIET_ENV := HF_HUB_OFFLINE=1 DO_NOT_TRACK=1 TOKENIZERS_PARALLELISM=false
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 
 .DEFAULT_GOAL := help
-.PHONY: help install up down demo test test-avx2 lint types bench gpu-wheels constraints lock clean
+.PHONY: help install up down demo test test-avx2 lint types bench torture gpu-wheels constraints lock clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -69,9 +69,14 @@ types: $(INSTALLED) ## check types
 	$(BIN)/mypy
 
 bench: $(INSTALLED) ## run every benchmark; each prints a table of ratios
-	@for script in $(filter-out bench/gpu.py,$(wildcard bench/*.py)); do \
+	@for script in $(filter-out bench/gpu.py bench/torture.py,$(wildcard bench/*.py)); do \
 		test -e "$$script" || { echo "no benchmarks in bench/"; break; }; \
 		echo "== $$script"; $(QUIET_ENV) $(BIN)/python "$$script" || exit 1; done
+
+ARGS ?=
+
+torture: $(INSTALLED) ## real faults against all that is kept, with a table (ARGS="--minutes 30 --seed 1")
+	@$(BIN)/python bench/torture.py $(ARGS)
 
 GPU_PYTHON ?= 3.12
 GPU_HAS ?=

@@ -20,58 +20,27 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import json
-import os
 import shutil
 import signal
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository need not be installed
 
+from bench.checks.results import Results
+from bench.checks.rows import Row, counted, table
+from bench.checks.running import REHEARSAL_PATIENCE, Task, run_checks
 from bench.gpu_parts import machine
-from bench.gpu_parts.rows import Row, counted, table
-from bench.gpu_parts.running import Task, run_checks
 
 PARTS = ("equality", "oom", "quantised", "speed", "locks", "flow")
 HIDDEN_PARTS = ("faults",)
 BUDGET_SECONDS = 480.0
-
-
-class Results:
-    """All rows so far, and the JSON file that has them."""
-
-    def __init__(self, path: Path, about: dict[str, Any]) -> None:
-        self._path, self._about = path, about
-        self.rows: list[Row] = []
-        self.finished = False
-
-    def add(self, rows: Sequence[Row]) -> None:
-        """Take rows, print them, write the file."""
-        for row in rows:
-            self.rows.append(row)
-            print(f"{row.part}: {row.check}: {row.outcome}: {row.seen}", file=sys.stderr, flush=True)
-        self.write()
-
-    def write(self) -> None:
-        """Write the file whole: beside, then renamed, so that a kill leaves the last whole one."""
-        content = {
-            **self._about, "finished": self.finished, "counts": counted(self.rows),
-            "rows": [asdict(row) for row in self.rows],
-        }  # fmt: skip
-        partial = self._path.with_name(f".{self._path.name}.partial")
-        with partial.open("w", encoding="utf-8") as file:
-            json.dump(content, file, indent=1)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(self._path)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -94,9 +63,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     folder = Path(tempfile.mkdtemp(prefix="tuneproof-gpu-"))
     try:
         for part in options.parts:
-            _run_part(
-                Task(part, options.device, options.tiny, folder), started + options.budget_seconds, results
-            )
+            patience = REHEARSAL_PATIENCE if options.device == "cpu" else 1.0
+            task = Task(part, options.device, options.tiny, folder, patience=patience)
+            _run_part(task, started + options.budget_seconds, results)
         results.finished = True
     except KeyboardInterrupt:
         print("interrupted; what was done is kept", file=sys.stderr)

@@ -32,6 +32,22 @@ def test_a_pickled_adapter_is_refused(tiny_model_dir: Path, tmp_path: Path) -> N
         load_model_and_tokenizer(spec_of(adapter_dir))
 
 
+@pytest.mark.parametrize(
+    "name", ["../out.safetensors", "a/../../out.safetensors", "{folder}/out.safetensors"]
+)
+def test_an_index_that_names_weights_outside_of_the_models_folder_is_refused(
+    model_copy: Path, name: str
+) -> None:
+    (model_copy / "model.safetensors").rename(model_copy.parent / "out.safetensors")
+    (model_copy / "a").mkdir()
+    weight_map = {"lm_head.weight": name.format(folder=model_copy.parent)}
+    (model_copy / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    with pytest.raises(
+        ModelLoadError, match=r"index\.json names a weight file outside of the model's folder"
+    ):
+        load_model_and_tokenizer(spec_of(model_copy))
+
+
 @pytest.mark.parametrize("kept", [0, 4, 500, 100_000])
 def test_cut_safetensors_are_refused_with_file_and_size(model_copy: Path, kept: int) -> None:
     path = model_copy / "model.safetensors"

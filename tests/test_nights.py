@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import multiprocessing
+import resource
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tasks.core.config import GateConfig
+from tasks.core.errors import StorageError
 from tasks.core.evaluation.nights import (
     CHALLENGES_NAME,
     ChallengeBook,
@@ -63,6 +65,22 @@ def test_another_champion_or_other_rows_begin_anew_but_a_part_of_the_rows_does_n
     assert kept.enter(look("c", rows=sketch((i, i) for i in range(1000, 1100))))[0] == 1
     assert kept.enter(look("d", rows=sketch((i, i) for i in range(60))))[0] == 2
     assert kept.enter(look("e", rows=sketch((i, i) for i in range(5000))))[0] == 4
+
+
+def test_a_look_that_a_full_disk_took_half_of_is_no_challenge(tmp_path: Path) -> None:
+    kept = book(tmp_path)
+    kept.enter(look("a"))
+    path = tmp_path / "models" / CHALLENGES_NAME
+    before = path.read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 50, limits[1]))
+    try:
+        with pytest.raises(StorageError, match="File too large"):
+            kept.enter(look("b"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert path.read_bytes() == before
+    assert kept.enter(look("b"))[0] == 2
 
 
 def test_a_damaged_line_counts_as_a_challenge(tmp_path: Path) -> None:

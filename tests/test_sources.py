@@ -471,3 +471,9 @@ def test_what_the_hub_refuses_is_said_with_what_to_do(
     out = _load_in_new_process(hub, tmp_path, **arguments)
     assert message in out
     assert "next:" in out
+
+
+def test_a_pipe_with_the_name_of_a_data_file_is_refused_at_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "rows.jsonl")
+    with pytest.raises(DataError, match=r"rows\.jsonl is a pipe or a device and no file"):
+        load_rows(str(tmp_path / "rows.jsonl"), split="test")

@@ -611,6 +611,21 @@ def test_a_killed_training_ends_with_the_weights_of_an_undisturbed_one(
     assert resumed.manifest.trained_tokens == undisturbed.manifest.trained_tokens
 
 
+@pytest.mark.parametrize(
+    "name", ["optimizer.pt", "scheduler.pt", "rng_state.pth", "adapter_model.safetensors"]
+)
+def test_a_checkpoint_with_a_changed_byte_in_any_file_is_not_gone_on_from(
+    resumable: Any, tmp_path: Path, name: str
+) -> None:
+    settings, undisturbed, killed_models_dir = resumable
+    shutil.copytree(killed_models_dir, tmp_path, dirs_exist_ok=True)
+    path = tmp_path / "killed" / "checkpoints" / "checkpoint-6" / name
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    assert_same_weights(weights(undisturbed), weights(run(settings, tmp_path, "killed")))
+
+
 @pytest.mark.parametrize("damage", ["no seal", "cut file", "missing file"])
 def test_a_checkpoint_that_was_not_finished_is_ignored(
     resumable: Any, tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture

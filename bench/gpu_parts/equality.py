@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
+from bench.checks.rows import Bench, Check, Row
 from bench.gpu_parts import models
-from bench.gpu_parts.rows import Bench, Check, Row
 
 if TYPE_CHECKING:
     from tasks.core.generation.batching import Request

@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 
-from bench.gpu_parts.rows import Bench, Check, Row
+from bench.checks.rows import Bench, Check, Row
 
 
 def _passes(bench: Bench) -> Iterator[Row]:

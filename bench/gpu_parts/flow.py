@@ -8,8 +8,8 @@ import subprocess
 import sys
 from collections.abc import Iterator
 
+from bench.checks.rows import Bench, Check, Row
 from bench.gpu_parts import models
-from bench.gpu_parts.rows import Bench, Check, Row
 
 SETTINGS = """
 [fine_tuner]

@@ -10,8 +10,8 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 
+from bench.checks.rows import Bench, Check, Row
 from bench.gpu_parts import machine, models
-from bench.gpu_parts.rows import Bench, Check, Row
 
 HOLDS_DEVICE = """
 import sys

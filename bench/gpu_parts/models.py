@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench.gpu_parts.rows import Bench
+from bench.checks.rows import Bench
 
 if TYPE_CHECKING:
     from tasks.core.generation.batching import Request

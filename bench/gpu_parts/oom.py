@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from bench.checks.rows import Bench, Check, Row
 from bench.gpu_parts import models
-from bench.gpu_parts.rows import Bench, Check, Row
 
 if TYPE_CHECKING:
     from tasks.core.generation.batching import Request

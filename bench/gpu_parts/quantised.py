@@ -6,8 +6,8 @@ import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from bench.checks.rows import Bench, Check, Row
 from bench.gpu_parts import models
-from bench.gpu_parts.rows import Bench, Check, Row
 
 if TYPE_CHECKING:
     from tasks.core.models.loading import LoadedModel

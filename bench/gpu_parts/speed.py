@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
+from bench.checks.rows import Bench, Check, Figures, Row
 from bench.gpu_parts import models
-from bench.gpu_parts.rows import Bench, Check, Figures, Row
 
 if TYPE_CHECKING:
     import torch

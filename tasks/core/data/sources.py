@@ -247,6 +247,8 @@ def _local_files(data_id: str, split: str | None) -> list[Path] | None:
     if exists(path):
         if kind_of(path) is None:
             raise DataError(f"{path} is no data file that can be read.", f"Use one of {', '.join(SUFFIXES)}.")
+        if not path.is_file():  # opening a pipe would wait for whoever writes to it
+            raise DataError(f"{path} is a pipe or a device and no file.", "Write its rows into a file first.")
         return [path]
     if _looks_like_path(data_id):
         raise _missing_file(path)

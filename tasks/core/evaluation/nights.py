@@ -10,8 +10,10 @@ again are the same challenge. `challenges.jsonl` beside the history of promotion
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import orjson
 from filelock import FileLock
@@ -77,12 +79,25 @@ class ChallengeBook:
                 if known is not None:
                     return known + 1 + unreadable, (*earlier[:known], look)
                 torn = b"" if not content or content.endswith(b"\n") else b"\n"
-                with path.open("ab") as file:
-                    file.write(torn + orjson.dumps(look.model_dump(), option=orjson.OPT_APPEND_NEWLINE))
+                _append(path, torn + orjson.dumps(look.model_dump(), option=orjson.OPT_APPEND_NEWLINE))
                 self.models.push([path])
         except OSError as error:
             raise storage_error(error, path, "it tells how often a champion was challenged") from error
         return len(earlier) + 1 + unreadable, (*earlier, look)
+
+
+def _append(path: Path, line: bytes) -> None:
+    """Add a line to the book, or nothing: what a full disk took of it would count as a look of its own."""
+    with path.open("ab", buffering=0) as file:
+        size = os.fstat(file.fileno()).st_size
+        try:
+            view = memoryview(line)
+            while view:
+                view = view[file.write(view) :]
+            os.fsync(file.fileno())
+        except OSError:
+            file.truncate(size)
+            raise
 
 
 def _challenges(content: bytes, look: Look) -> tuple[list[Look], int]:

@@ -48,10 +48,16 @@ def weight_paths(directory: Path) -> list[Path]:
 def _shards(index_path: Path) -> list[Path]:
     try:
         names = sorted(set(json.loads(index_path.read_text(encoding="utf-8"))["weight_map"].values()))
+        foreign = next((name for name in names if Path(name).is_absolute() or ".." in Path(name).parts), None)
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise ModelLoadError(
             f"{index_path} is damaged: {error}", "copy or download the model again"
         ) from error
+    if foreign is not None:
+        raise ModelLoadError(
+            f"{index_path} names a weight file outside of the model's folder: {foreign!r}",
+            "put all weight files into the model's own folder; nothing outside of it is read",
+        )
     paths = [index_path.parent / name for name in names]
     missing = [path.name for path in paths if not path.is_file()]
     if missing:

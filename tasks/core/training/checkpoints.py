@@ -24,21 +24,19 @@ logger = logging.getLogger(__name__)
 CHECKPOINTS = "checkpoints"
 _SEAL_NAME = "complete.json"
 _STATE_NAME = "trainer_state.json"
-_WEIGHTS_SUFFIX = ".safetensors"
 _NAME = re.compile(r"checkpoint-(\d+)")
 
 
 def seal(checkpoint_dir: Path, seconds: float) -> None:
     """Mark a checkpoint as whole: flush its files, then list their sizes, sums and the seconds trained so far.
 
-    Sums are taken of the weights and losses, which decide what is published; the optimizer's states are large.
+    Sums are taken of all of them: another optimizer's state, or another order of rows, trains other weights.
     """
     paths = [path for path in sorted(checkpoint_dir.iterdir()) if path.is_file() and path.name != _SEAL_NAME]
     for path in paths:
         flush_to_disk(path)
     sizes = {path.name: path.stat().st_size for path in paths}
-    summed = [path for path in paths if path.suffix == _WEIGHTS_SUFFIX or path.name == _STATE_NAME]
-    sums = {path.name: _sha256(path) for path in summed}
+    sums = {path.name: _sha256(path) for path in paths}
     content = {"seconds": round(seconds, 3), "file_bytes": sizes, "file_sha256": sums}
     write_atomically(checkpoint_dir / _SEAL_NAME, json.dumps(content, indent=2))
 
@@ -58,10 +56,10 @@ def is_whole(checkpoint_dir: Path) -> bool:
 
 
 def is_intact(checkpoint_dir: Path) -> bool:
-    """Tell whether a checkpoint is whole, and its weights and losses are byte by byte those that were written."""
+    """Tell whether a checkpoint is whole and its files are byte by byte those that were written."""
     if not is_whole(checkpoint_dir):
         return False
-    sums = _read_seal(checkpoint_dir).get("file_sha256", {})  # older versions sealed sizes only
+    sums = _read_seal(checkpoint_dir).get("file_sha256", {})  # older versions sealed sizes, or sums of some
     return all(_sha256(checkpoint_dir / name) == expected for name, expected in sums.items())
 
 

@@ -1,4 +1,4 @@
-"""One process of bench/gpu.py: `python -m bench.gpu_parts.worker PART CHECK… --journal FILE`; see running.py."""
+"""One process of a bench: `python -m bench.checks.worker MODULE CHECK… --journal FILE`; see running.py."""
 
 from __future__ import annotations
 
@@ -14,24 +14,26 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import IO
 
-from bench.gpu_parts.rows import Bench, Check, Row, first_line, last_frames
-from bench.gpu_parts.running import CLEAR_FAILURE
+from bench.checks.rows import Bench, Check, Row, first_line, last_frames
+from bench.checks.running import CLEAR_FAILURE
 
 
 def main() -> int:
     """Run the checks that are named; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("part")
+    parser.add_argument("module")
     parser.add_argument("checks", nargs="+")
     parser.add_argument("--device", required=True)
     parser.add_argument("--tiny", action="store_true")
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--journal", type=Path, required=True)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seconds", type=float, default=0.0)
     options = parser.parse_args()
     faulthandler.enable()
     _end_with_parent()
-    bench = Bench(options.device, options.tiny, options.folder)
-    module = importlib.import_module(f"bench.gpu_parts.{options.part}")
+    bench = Bench(options.device, options.tiny, options.folder, options.seed, options.seconds)
+    module = importlib.import_module(options.module)
     known = {check.name: check for check in module.CHECKS}
     with options.journal.open("w", encoding="utf-8") as journal:
         for name in options.checks:

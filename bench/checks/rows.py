@@ -1,4 +1,4 @@
-"""What bench/gpu.py reports: rows, the checks that yield them, and what a check is given."""
+"""What is reported: rows, the checks that yield them, and what a check is given."""
 
 from __future__ import annotations
 
@@ -39,11 +39,16 @@ class Row:
 
 @dataclass(frozen=True)
 class Bench:
-    """What a check is given: the device (cpu, cuda or cuda:N), tiny models or real ones, a folder for files."""
+    """What a check is given: the device (cpu, cuda or cuda:N), tiny models or real ones, a folder for files.
+
+    `seed` and `seconds`, of all checks together, are for checks that go on at random until their time is up.
+    """
 
     device: str
     tiny: bool
     folder: Path
+    seed: int = 0
+    seconds: float = 0.0
 
     @property
     def on_gpu(self) -> bool:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from bench.gpu_parts.rows import Check, Row
+from bench.checks.rows import Check, Row
 
 ROOT = Path(__file__).resolve().parents[2]
 POLL_SECONDS = 0.1
@@ -38,6 +38,11 @@ class Task:
     device: str
     tiny: bool
     folder: Path
+    package: str = "bench.gpu_parts"
+    seed: int = 0
+    seconds: float = 0.0
+    patience: float = 1.0
+    """Limits are multiplied by it."""
 
 
 class Journal:
@@ -98,19 +103,19 @@ def _one_process(
     """Run as many of `checks` as one process does; returns the names of those that are over."""
     stem = task.folder / f"{task.part}-{attempt}"
     journal, log_path = Journal(stem.with_suffix(".jsonl")), stem.with_suffix(".log")
-    patience = REHEARSAL_PATIENCE if task.device == "cpu" else 1.0
-    limits = {check.name: patience * check.limit_seconds for check in checks}
+    limits = {check.name: task.patience * check.limit_seconds for check in checks}
 
     def hand_on() -> None:
-        rows = [replace(row, part=task.part) for row in journal.news()]
+        rows = [replace(row, part=row.part or task.part) for row in journal.news()]
         if rows:
             on_rows(rows)
 
     with log_path.open("wb") as log:
         worker = subprocess.Popen(
-            [sys.executable, "-m", "bench.gpu_parts.worker", task.part, *(check.name for check in checks),
+            [sys.executable, "-m", "bench.checks.worker", f"{task.package}.{task.part}",
+             *(check.name for check in checks),
              "--device", task.device, "--folder", str(task.folder), "--journal", str(stem.with_suffix(".jsonl")),
-             *(["--tiny"] if task.tiny else [])],
+             "--seed", str(task.seed), "--seconds", str(task.seconds), *(["--tiny"] if task.tiny else [])],
             cwd=ROOT, env=_environment(task), stdin=subprocess.DEVNULL, stdout=log, stderr=log,
             start_new_session=True,
         )  # fmt: skip
@@ -119,7 +124,7 @@ def _one_process(
             while worker.poll() is None and stopped is None:
                 time.sleep(POLL_SECONDS)
                 hand_on()
-                limit = patience * START_SECONDS if journal.begun is None else limits[journal.begun]
+                limit = task.patience * START_SECONDS if journal.begun is None else limits[journal.begun]
                 stopped = _overdue(journal, limit, end_at)
         finally:
             _kill_all(worker)
