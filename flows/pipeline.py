@@ -15,6 +15,7 @@ from flows.inference import infer, infer_with_base_model, infer_with_champion
 from flows.naming import TAG, name_of_run, rename_run
 from flows.parameters import ConfigSource, Count, Phases, Settings, Text, chosen_phases, load_settings
 from flows.promotion import promote_if_decided
+from flows.steady import SteadyFlow
 from tasks.artifacts import show_file, show_lineage, show_scores
 from tasks.core.config import Config
 from tasks.core.evaluation.evaluate import evaluation_files
@@ -48,6 +49,7 @@ class PipelineResult:
     promotion: Promotion | None = None
 
 
+@SteadyFlow.of
 @flow(name="finetune-infer-evaluate", flow_run_name=name_of_run)
 def finetune_infer_evaluate(
     config: ConfigSource = "",
