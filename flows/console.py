@@ -97,6 +97,8 @@ def prepare_console() -> None:
     """Send log messages to the terminal; call before Prefect is imported, which then leaves the root alone."""
     # A local server of a few minutes has nothing to report to anybody.
     os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+    # What it prints whenever an event does not reach its server fills the screen.
+    os.environ.setdefault("PREFECT_LOGGING_INTERNAL_LEVEL", "CRITICAL")
     for variable, value in _QUIET_LIBRARIES.items():
         os.environ.setdefault(variable, value)
     warnings.filterwarnings("ignore", category=FutureWarning)  # for the libraries' own makers
