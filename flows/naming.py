@@ -7,9 +7,9 @@ from pathlib import PurePath
 from uuid import UUID
 
 from prefect.client.orchestration import get_client
-from prefect.runtime import deployment, flow_run
+from prefect.runtime import flow_run
 
-from tasks.telling import courier, has_own_run
+from tasks.telling import courier, has_own_run, root_run
 
 # Of deployments, their runs and the phases of these; automations know them by it.
 TAG = "tuneproof"
@@ -21,10 +21,8 @@ def began_at() -> datetime | None:
 
     None outside of deployments, where nothing is retried and one script may train several times.
     """
-    if deployment.id is None or flow_run.root_flow_run_id is None:
-        return None
-    with get_client(sync_client=True) as client:
-        return client.read_flow_run(UUID(flow_run.root_flow_run_id)).created
+    root = root_run()
+    return None if root is None or root.deployment_id is None else root.created
 
 
 def rename_run(*told: str) -> None:

@@ -9,20 +9,22 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Callable
+from contextlib import nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
 from types import FunctionType
 from typing import Any, ParamSpec, TypeVar, cast
 from uuid import UUID
 
-from prefect import Flow, flow_engine
+from prefect import Flow, flow_engine, runtime, tags
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.objects import State
+from prefect.client.schemas.objects import FlowRun, State
 from prefect.context import FlowRunContext, TagsContext
 from prefect.exceptions import Abort
 from prefect.states import Completed, Failed
 from prefect.utilities.callables import get_call_parameters
 
+from flows.naming import TAG
 from tasks.core.errors import TuneproofError, first_line
 from tasks.telling import (
     courier,
@@ -32,6 +34,8 @@ from tasks.telling import (
     is_phase,
     keep_events,
     refuses_connections,
+    root_of_runs,
+    root_run,
     server_answers,
     server_name,
     wait_for_server,
@@ -103,7 +107,9 @@ class SteadyFlow(Flow[P, R]):
         attempt = _Attempt()
         token = _called.set(attempt)
         try:
-            return super().__call__(*args, **kwargs)
+            # Automations know the phases by the tag; their tasks have none, see below.
+            with nullcontext() if is_top else tags(TAG):
+                return super().__call__(*args, **kwargs)
         except _Left:
             pass
         except Exception as error:
@@ -168,11 +174,12 @@ def _watch(body: Callable[..., R], args: tuple[Any, ...], kwargs: dict[str, Any]
     called = _called.get()
     attempt = called or _Attempt()
     context = FlowRunContext.get()
-    attempt.run_id = context.flow_run.id if context is not None and context.flow_run else None
+    own = None if context is None else context.flow_run
+    attempt.run_id = None if own is None else own.id
     token = _called.set(None)
     try:
         # Prefect would ask the server for a slot of each tag before each task.
-        with TagsContext(current_tags=set()):
+        with TagsContext(current_tags=set()), root_of_runs(_root_of(own)):
             attempt.result = body(*args, **kwargs)
     except Exception as error:
         attempt.error = error
@@ -184,6 +191,14 @@ def _watch(body: Callable[..., R], args: tuple[Any, ...], kwargs: dict[str, Any]
     if attempt.error is not None:
         raise attempt.error
     return cast(R, attempt.result)
+
+
+def _root_of(own: FlowRun | None) -> FlowRun | None:
+    if own is None or own.parent_task_run_id is None or root_run() is not None:
+        return own
+    # The flow of somebody else called ours.
+    with get_client(sync_client=True) as client:
+        return client.read_flow_run(UUID(runtime.flow_run.root_flow_run_id))
 
 
 def _can_be_told() -> bool:

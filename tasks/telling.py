@@ -19,11 +19,11 @@ from functools import cache
 
 import httpx
 from prefect.client.orchestration import get_client
-from prefect.context import SettingsContext, SyncClientContext, get_settings_context
+from prefect.client.schemas.objects import FlowRun
+from prefect.context import FlowRunContext, SettingsContext, SyncClientContext, get_settings_context
 from prefect.events.clients import PrefectEventsClient
 from prefect.events.worker import EventsWorker
 from prefect.exceptions import PrefectException
-from prefect.runtime import flow_run
 from prefect.settings import PREFECT_API_URL, PREFECT_CLOUD_API_URL
 
 from tasks.core.errors import first_line
@@ -46,6 +46,7 @@ _LAST_WAIT_SECONDS = 5.0
 _EVENT_TRIES = 90
 _PASSING_STATUS_CODES = frozenset({408, 425, 429, 502, 503, 504})
 
+_root_run: ContextVar[FlowRun | None] = ContextVar("root_run", default=None)
 _without_own_run: ContextVar[bool] = ContextVar("without_own_run", default=False)
 
 
@@ -256,6 +257,21 @@ def forget_events() -> None:
 
 
 @contextmanager
+def root_of_runs(run: FlowRun | None) -> Iterator[None]:
+    """Inside the block all runs belong to this one; a root that is known already stays."""
+    token = _root_run.set(_root_run.get() or run)
+    try:
+        yield
+    finally:
+        _root_run.reset(token)
+
+
+def root_run() -> FlowRun | None:
+    """The run that was started from outside and that the flow at work is a part of; asks no server."""
+    return _root_run.get()
+
+
+@contextmanager
 def without_own_run() -> Iterator[None]:
     """A phase inside the block has no run of its own on the server: it goes on in that of its pipeline."""
     token = _without_own_run.set(True)
@@ -267,7 +283,14 @@ def without_own_run() -> Iterator[None]:
 
 def is_phase() -> bool:
     """Tell whether a flow at work is a phase of a pipeline."""
-    return bool(flow_run.parent_flow_run_id) or _without_own_run.get()
+    if _without_own_run.get():
+        return True
+    context = FlowRunContext.get()  # prefect.runtime would ask the server
+    return (
+        context is not None
+        and context.flow_run is not None
+        and context.flow_run.parent_task_run_id is not None
+    )
 
 
 def has_own_run() -> bool:
