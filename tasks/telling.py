@@ -122,7 +122,7 @@ class Courier:
             if not delivered:
                 time.sleep(_ASK_AGAIN_SECONDS)
                 # What a stopped server has not answered it may still do later: asking does no harm twice.
-                while not server_answers():
+                while not message.context.run(server_answers):
                     time.sleep(_ASK_AGAIN_SECONDS)
                 continue
             with self._changed:

@@ -132,7 +132,7 @@ def long_inference(start: Start, folder: Path, model: Path, *more: str) -> Termi
 
 
 def _answered(folder: Path) -> int:  # noqa: F811
-    return sum(len(path.read_text().splitlines()) for path in folder.glob("runs/*/ledger.jsonl"))
+    return sum(len(path.read_text().splitlines()) for path in folder.glob("runs/*/**/ledger.jsonl"))
 
 
 @pytest.mark.server
