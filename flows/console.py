@@ -21,6 +21,13 @@ TOLD_BY_COMMAND = {"told_by_command": True}
 # Columns that are not folded on a narrow terminal.
 _KEPT_WHOLE = frozenset({"metric", "before", "after", "score", "rows", "last loss", "finished"})
 _OWN_LOGGERS = ("tasks", "flows")
+_PREFECT_TRANSPORT = (
+    "prefect.events",
+    "prefect._internal",
+    "prefect.concurrency",
+    "EventsWorker",
+    "APILogWorker",
+)
 _RUN_LOGGERS = ("prefect.flow_runs", "prefect.task_runs")
 # Read by these libraries when they are imported, which is later.
 _QUIET_LIBRARIES = {
@@ -79,6 +86,8 @@ def is_worth_showing(record: logging.LogRecord) -> bool:
         return not from_engine or "Retry" in record.getMessage()
     if record.name.split(".")[0] in _OWN_LOGGERS:
         return True
+    if record.name.startswith(_PREFECT_TRANSPORT):
+        return False  # that the server is away is told in our words, once
     if record.name.startswith("huggingface_hub"):
         return False  # has a handler of its own
     return record.levelno >= logging.WARNING
@@ -88,10 +97,13 @@ def prepare_console() -> None:
     """Send log messages to the terminal; call before Prefect is imported, which then leaves the root alone."""
     # A local server of a few minutes has nothing to report to anybody.
     os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+    # What it prints whenever an event does not reach its server fills the screen.
+    os.environ.setdefault("PREFECT_LOGGING_INTERNAL_LEVEL", "CRITICAL")
     for variable, value in _QUIET_LIBRARIES.items():
         os.environ.setdefault(variable, value)
     warnings.filterwarnings("ignore", category=FutureWarning)  # for the libraries' own makers
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # warns of kernels that nobody asked for
+    logging.raiseExceptions = False  # Prefect would print that a log did not reach its server
     root = logging.getLogger()
     root.handlers = [ConsoleHandler()]
     root.setLevel(logging.WARNING)

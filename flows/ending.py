@@ -22,6 +22,7 @@ from tasks.core import interruption
 from tasks.core.escaping import visible
 
 GRACE_SECONDS = 7.0
+EXIT_SECONDS = 10.0
 _KEPT_SECONDS = 1.0
 _STOP_SECONDS = 1.0
 # What a wrapper and the terminal send at once is one wish, not two.
@@ -38,7 +39,7 @@ def run_to_end(work: Callable[[], int]) -> int:
     ending = _Ending()
     with interruption.remembered_interrupts(), ending.heard_by_thread():
         try:
-            return work()
+            return ending.in_time(work())
         except KeyboardInterrupt:
             ending.end_process()
         except BaseException:
@@ -54,6 +55,20 @@ class _Ending:
     def __init__(self) -> None:
         self._number = signal.SIGINT
         self._lock = threading.Lock()
+
+    def in_time(self, code: int) -> int:
+        """Give the exit code; end the process with it if that takes too long.
+
+        At its exit Prefect sends what logs and events wait, for minutes where the server is away.
+        """
+        threading.Thread(target=self._end_later, args=(code,), name="exit-in-time", daemon=True).start()
+        return code
+
+    def _end_later(self, code: int) -> None:
+        time.sleep(EXIT_SECONDS)
+        with self._lock:
+            _end_descendants()
+            os._exit(code)
 
     @contextmanager
     def heard_by_thread(self) -> Iterator[None]:

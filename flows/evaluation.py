@@ -12,6 +12,7 @@ from flows.naming import name_of_run, rename_run, told_rows
 from flows.outcomes import already_done
 from flows.parameters import Confidence, ConfigSource, Settings, Text, load_settings
 from flows.promotion import promote_if_decided
+from flows.steady import SteadyFlow
 from tasks.core.evaluation.evaluate import require_verdicts
 from tasks.core.evaluation.metrics import available
 from tasks.core.evaluation.summary import EvaluationSummary
@@ -33,6 +34,7 @@ Metrics = Annotated[
 ]
 
 
+@SteadyFlow.of
 @flow(name="evaluate", flow_run_name=name_of_run)
 def evaluate(
     config: ConfigSource = "",

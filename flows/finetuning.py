@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from prefect import flow
-from prefect.runtime import flow_run
 
 from flows.naming import began_at, name_of_run, rename_run, told_rows
 from flows.parameters import (
@@ -17,15 +16,18 @@ from flows.parameters import (
     chosen_method,
     load_settings,
 )
+from flows.steady import SteadyFlow
 from tasks.core.models.training import TrainedModel  # Prefect reads the annotation for the form
 from tasks.core.storage import Store
 from tasks.devices import held_device
 from tasks.events import emit_model_trained
 from tasks.processing import check_inference
 from tasks.run_logs import send_core_logs_to_prefect
+from tasks.telling import is_phase
 from tasks.training import train_model
 
 
+@SteadyFlow.of
 @flow(name="finetune", flow_run_name=name_of_run)
 def finetune(
     config: ConfigSource = "",
@@ -63,7 +65,7 @@ def finetune(
         fine_tuner__learning_rate=learning_rate,
         **chosen_method(method),
     )
-    if loaded.inferencer.testing_data_id is not None and flow_run.parent_flow_run_id is None:
+    if loaded.inferencer.testing_data_id is not None and not is_phase():
         check_inference(loaded, is_next=False)  # a pipeline has done it
     with held_device(loaded.fine_tuner.device, loaded.pipeline.gpu_concurrency_limit):
         trained = train_model(loaded, started_at=began_at())

@@ -19,6 +19,7 @@ from flows.parameters import (
     chosen_quantization,
     load_settings,
 )
+from flows.steady import SteadyFlow
 from tasks.core.config import Config
 from tasks.core.errors import NoAnswerError
 from tasks.core.evaluation.noise import find_repeat
@@ -42,6 +43,7 @@ logger = logging.getLogger("tasks.inference")
 _ANSWERED_ONCE = "gate.noise_rows=0"
 
 
+@SteadyFlow.of
 @flow(name="infer", flow_run_name=name_of_run)
 def infer(
     config: ConfigSource = "",

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 from datetime import datetime
 from pathlib import PurePath
 from uuid import UUID
 
-import httpx
 from prefect.client.orchestration import get_client
-from prefect.exceptions import PrefectException
-from prefect.runtime import deployment, flow_run
+from prefect.runtime import flow_run
 
-logger = logging.getLogger("tasks.naming")
+from tasks.telling import courier, has_own_run, root_run
 
 # Of deployments, their runs and the phases of these; automations know them by it.
 TAG = "tuneproof"
@@ -24,25 +21,24 @@ def began_at() -> datetime | None:
 
     None outside of deployments, where nothing is retried and one script may train several times.
     """
-    if deployment.id is None or flow_run.root_flow_run_id is None:
-        return None
-    with get_client(sync_client=True) as client:
-        return client.read_flow_run(UUID(flow_run.root_flow_run_id)).created
+    root = root_run()
+    return None if root is None or root.deployment_id is None else root.created
 
 
 def rename_run(*told: str) -> None:
     """Name the running flow run after what it found out, e.g. `infer · smollm2-a1b2 · gsm8k · 1,319 rows`.
 
-    A run never fails because of its name.
+    A run neither waits for its name nor fails because of it.
     """
-    if flow_run.id is None:
+    if flow_run.id is None or not has_own_run():
         return
-    name = " · ".join([flow_run.flow_name or "run", *told])
-    try:
+    run_id, name = UUID(flow_run.id), " · ".join([flow_run.flow_name or "run", *told])
+
+    def rename() -> None:
         with get_client(sync_client=True) as client:
-            client.update_flow_run(UUID(flow_run.id), name=name)
-    except (PrefectException, httpx.HTTPError) as error:
-        logger.warning("the run could not be renamed to %s: %s", name, str(error).partition("\n")[0])
+            client.update_flow_run(run_id, name=name)
+
+    courier().send(f"the run's name {name}", rename, replaces=("name", run_id))
 
 
 def told_rows(count: int) -> str:

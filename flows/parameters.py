@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from prefect.runtime import deployment
 from pydantic import BeforeValidator, Field, WithJsonSchema
 
 from tasks.core.config import Config, load_config
 from tasks.core.config.loading import with_overrides
 from tasks.core.errors import ConfigError
+from tasks.telling import root_run
 
 AS_CONFIGURED = "as configured"
 
@@ -131,7 +131,7 @@ def _isolated_in_deployments(config: Config) -> Config:
 
     Shards are left alone: their processes die one by one anyway, and a cluster's may not have children.
     """
-    settings = config.inferencer
-    if settings.isolation != "auto" or settings.num_shards > 1 or deployment.id is None:
+    settings, root = config.inferencer, root_run()
+    if settings.isolation != "auto" or settings.num_shards > 1 or root is None or root.deployment_id is None:
         return config
     return with_overrides(config, {"inferencer.isolation": "process"})

@@ -6,15 +6,16 @@ import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from prefect import flow, tags
+from prefect import flow
 
 from flows.console import TOLD_BY_COMMAND
 from flows.evaluation import evaluate
 from flows.finetuning import finetune
 from flows.inference import infer, infer_with_base_model, infer_with_champion
-from flows.naming import TAG, name_of_run, rename_run
+from flows.naming import name_of_run, rename_run
 from flows.parameters import ConfigSource, Count, Phases, Settings, Text, chosen_phases, load_settings
 from flows.promotion import promote_if_decided
+from flows.steady import SteadyFlow
 from tasks.artifacts import show_file, show_lineage, show_scores
 from tasks.core.config import Config
 from tasks.core.evaluation.evaluate import evaluation_files
@@ -48,6 +49,7 @@ class PipelineResult:
     promotion: Promotion | None = None
 
 
+@SteadyFlow.of
 @flow(name="finetune-infer-evaluate", flow_run_name=name_of_run)
 def finetune_infer_evaluate(
     config: ConfigSource = "",
@@ -89,18 +91,17 @@ def finetune_infer_evaluate(
     if chosen.enable_evaluation and not (chosen.stop_after_finetuning or chosen.stop_after_inference):
         check_evaluation(Evaluator(loaded))
     trained = candidate = baseline = champion = evaluation = promotion = None
-    with tags(TAG):  # automations know the phases by it
-        if chosen.enable_finetuning:
-            trained = finetune(loaded)
-            if loaded.fine_tuner.run_name is None:  # the same command would train another model
-                goes_on_by("the same command with --skip-finetuning")
-        if chosen.enable_inference and not chosen.stop_after_finetuning:
-            candidate = infer(loaded, model=None if trained is None else str(trained.model_dir))
-            baseline = infer_with_base_model(loaded, candidate) if chosen.compare_with_base else None
-            champion = infer_with_champion(loaded, candidate)
-        if chosen.enable_evaluation and not (chosen.stop_after_finetuning or chosen.stop_after_inference):
-            evaluation = evaluate(loaded, run=_folder(loaded, candidate))
-            promotion = promote_if_decided(loaded, evaluation)
+    if chosen.enable_finetuning:
+        trained = finetune(loaded)
+        if loaded.fine_tuner.run_name is None:  # the same command would train another model
+            goes_on_by("the same command with --skip-finetuning")
+    if chosen.enable_inference and not chosen.stop_after_finetuning:
+        candidate = infer(loaded, model=None if trained is None else str(trained.model_dir))
+        baseline = infer_with_base_model(loaded, candidate) if chosen.compare_with_base else None
+        champion = infer_with_champion(loaded, candidate)
+    if chosen.enable_evaluation and not (chosen.stop_after_finetuning or chosen.stop_after_inference):
+        evaluation = evaluate(loaded, run=_folder(loaded, candidate))
+        promotion = promote_if_decided(loaded, evaluation)
     _log_what_was_left_out(trained, candidate, evaluation)
     _show_results(loaded, trained, candidate, evaluation)
     _name_after_result(trained, candidate, evaluation)

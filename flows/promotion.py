@@ -12,6 +12,7 @@ from prefect.client.orchestration import get_client
 from prefect.exceptions import FlowPauseTimeout, ObjectNotFound
 from prefect.input import RunInput
 from prefect.runtime import flow_run
+from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 from prefect.states import Running
 from pydantic import Field
 
@@ -25,10 +26,13 @@ from tasks.events import emit_model_promoted
 from tasks.lasting_server import has_lasting_server
 from tasks.promoter import Promoter
 from tasks.promotion import promote_model
+from tasks.telling import server_name, wait_for_server
 
 logger = logging.getLogger("tasks.promotion")
 
 _POLL_SECONDS = 10
+# With pauses that double: a server may be away for eight minutes while a person is asked.
+_TRIES = 8
 
 
 class PersonsDecision(RunInput):
@@ -83,17 +87,21 @@ def ask_a_person(summary: EvaluationSummary, timeout_seconds: int) -> PersonsDec
     if not has_lasting_server():
         logger.warning("nobody can be asked: PREFECT_API_URL names no Prefect server. It stays inconclusive")
         return None
+    if not wait_for_server("to ask a person"):
+        logger.warning("nobody can be asked: %s does not answer. It stays inconclusive", server_name())
+        return None
     form = PersonsDecision.with_initial_data(description=_question(summary))
     logger.info(
         "inconclusive: waiting up to %s for a decision in the Prefect UI (Resume)",
         timedelta(seconds=timeout_seconds),
     )
     try:
-        return pause_flow_run(
-            wait_for_input=form,
-            timeout=timeout_seconds,
-            poll_interval=min(_POLL_SECONDS, max(1, timeout_seconds // 10)),
-        )
+        with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: _TRIES}):
+            return pause_flow_run(
+                wait_for_input=form,
+                timeout=timeout_seconds,
+                poll_interval=min(_POLL_SECONDS, max(1, timeout_seconds // 10)),
+            )
     except FlowPauseTimeout:
         logger.warning("nobody decided within %s: it stays inconclusive", timedelta(seconds=timeout_seconds))
     except ObjectNotFound:

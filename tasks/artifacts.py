@@ -7,10 +7,10 @@ import logging
 import re
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from uuid import UUID
 
-import httpx
 from prefect.artifacts import (
     create_image_artifact,
     create_link_artifact,
@@ -19,7 +19,6 @@ from prefect.artifacts import (
     create_table_artifact,
     update_progress_artifact,
 )
-from prefect.exceptions import PrefectException
 
 from tasks.core.config import FineTunerConfig
 from tasks.core.errors import TuneproofError
@@ -38,6 +37,7 @@ from tasks.core.plots import data_uri, loss_plot
 from tasks.core.records import ModelManifest, Prediction
 from tasks.core.storage import Store, is_url
 from tasks.finetuner import best_text
+from tasks.telling import courier
 
 logger = logging.getLogger(__name__)
 
@@ -69,14 +69,14 @@ class ProgressArtifact:
         if percent == self._percent == 100:
             return
         description = f"{self._description}: {text}"
-        if self._artifact_id is None:
-            self._artifact_id = _tolerant(
-                lambda: create_progress_artifact(percent, key=self._key, description=description)
-            )
-        else:
-            artifact_id = self._artifact_id
-            _tolerant(lambda: update_progress_artifact(artifact_id, percent, description=description))
+        courier().send("progress", partial(self._tell, percent, description), replaces=self)
         self._percent, self._updated = percent, time.monotonic()
+
+    def _tell(self, percent: float, description: str) -> None:
+        if self._artifact_id is None:
+            self._artifact_id = create_progress_artifact(percent, key=self._key, description=description)
+        else:
+            update_progress_artifact(self._artifact_id, percent, description=description)
 
 
 def show_sample_predictions(run_name: str, predictions: Iterable[Prediction]) -> None:
@@ -95,7 +95,7 @@ def show_sample_predictions(run_name: str, predictions: Iterable[Prediction]) ->
     ]
     description = f"First {len(rows)} answers of the run {run_name}"
     key = artifact_key(f"sample-{run_name}")
-    _tolerant(lambda: create_table_artifact(table=rows, key=key, description=description))
+    _show(create_table_artifact, table=rows, key=key, description=description)
 
 
 def show_losses(manifest: ModelManifest) -> None:
@@ -105,9 +105,9 @@ def show_losses(manifest: ModelManifest) -> None:
         return
     rows = [point.model_dump() for point in losses]
     key, description = artifact_key(f"loss-{run_name}"), f"Training losses of {run_name}{best_text(manifest)}"
-    _tolerant(lambda: create_table_artifact(table=rows, key=key, description=description))
+    _show(create_table_artifact, table=rows, key=key, description=description)
     plot, plot_key = data_uri(loss_plot(losses, manifest.best_step)), artifact_key(f"loss-plot-{run_name}")
-    _tolerant(lambda: create_image_artifact(image_url=plot, key=plot_key, description=description))
+    _show(create_image_artifact, image_url=plot, key=plot_key, description=description)
 
 
 def show_prompts(run_name: str, settings: FineTunerConfig) -> None:
@@ -121,18 +121,18 @@ def show_prompts(run_name: str, settings: FineTunerConfig) -> None:
         logger.warning("the prompts could not be shown: %s", error.what)
         return
     key, told = artifact_key(f"prompts-{run_name}"), f"The first rows that {run_name} learnt"
-    _tolerant(lambda: create_markdown_artifact(visible(text), key=key, description=told))
+    _show(create_markdown_artifact, visible(text), key=key, description=told)
 
 
 def show_scores(run_name: str, summary: EvaluationSummary) -> None:
     """Show the scores before and after with their intervals, and the verdict if there is one."""
     key, text = artifact_key(f"scores-{run_name}"), scores_markdown(summary)
-    _tolerant(lambda: create_markdown_artifact(visible(text), key=key, description=summary.answer))
+    _show(create_markdown_artifact, visible(text), key=key, description=summary.answer)
     verdict = summary.verdict
     if verdict is not None:
         key, verdict_text = artifact_key(f"verdict-{run_name}"), verdict_markdown(summary, verdict)
         told = f"{verdict.decision}: {verdict.reasons[0]}" if verdict.reasons else verdict.decision
-        _tolerant(lambda: create_markdown_artifact(visible(verdict_text), key=key, description=told))
+        _show(create_markdown_artifact, visible(verdict_text), key=key, description=told)
 
 
 def show_lineage(summary: EvaluationSummary, directory: Path) -> None:
@@ -140,14 +140,14 @@ def show_lineage(summary: EvaluationSummary, directory: Path) -> None:
     run_name = summary.candidate.run_name
     key, text = artifact_key(f"lineage-{run_name}"), lineage_markdown(summary, directory)
     description = f"Where the scores of {run_name} come from"
-    _tolerant(lambda: create_markdown_artifact(visible(text), key=key, description=description))
+    _show(create_markdown_artifact, visible(text), key=key, description=description)
 
 
 def show_file(kind: str, run_name: str, path: Path, store: Store | None = None) -> None:
     """Link to a file: at the store's URL, else on the machine that ran the flow."""
     link, place = file_link(path, store)
     key, text = artifact_key(f"{kind}-{run_name}"), f"{run_name}/{path.name}"
-    _tolerant(lambda: create_link_artifact(link, link_text=text, key=key, description=f"{kind}: {place}"))
+    _show(create_link_artifact, link, link_text=text, key=key, description=f"{kind}: {place}")
 
 
 def file_link(path: Path, store: Store | None) -> tuple[str, str]:
@@ -169,11 +169,7 @@ def show_promotion(promotion: Promotion) -> None:
     lines += [f"Reason given: {promotion.reason}", ""] if promotion.reason else []
     lines += [f"- {reason}" for reason in (verdict.reasons if verdict else ())]
     key, text = artifact_key("promoted"), "\n".join(lines)
-    _tolerant(
-        lambda: create_markdown_artifact(
-            visible(text), key=key, description=f"promoted: {promotion.run_name}"
-        )
-    )
+    _show(create_markdown_artifact, visible(text), key=key, description=f"promoted: {promotion.run_name}")
 
 
 def verdict_markdown(summary: EvaluationSummary, verdict: Verdict) -> str:
@@ -242,11 +238,6 @@ def _cell(text: str | None) -> str:
     return text if len(text) <= _CELL_LENGTH else f"{text[:_CELL_LENGTH]}…"
 
 
-def _tolerant(create: Callable[[], object]) -> UUID | None:
-    """Create an artifact; when the Prefect API does not take it, say so and let the run go on."""
-    try:
-        created = create()
-    except (PrefectException, httpx.HTTPError) as error:
-        logger.warning("an artifact could not be shown: %s", str(error).partition("\n")[0])
-        return None
-    return created if isinstance(created, UUID) else None
+def _show(create: Callable[..., object], *content: object, **told: object) -> None:
+    """Let an artifact be created; a run neither waits for it nor fails because of it."""
+    courier().send("an artifact", partial(create, *content, **told))

@@ -2,7 +2,7 @@
 
 A GPU is called by its UUID: `cuda:0` is another one on another machine or under another CUDA_VISIBLE_DEVICES.
 
-The slot is a lease that Prefect renews while the run lives. A killed run cannot give it back: it runs out within a
+The slot is a lease that is renewed while the run lives. A killed run cannot give it back: it runs out within a
 minute or so. The lock file needs no server and the system frees it at once when its holder dies.
 """
 
@@ -11,25 +11,28 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from contextvars import copy_context
+from uuid import UUID
 
 import httpx
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate
-from prefect.concurrency.asyncio import ConcurrencySlotAcquisitionError
-from prefect.concurrency.sync import concurrency
 from prefect.exceptions import ObjectNotFound
 
 from tasks.core.files import cache_dir
 from tasks.core.generation.devices import VISIBLE_DEVICES
 from tasks.core.locking import HeldElsewhereError, owned_lock
 from tasks.lasting_server import has_lasting_server
+from tasks.telling import courier, is_away, server_answers, server_name
 
 logger = logging.getLogger(__name__)
 
 LEASE_SECONDS = 60  # the shortest that Prefect takes
+_RENEW_SECONDS = LEASE_SECONDS / 3
 _POLL_SECONDS = 2.0
 
 
@@ -87,7 +90,7 @@ def _limits(limit: str | None, devices: Sequence[str]) -> list[str]:
     if "{device}" not in limit:
         return [limit]
     names = [limit.replace("{device}", _own_name(device)) for device in devices]
-    if has_lasting_server():  # without a server, a slot of a killed run would stay taken
+    if has_lasting_server() and server_answers():  # without a server, a slot of a killed run would stay taken
         for name in names:
             _make_limit(name)
     return names
@@ -107,30 +110,87 @@ def _make_limit(name: str) -> None:
 
 @contextmanager
 def _slot(name: str) -> Iterator[None]:
-    """A slot of the limit. Waits here and not in Prefect, whose waiting is silent and hears no interrupt."""
-    with ExitStack() as held:
-        told = False
-        while True:
-            try:
-                # A lease lost to a short outage of the server must not end hours of work: the locks still hold.
-                slot = concurrency(
-                    name, max_retries=0, lease_duration=LEASE_SECONDS, raise_on_lease_renewal_failure=False
-                )
-                held.enter_context(slot)
-                break
-            except ConcurrencySlotAcquisitionError as error:
-                if not _is_taken(error):
-                    raise
-                if not told:
-                    logger.info("waiting for a slot of the concurrency limit %s, all are taken", name)
-                told = True
-                time.sleep(_POLL_SECONDS)
+    """A slot of the limit; when the server is away, the locks of this machine have to do."""
+    slot = _Slot(name)
+    try:
+        slot.take()
+    except Exception as error:
+        if not is_away(error):
+            raise
+        logger.warning("%s does not answer: no slot of the limit %s is taken", server_name(), name)
+    try:
         yield
+    finally:
+        slot.let_go()
 
 
-def _is_taken(error: ConcurrencySlotAcquisitionError) -> bool:
-    cause = error.__cause__
-    return isinstance(cause, httpx.HTTPStatusError) and cause.response.status_code == httpx.codes.LOCKED
+class _Slot:
+    """A slot of a limit, a lease that is renewed beside the work.
+
+    Prefect's own `concurrency` waits silently and hears no interrupt, gives a lease up for good that it could not renew
+    for a minute, and waits for the server to give it back.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._lease_id: UUID | None = None
+        self._over = threading.Event()
+
+    def take(self) -> None:
+        """Wait until a slot is free and take it."""
+        if not server_answers():
+            raise httpx.ConnectError("asked in vain")
+        told = False
+        while not self._is_taken():
+            if not told:
+                logger.info("waiting for a slot of the concurrency limit %s, all are taken", self._name)
+            told = True
+            time.sleep(_POLL_SECONDS)
+        if self._lease_id is not None:
+            keeper = copy_context()
+            threading.Thread(target=keeper.run, args=(self._keep,), name="slot", daemon=True).start()
+
+    def let_go(self) -> None:
+        """Give the slot back, when the server is there."""
+        self._over.set()
+        if self._lease_id is not None:
+            courier().send(f"the end of the slot of {self._name}", self._give_back)
+
+    def _is_taken(self) -> bool:
+        """Ask for a slot; False when there is none free, True also where there is no such limit."""
+        try:
+            with get_client(sync_client=True) as client:
+                given = client.increment_concurrency_slots_with_lease(
+                    names=[self._name], slots=1, mode="concurrency", lease_duration=LEASE_SECONDS
+                ).json()
+        except httpx.HTTPStatusError as error:
+            if error.response.status_code == httpx.codes.LOCKED:
+                return False
+            raise
+        self._lease_id = UUID(given["lease_id"]) if given["limits"] else None
+        return True
+
+    def _keep(self) -> None:
+        while not self._over.wait(_RENEW_SECONDS):
+            courier().send(f"the slot of {self._name}", self._renew, replaces=self)
+
+    def _renew(self) -> None:
+        if self._over.is_set() or self._lease_id is None:
+            return
+        try:
+            with get_client(sync_client=True) as client:
+                client.renew_concurrency_lease(lease_id=self._lease_id, lease_duration=LEASE_SECONDS)
+        except (ObjectNotFound, httpx.HTTPStatusError) as error:
+            if is_away(error):
+                raise
+            # It ran out while the server was away.
+            if not self._is_taken():
+                logger.debug("the slot of %s was given to another run", self._name)
+
+    def _give_back(self) -> None:
+        if self._lease_id is not None:
+            with get_client(sync_client=True) as client:
+                client.release_concurrency_slots_with_lease(lease_id=self._lease_id)
 
 
 @contextmanager

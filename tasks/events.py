@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from prefect.events import emit_event
-from prefect.runtime import flow_run
 
 from tasks.core.evaluation.summary import EvaluationSummary
 from tasks.core.models.promotion import Promotion
 from tasks.core.records import ModelManifest, RunManifest
+from tasks.telling import is_phase
 
 MODEL_TRAINED = "tuneproof.model.trained"
 PREDICTIONS_READY = "tuneproof.predictions.ready"
@@ -80,5 +80,5 @@ def _resource(kind: str, run_name: str) -> dict[str, str]:
     The pipeline itself does what comes next, so the triggers, which listen to `tuneproof.<kind>.*`, must not. A
     pipeline that stops early emits its last phase's event again at its end, not being a phase itself.
     """
-    scope = "tuneproof.pipeline" if flow_run.parent_flow_run_id else "tuneproof"
+    scope = "tuneproof.pipeline" if is_phase() else "tuneproof"
     return {"prefect.resource.id": f"{scope}.{kind}.{run_name}", "prefect.resource.name": run_name}

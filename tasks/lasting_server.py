@@ -12,5 +12,10 @@ TEMPORARY_ADDRESS = "TEMPORARY_PREFECT_SERVER"
 
 def has_lasting_server() -> bool:
     """Tell whether there is a server on which others see this run, and which is there when it has ended."""
-    address = PREFECT_API_URL.value()
-    return bool(address) and address != os.environ.get(TEMPORARY_ADDRESS)
+    return bool(PREFECT_API_URL.value()) and not is_temporary_server()
+
+
+def is_temporary_server() -> bool:
+    """Tell whether the server in use is that of one command, which ends with it."""
+    address: str | None = PREFECT_API_URL.value()
+    return address is not None and address == os.environ.get(TEMPORARY_ADDRESS)

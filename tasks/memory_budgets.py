@@ -18,6 +18,7 @@ from tasks.core.generation.budget import (
     learned_in,
     with_learned,
 )
+from tasks.telling import server_answers
 
 logger = logging.getLogger(__name__)
 
@@ -55,8 +56,9 @@ class PrefectBudgetStore:
             logger.warning("the learned memory budget is kept in a file only: %s", exc)
 
     def _has_server(self) -> bool:
-        """Whether there is a server: the one that the settings name, or the temporary one of this process."""
-        return bool(PREFECT_API_URL.value()) or os.getpid() == self._process_id
+        """Whether a server answers: the one that the settings name, or the temporary one of this process."""
+        is_named = bool(PREFECT_API_URL.value()) or os.getpid() == self._process_id
+        return is_named and server_answers()
 
     def _entries(self) -> Entries:
         if not self._has_server():

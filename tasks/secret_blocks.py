@@ -7,6 +7,7 @@ from pydantic import SecretStr
 
 from tasks.core.config import EvaluatorConfig
 from tasks.core.errors import EvaluationError
+from tasks.telling import server_name, wait_for_server
 
 _BLOCK = "secret:"
 
@@ -19,6 +20,11 @@ def judge_key_of(settings: EvaluatorConfig) -> SecretStr | None:
     name = settings.judge_api_key.removeprefix(_BLOCK)
     if name == settings.judge_api_key or not settings.uses_an_endpoint:
         return None
+    if not wait_for_server(f"for the Secret block {name}"):
+        raise EvaluationError(
+            f"judge_api_key names the Prefect Secret block {name!r}, and {server_name()} does not answer",
+            "start that server, or set another place of the key, such as env:NAME",
+        )
     try:
         value = Secret.load(name, _sync=True).get()
     except ValueError as error:

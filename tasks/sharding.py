@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from prefect import task, unmapped
 from prefect.cache_policies import NO_CACHE
+from prefect.client.orchestration import get_client
 from prefect.logging import get_run_logger
 from prefect.runtime import task_run
+from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.task_runners import ProcessPoolTaskRunner, TaskRunner, ThreadPoolTaskRunner
 
 from tasks.core.config import InferencerConfig
@@ -109,7 +111,7 @@ def answer_in_tasks(inferencer: Inferencer, prepared: PreparedRows) -> LedgerInd
 
 def _map(inferencer: Inferencer, prepared: PreparedRows, pending: Sequence[Shard]) -> None:
     settings, places = inferencer.settings, seats(inferencer, len(pending))
-    with _runner(settings, places) as runner:
+    with _same_server(), _runner(settings, places) as runner:
         if isinstance(runner, ThreadPoolTaskRunner):
             shared = {"inferencer": unmapped(inferencer), "prepared": unmapped(prepared)}
             futures = runner.map(answer_shard_here, {**shared, "shard": pending})
@@ -133,6 +135,18 @@ def _raise_first_error(futures: Sequence[PrefectFuture[Any]]) -> None:
             errors.append(exc)
     if errors:
         raise errors[0]
+
+
+@contextmanager
+def _same_server() -> Iterator[None]:
+    """Let other processes use the server of this one, temporary or not: without an address each would start its own."""
+    if PREFECT_API_URL.value():
+        yield
+        return
+    with get_client(sync_client=True) as client:
+        address = str(client.api_url).rstrip("/")
+    with temporary_settings({PREFECT_API_URL: address}):
+        yield
 
 
 @contextmanager

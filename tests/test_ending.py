@@ -132,7 +132,7 @@ def long_inference(start: Start, folder: Path, model: Path, *more: str) -> Termi
 
 
 def _answered(folder: Path) -> int:  # noqa: F811
-    return sum(len(path.read_text().splitlines()) for path in folder.glob("runs/*/ledger.jsonl"))
+    return sum(len(path.read_text().splitlines()) for path in folder.glob("runs/*/**/ledger.jsonl"))
 
 
 @pytest.mark.server
@@ -161,3 +161,75 @@ def test_a_killed_command_takes_its_server_with_it(start: Start, folder: Path, t
     terminal.kill(signal.SIGKILL)
     terminal.wait(10)
     assert terminal.wait_until(lambda: terminal.processes() == [], 30) < 15
+
+
+SHARDS = ("--inferencer.num-shards", "4", "--inferencer.shard-runner", "processes")
+IN_TWO_CHILDREN_EACH = (*SHARDS, "--inferencer.shard-processes", "2", "--inferencer.isolation", "process")
+
+
+@pytest.mark.server
+@pytest.mark.slow
+def test_a_killed_command_takes_the_processes_of_its_shards_and_their_children_with_it(
+    start: Start,
+    folder: Path,  # noqa: F811
+    tiny_model_dir: Path,
+) -> None:
+    terminal = long_inference(start, folder, tiny_model_dir, *IN_TWO_CHILDREN_EACH)
+    # The command, its server, two shards and what generates for them: none has a server of its own.
+    assert len(terminal.processes()) >= 6
+    assert (
+        len([line for line in terminal.processes() if "serve_temporarily" in line or "uvicorn" in line]) == 1
+    )
+    terminal.kill(signal.SIGKILL)
+    terminal.wait(10)
+    assert terminal.wait_until(lambda: terminal.processes() == [], 30) < 15
+
+
+@pytest.mark.server
+@pytest.mark.slow
+def test_a_killed_training_takes_its_server_with_it(start: Start, folder: Path) -> None:  # noqa: F811
+    terminal = start("-m", "flows", "finetune", "--fine-tuner.epochs", "100000", cwd=folder)
+    terminal.wait_until(lambda: "training" in terminal.output and "%" in terminal.output, 400)
+    terminal.kill(signal.SIGKILL)
+    terminal.wait(10)
+    assert terminal.wait_until(lambda: terminal.processes() == [], 30) < 15
+
+
+SCORING = """
+import itertools
+from tasks.core.evaluation.metrics import resolve
+from tasks.core.evaluation.scoring import score_predictions
+from tasks.core.records import Prediction
+
+def rows():
+    for n in itertools.count():
+        if n == 20_000:
+            print("scoring", flush=True)
+        yield Prediction(id=str(n), question="?", predicted_answer="four", ground_truth="4")
+
+if __name__ == "__main__":
+    score_predictions(rows(), resolve(["exact_match"]), processes=2)
+"""
+
+
+def test_a_killed_evaluation_takes_the_processes_that_score_with_it(start: Start, tmp_path: Path) -> None:
+    (tmp_path / "scoring.py").write_text(SCORING)
+    terminal = start(str(tmp_path / "scoring.py"))
+    terminal.wait_until(lambda: "scoring" in terminal.output, 120)
+    assert len(terminal.processes()) >= 3
+    terminal.kill(signal.SIGKILL)
+    terminal.wait(10)
+    assert terminal.wait_until(lambda: terminal.processes() == [], 30) < 15
+
+
+def test_a_process_that_hangs_at_its_exit_is_ended_with_its_code(start: Start) -> None:
+    code = """
+import sys, threading
+import flows.ending as ending
+ending.EXIT_SECONDS = 1
+threading.Thread(target=threading.Event().wait).start()  # the interpreter waits for it
+sys.exit(ending.run_to_end(lambda: 3))
+"""
+    terminal = start("-c", code)
+    assert terminal.wait(30) < 20
+    assert terminal.exit_code == 3

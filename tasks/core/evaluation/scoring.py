@@ -27,6 +27,7 @@ from tasks.core.evaluation.metric import (
     MetricFamily,
 )
 from tasks.core.evaluation.metrics import reported
+from tasks.core.generation.isolation import end_with_parent
 from tasks.core.interruption import unheard_by_children
 from tasks.core.records import Prediction
 
@@ -97,7 +98,8 @@ def _scored_batches(
         return
     with ExitStack() as stack:
         pool = stack.enter_context(
-            ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn"))
+            # A killed parent leaves its pool waiting for work for ever.
+            ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), initializer=end_with_parent)
         )
         for group in _batched(batches, 2 * processes):
             with unheard_by_children():  # the pool begins its processes when it gets work

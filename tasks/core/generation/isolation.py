@@ -143,7 +143,7 @@ def _run(
     work: Callable[[Connection, Argument], None],
     argument: Argument,
 ) -> None:
-    threading.Thread(target=_end_with_parent, name="parent-watch", daemon=True).start()
+    end_with_parent()
     logs.begin()
     try:
         work(connection, argument)
@@ -164,11 +164,15 @@ def _portable(error: BaseException) -> BaseException:
     return ChildDiedError(f"the generating process ended with {type(error).__name__}: {error}")
 
 
-def _end_with_parent() -> None:
-    """Wait for the parent's end and follow at once; a killed parent cannot end its child itself.
+def end_with_parent() -> None:
+    """See to it that this process ends at once when its parent does; a killed parent cannot end its child itself.
 
     An orphan would go on to hold the run directory and the device that a retry of the parent needs.
     """
+    threading.Thread(target=_end_with_parent, name="parent-watch", daemon=True).start()
+
+
+def _end_with_parent() -> None:
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()
