@@ -57,7 +57,7 @@ class _Ending:
         self._lock = threading.Lock()
 
     def in_time(self, code: int) -> int:
-        """Give the exit code; end the process with it if that takes too long.
+        """Give the exit code; end the process with it if its exit, once begun, takes too long.
 
         At its exit Prefect sends what logs and events wait, for minutes where the server is away.
         """
@@ -65,6 +65,7 @@ class _Ending:
         return code
 
     def _end_later(self, code: int) -> None:
+        threading.main_thread().join()  # a program that only called a command goes on
         time.sleep(EXIT_SECONDS)
         with self._lock:
             _end_descendants()

@@ -83,16 +83,19 @@ def score_references(
     run = prepared.run
     path = run.references_path if shard is None else run.shard_references_path(shard)
     known = _published_digest(run) if shard is None else None
-    found = likelihood.read_reference_score(path, known)
+    found = likelihood.read_reference_score(path, run.run_key, known)
     if found is not None and (shard is not None or _is_as_published(run, found)):
         return found
     measured = [run.shard_references_path(one) for one in all_shards(inferencer.settings.num_shards)]
-    if shard is None and all(likelihood.read_reference_score(file) is not None for file in measured):
-        return likelihood.merge_references(path, measured, prepared.rows)
+    if shard is None and all(
+        likelihood.read_reference_score(file, run.run_key) is not None for file in measured
+    ):
+        return likelihood.merge_references(path, measured, prepared.rows, run.run_key)
     answered = ~index_run(run, prepared.rows).failed
     return likelihood.score_references(
         path,
         prepared.rows,
+        run.run_key,
         model=inferencer.load_model_and_tokenizer(),
         prompts=inferencer.prompt_builder(),
         budget=inferencer.token_budget(),

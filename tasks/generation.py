@@ -10,9 +10,10 @@ from prefect.cache_policies import NO_CACHE
 
 from tasks.artifacts import show_file, show_sample_predictions
 from tasks.assets import record_predictions
-from tasks.core.generation.ledger import LedgerIndex, index_ledgers
+from tasks.core.generation.ledger import LedgerIndex
 from tasks.core.generation.progress import GenerationProgress
 from tasks.core.generation.published import read_predictions
+from tasks.core.generation.runs import index_run
 from tasks.core.interruption import keeps, way_on
 from tasks.core.records import RunManifest
 from tasks.inferencer import Inferencer, PreparedRows
@@ -49,7 +50,7 @@ def _shown(inferencer: Inferencer, prepared: PreparedRows) -> Iterator[None]:
 def _kept(prepared: PreparedRows) -> str:
     """What an interrupted generation keeps, by the ledgers."""
     total = len(prepared.rows)
-    finished = index_ledgers(prepared.run.ledger_paths(), prepared.rows.ids).finished
+    finished = index_run(prepared.run, prepared.rows).finished
     if finished == total:
         return f"all {total:,} answers are kept; {way_on()} goes on after them"
     return f"{finished:,} of {total:,} answers are kept; {way_on()} goes on from row {finished + 1:,}"

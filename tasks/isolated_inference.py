@@ -159,7 +159,7 @@ class _Deaths:
 
     def _fail_row(self, row_id: str, message: str, *, for_memory: bool) -> None:
         cause = "out of memory with this row alone" if for_memory else "no answer with this row alone, twice"
-        with self._part.locked(), Ledger(self._part.ledger_path) as ledger:
+        with self._part.locked(), Ledger(self._part.ledger_path, self._prepared.run.run_key) as ledger:
             ledger.append(Completion(row_id, "", "error", 0, 0, 0.0, 1, error=f"{cause}: {message}"))
         self.missing -= 1
 
@@ -175,7 +175,7 @@ def _has_references(inferencer: Inferencer, prepared: PreparedRows, shard: Shard
     """Whether the child had nothing left to do after the last row."""
     run = prepared.run
     path = run.references_path if shard is None else run.shard_references_path(shard)
-    return not inferencer.settings.score_references or read_reference_score(path) is not None
+    return not inferencer.settings.score_references or read_reference_score(path, run.run_key) is not None
 
 
 def _generate(connection: Connection, work: PartWork) -> None:

@@ -245,7 +245,7 @@ def _tell_run(phase: PlannedPhase, inferencer: Inferencer, identity: RunIdentity
     if not run.identity_path.exists():
         return
     run.claim(identity)  # writes nothing where a claim is; refuses other settings
-    finished = index_ledgers(run.ledger_paths(), rows.ids).finished
+    finished = index_ledgers(run.ledger_paths(), rows.ids, run.run_key).finished
     phase.tell("answered already", f"{finished} of {len(rows)} rows")
 
 

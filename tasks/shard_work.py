@@ -70,12 +70,15 @@ def pending_shards(inferencer: Inferencer, prepared: PreparedRows, index: Ledger
     """Shards with rows that no ledger has, or whose references are still to be scored."""
     run, count = prepared.run, inferencer.settings.num_shards
     unanswered = set(shard_numbers(prepared.rows.ids[index.offsets == ABSENT], count).tolist())
-    score = inferencer.settings.score_references and read_reference_score(run.references_path) is None
+    score = (
+        inferencer.settings.score_references
+        and read_reference_score(run.references_path, run.run_key) is None
+    )
     return tuple(
         shard
         for shard in all_shards(count)
         if shard.index in unanswered
-        or (score and read_reference_score(run.shard_references_path(shard)) is None)
+        or (score and read_reference_score(run.shard_references_path(shard), run.run_key) is None)
     )
 
 

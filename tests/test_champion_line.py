@@ -138,6 +138,8 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "a flipped bit": (_in_line(1, lambda line: line.replace(b'"because"', b'"becausd"')), "line 2 is damaged"),
     "another model's name": (_in_line(2, lambda line: line.replace(b'"two"', b'"one"')), "line 3 is damaged"),
     "a line that is gone": (_without_line(2), "line 2 is damaged: the line before it is gone or was changed"),
+    "the first line twice": (_in_line(1, lambda line: line + b"\n" + line), "line 2 is damaged: .* there twice"),
+    "the last line twice": (_in_line(3, lambda line: line + b"\n" + line), "line 4 is damaged: .* there twice"),
     "the first line gone": (_without_line(1), "line 1 is damaged: the line before it is gone or was changed"),
     "the last line gone": (_without_line(3), r"says that three is promoted, but line 2 .* the last, says two"),
     "the last line cut": (lambda m: _cut(m / "promotions.jsonl"), "says that three is promoted, but line 2"),

@@ -222,6 +222,20 @@ def test_a_killed_evaluation_takes_the_processes_that_score_with_it(start: Start
     assert terminal.wait_until(lambda: terminal.processes() == [], 30) < 15
 
 
+def test_a_program_that_only_called_a_command_goes_on_when_that_has_ended(start: Start) -> None:
+    code = """
+import sys, time
+import flows.ending as ending
+ending.EXIT_SECONDS = 0.1
+ending.run_to_end(lambda: 3)
+time.sleep(1)
+sys.exit(4)
+"""
+    terminal = start("-c", code)
+    terminal.wait(30)
+    assert terminal.exit_code == 4
+
+
 def test_a_process_that_hangs_at_its_exit_is_ended_with_its_code(start: Start) -> None:
     code = """
 import sys, threading

@@ -6,13 +6,15 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from tasks.core.errors import LedgerCorruptError, StorageError
-from tasks.core.generation.ledger import ABSENT, Ledger, index_ledger, read_at, read_completions
+from tasks.core.generation.ledger import ABSENT, Ledger, LedgerIndex, index_ledgers, read_completions
 from tasks.core.records import Completion
 
 
@@ -24,8 +26,17 @@ def ids(*names: str) -> np.ndarray:
     return np.array([name.encode() for name in names], dtype="S28")
 
 
+KEY = "0" * 64
+
+
+def read_at(path: Path, offsets: Any) -> Iterator[Completion]:
+    places = np.asarray(offsets)
+    none = np.zeros(len(places), dtype=np.int32)
+    return read_completions(LedgerIndex(places, none, none.astype(bool), (path,), KEY))
+
+
 def write(path: Path, *completions: Completion) -> None:
-    with Ledger(path) as ledger:
+    with Ledger(path, KEY) as ledger:
         for completion in completions:
             ledger.append(completion)
 
@@ -33,7 +44,7 @@ def write(path: Path, *completions: Completion) -> None:
 def test_lines_are_found_again_by_row_whatever_their_order(tmp_path: Path) -> None:
     path = tmp_path / "ledger.jsonl"
     write(path, answer("b", "second"), answer("a", "first\nline \u2028 two"))
-    index = index_ledger(path, ids("a", "missing", "b"))
+    index = index_ledgers((path,), ids("a", "missing", "b"), KEY)
     assert index.finished == 2
     assert index.missing_positions().tolist() == [1]
     texts = [completion.text for completion in read_at(path, index.offsets[[0, 2]])]
@@ -43,14 +54,14 @@ def test_lines_are_found_again_by_row_whatever_their_order(tmp_path: Path) -> No
 def test_of_two_lines_for_a_row_the_first_counts(tmp_path: Path) -> None:
     path = tmp_path / "ledger.jsonl"
     write(path, answer("a", "first"), answer("a", "again"))
-    [kept] = read_at(path, index_ledger(path, ids("a")).offsets)
+    [kept] = read_at(path, index_ledgers((path,), ids("a"), KEY).offsets)
     assert kept.text == "first"
 
 
 def test_rows_of_other_datasets_are_ignored(tmp_path: Path) -> None:
     path = tmp_path / "ledger.jsonl"
     write(path, answer("elsewhere"))
-    assert index_ledger(path, ids("a")).offsets.tolist() == [ABSENT]
+    assert index_ledgers((path,), ids("a"), KEY).offsets.tolist() == [ABSENT]
 
 
 @pytest.mark.parametrize("kept_bytes", [1, 10, 60])
@@ -59,9 +70,9 @@ def test_a_torn_last_line_is_cut_off_and_its_row_is_missing(tmp_path: Path, kept
     write(path, answer("a"), answer("b"))
     first_line = path.read_bytes().index(b"\n") + 1
     os.truncate(path, first_line + kept_bytes)
-    assert index_ledger(path, ids("a", "b")).missing_positions().tolist() == [1]
+    assert index_ledgers((path,), ids("a", "b"), KEY).missing_positions().tolist() == [1]
     write(path, answer("b", "anew"))
-    index = index_ledger(path, ids("a", "b"))
+    index = index_ledgers((path,), ids("a", "b"), KEY)
     assert [completion.text for completion in read_at(path, index.offsets)] == ["an answer", "anew"]
 
 
@@ -71,14 +82,14 @@ def test_a_flipped_bit_anywhere_costs_one_row_at_most_and_never_changes_an_answe
     path, names = tmp_path / "ledger.jsonl", ("a", "b", "c", "d")
     write(path, *(answer(name, f"answer of {name} \u2028 {{}}") for name in names))
     content = path.read_bytes()
-    sound = list(read_at(path, index_ledger(path, ids(*names)).offsets))
+    sound = list(read_at(path, index_ledgers((path,), ids(*names), KEY).offsets))
     assert not caplog.messages
     for place in range(len(content) - 1):  # the last newline gone is a torn line
         flipped = bytearray(content)
         flipped[place] ^= 1 << place % 8
         path.write_bytes(flipped)
         caplog.clear()
-        index, row = index_ledger(path, ids(*names)), content[:place].count(b"\n")
+        index, row = index_ledgers((path,), ids(*names), KEY), content[:place].count(b"\n")
         assert index.missing_positions().tolist() == [row]
         kept = index.only(index.offsets != ABSENT)
         assert list(read_completions(kept)) == sound[:row] + sound[row + 1 :]
@@ -96,7 +107,7 @@ def test_a_ledger_without_checksums_is_read_and_goes_on(tmp_path: Path) -> None:
     path.write_bytes(OLD_LINE)
     write(path, answer("b"))
     assert path.read_bytes().startswith(OLD_LINE)
-    index = index_ledger(path, ids("a", "b"))
+    index = index_ledgers((path,), ids("a", "b"), KEY)
     assert list(read_at(path, index.offsets)) == [answer("a"), answer("b")]
 
 
@@ -117,17 +128,17 @@ def test_a_line_that_is_no_answer_never_counts_and_is_named(
     path = tmp_path / "ledger.jsonl"
     write(path, answer("b"))
     path.write_bytes(path.read_bytes() + OLD_LINE.replace(before, after))
-    assert index_ledger(path, ids("a", "b")).missing_positions().tolist() == [0]
+    assert index_ledgers((path,), ids("a", "b"), KEY).missing_positions().tolist() == [0]
     assert "ledger.jsonl: line 2 is damaged" in caplog.text
     write(path, answer("a", "asked again"))
-    [kept] = read_at(path, index_ledger(path, ids("a")).offsets)
+    [kept] = read_at(path, index_ledgers((path,), ids("a"), KEY).offsets)
     assert kept.text == "asked again"
 
 
 def test_repeated_and_strange_lines_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / "ledger.jsonl"
     write(path, answer("a"), answer("elsewhere"), answer("a", "again"), answer("nowhere"))
-    index_ledger(path, ids("a"))
+    index_ledgers((path,), ids("a"), KEY)
     assert caplog.messages == [
         f"{path}: lines 2, 4 are of no row of this run: left out",
         f"{path}: line 3 repeats a row that an earlier line has: the earlier one counts",
@@ -137,7 +148,7 @@ def test_repeated_and_strange_lines_are_named(tmp_path: Path, caplog: pytest.Log
 def test_a_line_that_is_damaged_after_it_was_found_is_an_error_and_no_answer(tmp_path: Path) -> None:
     path = tmp_path / "ledger.jsonl"
     write(path, answer("a"))
-    index = index_ledger(path, ids("a"))
+    index = index_ledgers((path,), ids("a"), KEY)
     path.write_bytes(path.read_bytes().replace(b"an answer", b"no answer"))
     with pytest.raises(LedgerCorruptError, match="run the same command again"):
         list(read_completions(index))
@@ -151,8 +162,17 @@ def test_a_ledger_that_is_a_link_is_not_written_through(tmp_path: Path) -> None:
     assert (tmp_path / "elsewhere").read_text() == ""
 
 
+def test_lines_of_another_run_never_count(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "ledger.jsonl"
+    with Ledger(path, "f" * 64) as ledger:
+        ledger.append(answer("a", "of another model"))
+    write(path, answer("b"))
+    assert index_ledgers((path,), ids("a", "b"), KEY).missing_positions().tolist() == [0]
+    assert "line 1 is damaged (its checksum is not that of its content in this run)" in caplog.text
+
+
 def test_a_missing_ledger_has_no_rows(tmp_path: Path) -> None:
-    assert index_ledger(tmp_path / "none.jsonl", ids("a")).finished == 0
+    assert index_ledgers((tmp_path / "none.jsonl",), ids("a"), KEY).finished == 0
 
 
 class Syncs:
@@ -179,7 +199,7 @@ def test_rows_that_finish_together_reach_the_disk_in_time_without_a_further_row(
 ) -> None:
     syncs = Syncs(monkeypatch)
     path = tmp_path / "ledger.jsonl"
-    with Ledger(path, sync_seconds=0.05) as ledger:
+    with Ledger(path, KEY, sync_seconds=0.05) as ledger:
         for burst in range(2):
             for number in range(64):
                 ledger.append(answer(f"row-{burst}-{number}"))
@@ -194,7 +214,7 @@ def test_a_new_ledgers_directory_entry_is_forced_to_the_disk(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     syncs = Syncs(monkeypatch)
-    with Ledger(tmp_path / "ledger.jsonl"):
+    with Ledger(tmp_path / "ledger.jsonl", KEY):
         assert tmp_path.stat().st_ino in {file for file, _ in syncs.files}
 
 
@@ -202,13 +222,13 @@ def test_what_cannot_be_forced_to_the_disk_is_a_clear_error() -> None:
     """The null device takes every line, and the system refuses to force it anywhere."""
     with pytest.raises(StorageError, match="cannot be written"):
         write(Path(os.devnull), answer("a"))
-    with pytest.raises(StorageError), Ledger(Path(os.devnull)) as ledger:
+    with pytest.raises(StorageError), Ledger(Path(os.devnull), KEY) as ledger:
         ledger.append(answer("a"))
         ledger.sync()
 
 
 def test_a_row_after_what_could_not_be_forced_to_the_disk_is_refused() -> None:
-    with pytest.raises(StorageError), Ledger(Path(os.devnull), sync_seconds=0.01) as ledger:
+    with pytest.raises(StorageError), Ledger(Path(os.devnull), KEY, sync_seconds=0.01) as ledger:
         for number in range(1000):
             ledger.append(answer(f"row-{number}"))
             time.sleep(0.01)
@@ -227,7 +247,7 @@ from tasks.core.records import Completion
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
 try:
-    with Ledger(Path({str(path)!r})) as ledger:
+    with Ledger(Path({str(path)!r}), {KEY!r}) as ledger:
         for number in range(100):
             ledger.append(Completion(f"row-{{number}}", "x" * 40, "stop", 1, 1, 0.1, 1))
 except StorageError as exc:
@@ -239,7 +259,7 @@ except StorageError as exc:
     content = path.read_bytes()
     assert content.endswith(b"\n")
     names = [f"row-{number}" for number in range(100)]
-    assert index_ledger(path, ids(*names)).finished == content.count(b"\n") > 3
+    assert index_ledgers((path,), ids(*names), KEY).finished == content.count(b"\n") > 3
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system needs root")
@@ -257,7 +277,7 @@ from tasks.core.errors import StorageError
 from tasks.core.generation.ledger import Ledger
 from tasks.core.records import Completion
 try:
-    with Ledger(Path({str(path)!r})) as ledger:
+    with Ledger(Path({str(path)!r}), {KEY!r}) as ledger:
         for number in range(100):
             ledger.append(Completion(f"row-{{number}}", "x" * 3000, "stop", 1, 1, 0.1, 1))
 except StorageError as exc:
@@ -267,11 +287,11 @@ except StorageError as exc:
         assert "no space left" in run.stdout
         assert "run the same command again" in run.stdout
         names = [f"row-{number}" for number in range(100)]
-        before = index_ledger(path, ids(*names)).finished
+        before = index_ledgers((path,), ids(*names), KEY).finished
         assert before > 3
         subprocess.run(["mount", "-o", "remount,size=8m", str(tmp_path)], check=True)
         write(path, answer(f"row-{before}"))
-        assert index_ledger(path, ids(*names)).finished == before + 1
+        assert index_ledgers((path,), ids(*names), KEY).finished == before + 1
     finally:
         subprocess.run(["umount", str(tmp_path)], check=True)
 
@@ -279,4 +299,4 @@ except StorageError as exc:
 def test_ids_are_compared_whole_even_when_one_begins_like_another(tmp_path: Path) -> None:
     path = tmp_path / "ledger.jsonl"
     write(path, answer("ab-10"))
-    assert index_ledger(path, ids("ab-1", "ab-10")).missing_positions().tolist() == [0]
+    assert index_ledgers((path,), ids("ab-1", "ab-10"), KEY).missing_positions().tolist() == [0]

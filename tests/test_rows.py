@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tasks.core.errors import DataError
-from tasks.core.generation.ledger import Ledger, index_ledger
+from tasks.core.generation.ledger import Ledger, index_ledgers
 from tasks.core.generation.rows import LONGEST_ID_BYTES, RunRows, index_rows
 from tasks.core.records import Completion, Example
 
@@ -18,11 +18,11 @@ def rows(*ids: str) -> RunRows:
 
 def test_long_ids_of_a_users_own_are_found_again_in_the_ledger(tmp_path: Path) -> None:
     indexed = rows(*(f"customer-questions-2024-row-{number:06d}" for number in range(4)), "a", "ü" * 100)
-    with Ledger(tmp_path / "ledger.jsonl") as ledger:
+    with Ledger(tmp_path / "ledger.jsonl", "key") as ledger:
         for row_id in indexed.ids:
             ledger.append(Completion(row_id.decode(), "an answer", "stop", 1, 1, 0.1, 1))
     assert indexed.ids[-1].decode() == "ü" * 100
-    assert index_ledger(tmp_path / "ledger.jsonl", indexed.ids).finished == 6
+    assert index_ledgers((tmp_path / "ledger.jsonl",), indexed.ids, "key").finished == 6
 
 
 @pytest.mark.parametrize("row_id", ["", "x" * (LONGEST_ID_BYTES + 1)])

@@ -49,9 +49,9 @@ def session(rows: int, **more: Any) -> Session:
     return Session(engine="inflight", rows=rows, **fields)
 
 
-def answered(part: RunDir, *names: str) -> None:
+def answered(part: RunDir, *names: str, run_key: str = "") -> None:
     part.path.mkdir(parents=True, exist_ok=True)
-    with Ledger(part.ledger_path) as ledger:
+    with Ledger(part.ledger_path, run_key) as ledger:
         for name in names:
             ledger.append(Completion(name, "an answer", "stop", 3, 2, 0.5, 4))
 

@@ -24,6 +24,7 @@ from tasks.core.config import FineTunerConfig
 from tasks.core.errors import (
     ConfigError,
     DataError,
+    ModelLoadError,
     OutOfMemoryError,
     RunKeyMismatchError,
     RunLockedError,
@@ -705,6 +706,17 @@ def test_a_finished_training_is_not_repeated(trained: Any, caplog: pytest.LogCap
     assert again.reused and again.manifest == result.manifest
     assert (result.model_dir / PUBLISHED_WEIGHTS).stat() == before
     assert "used as it is" in caplog.text
+
+
+def test_a_finished_training_whose_files_have_changed_is_refused_not_returned(
+    trained: Any, tmp_path: Path
+) -> None:
+    result, config, _ = trained
+    shutil.copytree(result.model_dir, tmp_path / "done")
+    tokenizer_path = tmp_path / "done" / "tokenizer.json"
+    tokenizer_path.write_text(tokenizer_path.read_text() + "\n")
+    with pytest.raises(ModelLoadError, match="its files have changed since"):
+        train(config, models_dir=tmp_path, run_name="done")
 
 
 def test_batch_pieces_and_logging_do_not_make_another_training(trained: Any) -> None:

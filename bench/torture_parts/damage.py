@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import fnmatch
 import functools
-import itertools
 import json
 import random
 import shutil
@@ -228,9 +227,8 @@ def _training(place: Path) -> State:
 
 
 def _alias(place: Path) -> State:
-    """Pointer and history; a line that was doubled as a damage says the same twice."""
-    lines = [line for line, _ in itertools.groupby(works.history(place))]
-    return {"pointer": works.pointer(place), "history": lines}
+    """Pointer and history."""
+    return {"pointer": works.pointer(place), "history": works.history(place)}
 
 
 def _report(stage: Stage, place: Path) -> None:

@@ -388,6 +388,9 @@ class ModelManifest(Record):
         None,
         description="finished_at, but later than that of each model that was there, whatever the clock did",
     )
+    weights_sha256: str | None = Field(
+        None, description="digest of weights, tokenizer and configuration as the training left them"
+    )
     library_versions: dict[str, str] = {}
     device: str
     tuneproof_version: str

@@ -6,7 +6,7 @@ import logging
 import os
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, ClassVar
@@ -47,6 +47,7 @@ class LedgerIndex:
     sources: Sources
     failed: Mask
     paths: tuple[Path, ...]
+    run_key: str
 
     @property
     def finished(self) -> int:
@@ -55,7 +56,9 @@ class LedgerIndex:
 
     def only(self, wanted: Mask) -> LedgerIndex:
         """Return the index of some of the rows."""
-        return LedgerIndex(self.offsets[wanted], self.sources[wanted], self.failed[wanted], self.paths)
+        return replace(
+            self, offsets=self.offsets[wanted], sources=self.sources[wanted], failed=self.failed[wanted]
+        )
 
     def rows_by_ledger(self) -> dict[Path, int]:
         """How many rows each ledger gives."""
@@ -76,8 +79,9 @@ class Ledger:
     line (the machine died while writing it) is cut off on opening. Use as a context manager.
     """
 
-    def __init__(self, path: Path, *, sync_seconds: float = 1.0) -> None:
+    def __init__(self, path: Path, run_key: str, *, sync_seconds: float = 1.0) -> None:
         self.path = path
+        self._run_key = run_key
         self._sync_seconds = sync_seconds
         self._descriptor = -1
         self._size = 0
@@ -122,7 +126,7 @@ class Ledger:
         Raises StorageError when it cannot be written whole, or an earlier one not be forced to the disk; what
         was written before stays intact.
         """
-        line = ledger_lines.written(record)
+        line = ledger_lines.written(record, self._run_key)
         offset = self._size
         try:
             view = memoryview(line)
@@ -151,10 +155,6 @@ class Ledger:
         except OSError:
             logger.warning("%s: the half-written last line stays; it is dropped on the next start", self.path)
 
-    def index(self, ids: Ids) -> LedgerIndex:
-        """Find each row's line; of lines with the same id the first counts, ids not in `ids` are ignored."""
-        return index_ledger(self.path, ids)
-
 
 def _as_written(completion: Completion) -> dict[str, Any]:
     """What a line holds; the fields of thoughts only where there are some."""
@@ -165,18 +165,16 @@ def _as_written(completion: Completion) -> dict[str, Any]:
     return record
 
 
-def index_ledger(path: Path, ids: Ids) -> LedgerIndex:
-    """Read the whole ledger once; see `index_ledgers`."""
-    return index_ledgers((path,), ids)
-
-
 def index_ledgers(
-    paths: Sequence[Path], ids: Ids, check: Callable[[bytes], tuple[str, bool]] = ledger_lines.completion_head
+    paths: Sequence[Path],
+    ids: Ids,
+    run_key: str,
+    check: Callable[[bytes], tuple[str, bool]] = ledger_lines.completion_head,
 ) -> LedgerIndex:
     """Read several ledgers of one run once, with memory for ids and offsets only.
 
-    Of lines with the same id the first in the first ledger counts. Lines that are damaged, that are of no row of
-    this run, or that repeat a row of the same ledger never count; a warning names them, and the row of a damaged
+    Of lines with the same id the first in the first ledger counts. Lines that are damaged, of another run, of no row of
+    this one, or that repeat a row of the same ledger never count; a warning names them, and the row of a damaged
     one is missing. `check` gives a line's id and whether it is an error row, or raises DamagedLineError.
     """
     offsets = np.full(len(ids), ABSENT, dtype=np.int64)
@@ -186,9 +184,9 @@ def index_ledgers(
     sorted_ids = ids[order]
     for source, path in enumerate(paths):
         unused = _Unused(path)
-        for number, offset, line in _lines(path):
+        for number, offset, line in _lines(path, run_key):
             try:
-                row_id, error = check(line)
+                row_id, error = check(without_checksum(line, run_key))
             except DamagedLineError as exc:
                 unused.damaged(number, line, str(exc))
                 continue
@@ -203,7 +201,7 @@ def index_ledgers(
             elif sources[position] == source:
                 unused.repeated(number, line)
         unused.tell()
-    return LedgerIndex(offsets, sources, failed, tuple(paths))
+    return LedgerIndex(offsets, sources, failed, tuple(paths), run_key)
 
 
 class _Unused:
@@ -267,7 +265,7 @@ def read_lines(index: LedgerIndex) -> Iterator[bytes]:
                 file = files[int(source)] = index.paths[int(source)].open("rb")
             file.seek(int(offset))
             try:
-                yield without_checksum(file.readline())
+                yield without_checksum(file.readline(), index.run_key)
             except DamagedLineError as exc:
                 raise _changed(index.paths[int(source)], int(offset), exc) from exc
     finally:
@@ -284,17 +282,6 @@ def read_completions(index: LedgerIndex) -> Iterator[Completion]:
             raise _changed(index.paths[int(source)], int(offset), exc) from exc
 
 
-def read_at(path: Path, offsets: Sequence[int] | Offsets) -> Iterator[Completion]:
-    """Yield the completions whose lines begin at `offsets`, in that order, with constant memory."""
-    with path.open("rb") as file:
-        for offset in offsets:
-            file.seek(int(offset))
-            try:
-                yield completion_in(file.readline())
-            except DamagedLineError as exc:
-                raise _changed(path, int(offset), exc) from exc
-
-
 def _changed(path: Path, offset: int, exc: DamagedLineError) -> LedgerCorruptError:
     return LedgerCorruptError(
         f"{path}: the line at byte {offset} was damaged just now ({exc})",
@@ -302,7 +289,7 @@ def _changed(path: Path, offset: int, exc: DamagedLineError) -> LedgerCorruptErr
     )
 
 
-def _lines(path: Path) -> Iterator[tuple[int, int, bytes]]:
+def _lines(path: Path, run_key: str) -> Iterator[tuple[int, int, bytes]]:
     """Number, offset and content of each whole line; nothing where there is no file.
 
     Where damage has eaten the end of a line, the next one is found behind it all the same.
@@ -316,7 +303,7 @@ def _lines(path: Path) -> Iterator[tuple[int, int, bytes]]:
         for number, line in enumerate(file, start=1):
             if not line.endswith(b"\n"):
                 return
-            if (behind := ledger_lines.whole_line_behind(line)) is None:
+            if (behind := ledger_lines.whole_line_behind(line, run_key)) is None:
                 yield number, offset, line
             else:
                 yield number, offset, line[:behind]

@@ -2,8 +2,9 @@
 
     {"id":"5f0c…-0","text":"…",…,"error":null,"crc32":"89abcdef"}
 
-The checksum is CRC-32 over all bytes before `,"crc32"`: it finds every damage of up to 32 bits in a row. Ledgers of
-older versions have lines without one; those count when each of their fields is known and of its type.
+The checksum is CRC-32 over the run's key and all bytes before `,"crc32"`: it finds every damage of up to 32 bits in a
+row, and lines of another run. Ledgers of older versions have lines without one; those count when each of their fields
+is known and of its type.
 """
 
 from __future__ import annotations
@@ -28,40 +29,44 @@ class DamagedLineError(ValueError):
     """A line is not what was written; the message says in a few words how that shows."""
 
 
-def written(record: Mapping[str, Any]) -> bytes:
+def written(record: Mapping[str, Any], run_key: str) -> bytes:
     """Return the line that holds a record, whose first field is `id`, and its checksum."""
     body = orjson.dumps(record)[:-1]
-    return b"%b%b%08x%b" % (body, _MARK, zlib.crc32(body), _END)
+    return b"%b%b%08x%b" % (body, _MARK, _checksum(body, run_key), _END)
 
 
-def without_checksum(line: bytes) -> bytes:
+def without_checksum(line: bytes, run_key: str) -> bytes:
     """Return the record alone, as a line. Raises DamagedLineError where the checksum is not that of the line."""
     if line[-_TAIL : -_TAIL + len(_MARK)] != _MARK:
         return line
     body, told = line[:-_TAIL], line[-len(_END) - _DIGITS : -len(_END)]
-    if told != b"%08x" % zlib.crc32(body) or line[-len(_END) :] != _END:
-        raise DamagedLineError("its checksum is not that of its content")
+    if told != b"%08x" % _checksum(body, run_key) or line[-len(_END) :] != _END:
+        raise DamagedLineError("its checksum is not that of its content in this run")
     return body + b"}\n"
 
 
-def whole_line_behind(line: bytes) -> int | None:
+def _checksum(body: bytes, run_key: str) -> int:
+    return zlib.crc32(body, zlib.crc32(run_key.encode()))
+
+
+def whole_line_behind(line: bytes, run_key: str) -> int | None:
     """Tell where a whole line begins behind one whose end was damaged; None where there is no such thing."""
     start = line.rfind(_START)
-    if start <= 0 or _is_whole(line) or not _is_whole(line[start:]):
+    if start <= 0 or _is_whole(line, run_key) or not _is_whole(line[start:], run_key):
         return None
     return start
 
 
-def _is_whole(line: bytes) -> bool:
+def _is_whole(line: bytes, run_key: str) -> bool:
     """Whether it has a checksum and that is right."""
     try:
-        return without_checksum(line) is not line
+        return without_checksum(line, run_key) is not line
     except DamagedLineError:
         return False
 
 
 def completion_in(line: bytes) -> Completion:
-    """Return the answer that a line holds. Raises DamagedLineError when it holds none."""
+    """Return the answer that a line without its checksum holds. Raises DamagedLineError when it holds none."""
     return Completion(**_fields(line, _COMPLETION))
 
 
@@ -88,7 +93,7 @@ def score_in(line: bytes) -> dict[str, Any]:
 def _fields(line: bytes, form: Mapping[str, tuple[Callable[[Any], bool], bool]]) -> dict[str, Any]:
     """Return the fields of a line, each known and of its type. Raises DamagedLineError."""
     try:
-        fields = orjson.loads(without_checksum(line))
+        fields = orjson.loads(line)
     except orjson.JSONDecodeError as exc:
         raise DamagedLineError(f"no JSON: {line[:60]!r}") from exc
     if not isinstance(fields, dict):

@@ -56,6 +56,7 @@ class ReferenceScore:
 def score_references(
     path: Path,
     rows: RunRows,
+    run_key: str,
     *,
     model: LoadedModel,
     prompts: PromptBuilder,
@@ -71,14 +72,14 @@ def score_references(
     scored. What an interrupted call has scored is kept in a file beside `path`, from which the next call goes on.
     """
     partial_path = path.with_suffix(".partial.jsonl")
-    with Ledger(partial_path) as ledger:
-        missing = index_ledgers([partial_path], rows.ids, score_head).offsets == ABSENT
+    with Ledger(partial_path, run_key) as ledger:
+        missing = index_ledgers([partial_path], rows.ids, run_key, score_head).offsets == ABSENT
         if wanted is not None:
             missing &= wanted
         for chunk in _chunks(rows, prompts, missing):
             for record in _scored(chunk, rows, model, budget):
                 ledger.append_line(record)
-    score = merge_references(path, [partial_path], rows)
+    score = merge_references(path, [partial_path], rows, run_key)
     partial_path.unlink(missing_ok=True)
     if score.failed:
         logger.warning("%d references have no score; the reasons are in %s", score.failed, path)
@@ -103,21 +104,22 @@ def _scored(
 
 
 class Seal(Record):
-    """Count and digest of a file of reference scores, beside it."""
+    """Count and digest of a file of reference scores, and of which run it is; beside it."""
 
     rows: int
     sha256: str
+    run_key: str
 
 
-def read_reference_score(path: Path, known_sha256: str | None = None) -> ReferenceScore | None:
-    """Sum up a file that `score_references` wrote; None where it is absent or not whole.
+def read_reference_score(path: Path, run_key: str, known_sha256: str | None = None) -> ReferenceScore | None:
+    """Sum up a file that `score_references` wrote; None where it is absent, not whole, or of another run.
 
     Whole is what has the digest of its seal, or `known_sha256`, which a manifest tells.
     """
     if not path.exists():
         return None
     score = sum_references(path)
-    if score is None or (score.sha256 != known_sha256 and _seal_of(score) != _read_seal(path)):
+    if score is None or (score.sha256 != known_sha256 and _seal_of(score, run_key) != _read_seal(path)):
         logger.warning("%s is not whole: the references are scored again", path)
         return None
     return score
@@ -144,8 +146,8 @@ def sum_references(path: Path) -> ReferenceScore | None:
     return ReferenceScore(perplexity, tokens, count, failed, digest.hexdigest())
 
 
-def _seal_of(score: ReferenceScore) -> Seal:
-    return Seal(rows=score.rows + score.failed, sha256=score.sha256)
+def _seal_of(score: ReferenceScore, run_key: str) -> Seal:
+    return Seal(rows=score.rows + score.failed, sha256=score.sha256, run_key=run_key)
 
 
 def _read_seal(path: Path) -> Seal | None:
@@ -155,9 +157,9 @@ def _read_seal(path: Path) -> Seal | None:
         return None
 
 
-def merge_references(path: Path, parts: Sequence[Path], rows: RunRows) -> ReferenceScore:
+def merge_references(path: Path, parts: Sequence[Path], rows: RunRows, run_key: str) -> ReferenceScore:
     """Join files of scores into `path`, in dataset order, whole or not at all; seal it and return the total."""
-    index = index_ledgers(parts, rows.ids, score_head)
+    index = index_ledgers(parts, rows.ids, run_key, score_head)
     scored = index.offsets != ABSENT
     with replacing(path, ROWS_KEPT) as partial_path, partial_path.open("wb") as file:
         file.writelines(read_lines(index.only(scored)))
@@ -167,7 +169,7 @@ def merge_references(path: Path, parts: Sequence[Path], rows: RunRows) -> Refere
             f"{path} cannot be read as it was written just now",
             "check the disk, then run the same command again: all answers are kept",
         )
-    write_atomically(seal_path_of(path), _seal_of(score).model_dump_json())
+    write_atomically(seal_path_of(path), _seal_of(score, run_key).model_dump_json())
     return score
 
 

@@ -154,6 +154,14 @@ class RunDir:
             return None
         return self.finished_manifest() if manifest.run_key == run_key else None
 
+    @property
+    def run_key(self) -> str:
+        """The key of the answers that the directory is bound to; "" where it is bound to none yet."""
+        try:
+            return RunIdentity.model_validate_json(self.identity_path.read_bytes()).run_key
+        except (OSError, ValidationError):
+            return ""
+
     def claim(self, identity: RunIdentity) -> None:
         """Bind the directory to `identity`; of several claims at once one wins.
 

@@ -98,7 +98,7 @@ def budget_key(model: LoadedModel) -> str:
 
 def index_run(run: RunDir, rows: RunRows) -> LedgerIndex:
     """Find the line of each row in all ledgers of a run: its own and those of its shards."""
-    return index_ledgers(run.ledger_paths(), rows.ids)
+    return index_ledgers(run.ledger_paths(), rows.ids, run.run_key)
 
 
 def missing_mask(run: RunDir, rows: RunRows, shard: Shard | None = None) -> Mask:
@@ -129,7 +129,7 @@ def answer_missing(
     """
     part = run if shard is None else run.shard(shard)
     work = _Work(part, shard, choice, budget, device)
-    with Ledger(part.ledger_path) as ledger:
+    with Ledger(part.ledger_path, run.run_key) as ledger:
         before = index_run(run, rows)
         own = np.ones(len(rows), dtype=np.bool_) if shard is None else shard.mask(rows.ids)
         missing = own & (before.offsets == ABSENT)

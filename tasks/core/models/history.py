@@ -73,8 +73,9 @@ def _change(path: Path, number: int, line: bytes, before: list[Change]) -> Chang
     except (ValueError, KeyError, TypeError, AttributeError, ConfigError) as error:
         reason = f"it has no {error}" if isinstance(error, KeyError) else str(error).partition("\n")[0]
         raise damaged(path, number, reason) from error
-    if previous is not None and previous != History(tuple(before)).last_sha256:
-        raise damaged(path, number, "the line before it is gone or was changed")
+    is_chained = bool(change_id) or previous is not None  # lines of earlier versions name none
+    if is_chained and previous != History(tuple(before)).last_sha256:
+        raise damaged(path, number, "the line before it is gone or was changed, or it is there twice")
     return Change(line, number, change_id, promotion)
 
 

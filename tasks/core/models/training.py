@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING
 
 from tasks.core import interruption
 from tasks.core.config import FineTunerConfig
-from tasks.core.errors import RunKeyMismatchError, RunLockedError
+from tasks.core.errors import ModelLoadError, RunKeyMismatchError, RunLockedError
 from tasks.core.generation.run_dir import RunDir
 from tasks.core.models import registry
+from tasks.core.models.digests import weights_sha256
 from tasks.core.provenance import library_version, library_versions, now
 from tasks.core.records import ModelManifest
 from tasks.core.training import checkpoints
@@ -178,8 +179,14 @@ def _finished(model_dir: Path, identity: TrainingIdentity, *, resume: bool) -> T
     claim(model_dir, identity)
     if not is_complete:
         return None
+    manifest = registry.read_manifest(model_dir)
+    if manifest.weights_sha256 not in (None, weights_sha256(model_dir)):
+        raise ModelLoadError(
+            f"{model_dir} was trained before, but its files have changed since: they are no longer that training's",
+            "put them back from a copy; or delete the directory, or set another fine_tuner.run_name, to train anew",
+        )
     logger.info("%s was trained before with the same settings and data; it is used as it is", model_dir)
-    return TrainedModel(model_dir, registry.read_manifest(model_dir), reused=True)
+    return TrainedModel(model_dir, manifest, reused=True)
 
 
 def _train_into(model_dir: Path, job: Job) -> TrainedModel:
@@ -208,6 +215,7 @@ def _train_into(model_dir: Path, job: Job) -> TrainedModel:
         initial_adapter_dir=fitted.initial_adapter_dir,
         chat_template=job.data.template.source,
     )
+    manifest = manifest.model_copy(update={"weights_sha256": weights_sha256(model_dir)})
     registry.write_manifest(model_dir, manifest)
     logger.info(
         "%s is complete: last loss %s after %d steps",
