@@ -34,6 +34,7 @@ logger = logging.getLogger(__name__)
 LEASE_SECONDS = 60  # the shortest that Prefect takes
 _RENEW_SECONDS = LEASE_SECONDS / 3
 _POLL_SECONDS = 2.0
+_GIVE_BACK_SECONDS = 3.0
 
 
 @contextmanager
@@ -155,6 +156,7 @@ class _Slot:
         self._over.set()
         if self._lease_id is not None:
             courier().send(f"the end of the slot of {self._name}", self._give_back)
+            courier().is_empty_within(_GIVE_BACK_SECONDS)  # whoever asks next finds it free
 
     def _is_taken(self) -> bool:
         """Ask for a slot; False when there is none free, True also where there is no such limit."""

@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import signal
 import time
+import uuid
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -233,13 +234,14 @@ def test_auto_isolates_generation_on_a_gpu_only(
     assert is_isolated(isolation, device) is expected
 
 
-def test_generation_is_isolated_by_default_in_deployments_but_not_elsewhere(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_generation_is_isolated_by_default_in_deployments_but_not_elsewhere() -> None:
+    from prefect.client.schemas.objects import FlowRun
+
     from flows.parameters import load_settings
+    from tasks.telling import root_of_runs
 
     assert load_settings(load_config()).inferencer.isolation == "auto"
-    monkeypatch.setattr("prefect.runtime.deployment.FIELDS", {"id": lambda: "some-deployment"})
-    assert load_settings(load_config()).inferencer.isolation == "process"
-    off = load_config(None, {"inferencer.isolation": "none"})
-    assert load_settings(off).inferencer.isolation == "none"
+    with root_of_runs(FlowRun(flow_id=uuid.uuid4(), deployment_id=uuid.uuid4())):
+        assert load_settings(load_config()).inferencer.isolation == "process"
+        off = load_config(None, {"inferencer.isolation": "none"})
+        assert load_settings(off).inferencer.isolation == "none"

@@ -293,8 +293,8 @@ def decided_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tuned = write_run(root / "tuned", sums(40, 30), finished_at="2026-01-02T00:00:00+00:00")
     base, champion = write_run(root / "base", sums(40, 5)), write_run(root / "champion", sums(40, 20))
     write_run(root / "elsewhere", sums(10, 10), rows_sha256="e" * 64)
-    against_champion = evaluate_run(tuned, champion, settings)
-    summary = decided(evaluate_run(tuned, base, settings), against_champion, "promote")
+    against_base = evaluate_run(tuned, base, settings)
+    summary = decided(against_base, evaluate_run(tuned, champion, settings), "promote")
     write_summary(EvaluationFiles(tuned).summary_path, summary)
     write_leaderboard(root / "leaderboard.html", read_leaderboard(root, root), runs_dir=root)
     return report_run(tuned).report_path

@@ -117,7 +117,7 @@ def test_a_training_whose_event_is_sent_twice_starts_one_inference_whose_event_s
         return runs if all(run["state_type"] in ENDS for run in runs) else []
 
     [evaluation] = wait_until(lambda: ended("evaluate-after-inference"))
-    [inference] = ended("infer-after-training")
+    [inference] = wait_until(lambda: ended("infer-after-training"))
     for run in (inference, evaluation):
         assert (run["state_type"], run["created_by"]["type"]) == ("COMPLETED", "AUTOMATION")
 
