@@ -1,8 +1,9 @@
 """The command `tuneproof` as a process: Ctrl-C is heard before anything else is imported."""
 
 import sys
+from typing import NoReturn
 
-from flows.ending import run_to_end
+from flows.ending import exit_in_time, run_to_end
 
 
 def _run() -> int:
@@ -11,10 +12,10 @@ def _run() -> int:
     return run(sys.argv[1:])
 
 
-def main() -> int:
-    """Run the command line of this process; return its exit code."""
-    return run_to_end(_run)
+def main() -> NoReturn:
+    """Run the command line of this process and exit with its code."""
+    exit_in_time(run_to_end(_run))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -39,7 +39,7 @@ def run_to_end(work: Callable[[], int]) -> int:
     ending = _Ending()
     with interruption.remembered_interrupts(), ending.heard_by_thread():
         try:
-            return ending.in_time(work())
+            return work()
         except KeyboardInterrupt:
             ending.end_process()
         except BaseException:
@@ -49,27 +49,27 @@ def run_to_end(work: Callable[[], int]) -> int:
             ending.end_process()
 
 
+def exit_in_time(code: int) -> NoReturn:
+    """Exit with this code, and end the process if that takes too long; for a process that only runs one command.
+
+    At its exit Prefect sends what logs and events wait, for minutes where the server is away.
+    """
+
+    def end_later() -> None:
+        time.sleep(EXIT_SECONDS)
+        _end_descendants()
+        os._exit(code)
+
+    threading.Thread(target=end_later, name="exit-in-time", daemon=True).start()
+    sys.exit(code)
+
+
 class _Ending:
     """The signal that asked for the end, and what then happens."""
 
     def __init__(self) -> None:
         self._number = signal.SIGINT
         self._lock = threading.Lock()
-
-    def in_time(self, code: int) -> int:
-        """Give the exit code; end the process with it if its exit, once begun, takes too long.
-
-        At its exit Prefect sends what logs and events wait, for minutes where the server is away.
-        """
-        threading.Thread(target=self._end_later, args=(code,), name="exit-in-time", daemon=True).start()
-        return code
-
-    def _end_later(self, code: int) -> None:
-        threading.main_thread().join()  # a program that only called a command goes on
-        time.sleep(EXIT_SECONDS)
-        with self._lock:
-            _end_descendants()
-            os._exit(code)
 
     @contextmanager
     def heard_by_thread(self) -> Iterator[None]:

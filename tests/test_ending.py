@@ -242,7 +242,7 @@ import sys, threading
 import flows.ending as ending
 ending.EXIT_SECONDS = 1
 threading.Thread(target=threading.Event().wait).start()  # the interpreter waits for it
-sys.exit(ending.run_to_end(lambda: 3))
+ending.exit_in_time(ending.run_to_end(lambda: 3))
 """
     terminal = start("-c", code)
     assert terminal.wait(30) < 20
