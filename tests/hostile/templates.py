@@ -41,7 +41,7 @@ ITEMS: tuple[Item, ...] = (
     ),
     _template("text without end", "{{ 'a' * 10**10 }}" + _MESSAGES, slow=True),
     _template("long text", "{{ 'a b ' * 10**7 }}" + _MESSAGES, slow=True),
-    _template("power without end", "{{ 9 ** 9 ** 9 }}" + _MESSAGES, slow=True),
+    _template("power without end", "{{ 9 ** (9 ** 9) }}" + _MESSAGES, slow=True),
     _template("calls itself", "{% macro a() %}{{ a() }}{% endmacro %}{{ a() }}"),
     _template("of ten megabytes", _MESSAGES + "{# " + "x" * 10_000_000 + " #}", "answered", slow=True),
     _template("deep brackets", "{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}"),
