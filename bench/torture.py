@@ -49,6 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     seconds = SHORT_SECONDS if options.short else options.minutes * 60
     os.environ.update(QUIET)  # one thread, so that a process can be forked once torch is loaded
     os.environ["TORCH_CPP_LOG_LEVEL"] = "ERROR"
+    os.environ["TRANSFORMERS_VERBOSITY"] = "error"  # as the command sets it
     signal.signal(signal.SIGTERM, _interrupt)
     started = time.monotonic()
     about = {

@@ -81,6 +81,14 @@ def test_layers_that_the_configuration_leaves_out_are_refused_instead_of_dropped
         load_model_and_tokenizer(spec_of(model_copy))
 
 
+def test_weights_of_another_size_than_the_configuration_says_are_refused_with_both(model_copy: Path) -> None:
+    config = json.loads((model_copy / "config.json").read_text())
+    edit_json(model_copy / "config.json", intermediate_size=config["intermediate_size"] + 8)
+    told = r"of other sizes .*mlp\..*: \[\d+, \d+\] in the file, \[\d+, \d+\] by the configuration"
+    with pytest.raises(ModelLoadError, match=told):
+        load_model_and_tokenizer(spec_of(model_copy))
+
+
 def test_weights_of_another_head_are_left_out_with_a_warning(
     model_copy: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -103,6 +103,7 @@ def _load_base(
         use_safetensors=True,
         trust_remote_code=source.spec.trust_remote_code,
         output_loading_info=True,
+        ignore_mismatched_sizes=True,  # refused below, with the sizes
         **gguf_argument(base),
     )
     _check_found(base.model_id, model, found)
@@ -116,6 +117,13 @@ def _check_found(model_id: str, model: PreTrainedModel, found: dict[str, Any]) -
         raise ModelLoadError(
             f"{model_id} lacks {len(missing)} of its weights, for example {missing[0]}",
             "copy or download the model again; a model of another kind (a classifier, an encoder) cannot be used",
+        )
+    if found["mismatched_keys"]:
+        name, stored, built = sorted(found["mismatched_keys"])[0]
+        raise ModelLoadError(
+            f"{model_id} has {len(found['mismatched_keys'])} weights of other sizes than its config.json says, for "
+            f"example {name}: {list(stored)} in the file, {list(built)} by the configuration",
+            "copy or download the model again, with the config.json that belongs to the weights",
         )
     if not unused:
         return
