@@ -81,15 +81,9 @@ def check_run_is_free(config: Config) -> None:
 def check_rows(settings: InferencerConfig) -> None:
     """Raise DataError when the test rows or their columns are not there."""
     from tasks.core.data.columns import examples
-    from tasks.core.data.sources import load_rows
+    from tasks.core.data.sources import test_rows
 
-    rows = load_rows(
-        settings.required_testing_data_id,
-        split=settings.testing_data_split,
-        revision=settings.testing_data_revision,
-        max_rows=settings.max_rows,
-    )
-    next(examples(rows, column_mapping(settings)), None)
+    next(examples(test_rows(settings), column_mapping(settings)), None)
 
 
 def check_lengths(config: Config) -> None:
@@ -100,13 +94,8 @@ def check_lengths(config: Config) -> None:
 
     trained, settings = config.fine_tuner, config.inferencer
     choose_device(settings.device)
-    base = ModelSpec(
-        trained.base_model_id,
-        revision=trained.base_model_revision,
-        trust_remote_code=trained.trust_remote_code,
-    )
     possible_length(
-        context_length_of(base),
+        context_length_of(ModelSpec.of_base(trained)),
         max_sequence_length=settings.max_sequence_length,
         max_new_tokens=settings.max_new_tokens,
     )

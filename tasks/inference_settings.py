@@ -17,16 +17,7 @@ def model_spec(settings: InferencerConfig, chosen: Candidate) -> ModelSpec:
     """Return what to load: the chosen model with the section's dtype, quantisation and device."""
     from tasks.core.models.loading import ModelSpec
 
-    return ModelSpec(
-        chosen.model_id,
-        revision=settings.model_revision or chosen.revision,
-        dtype=settings.dtype,
-        load_in_4bit=settings.load_in_4bit,
-        load_in_8bit=settings.load_in_8bit,
-        device=settings.device,
-        trust_remote_code=settings.trust_remote_code,
-        chat_template=settings.chat_template,
-    )
+    return ModelSpec.of_answering(settings, chosen.model_id, settings.model_revision or chosen.revision)
 
 
 def column_mapping(settings: InferencerConfig) -> ColumnMapping:

@@ -180,15 +180,9 @@ class Inferencer:
 
     def load_dataset(self) -> Dataset:
         """Open the test data. Raises DataError."""
-        from tasks.core.data.sources import load_rows
+        from tasks.core.data.sources import test_rows
 
-        settings = self.settings
-        return load_rows(
-            settings.required_testing_data_id,
-            split=settings.testing_data_split,
-            revision=settings.testing_data_revision,
-            max_rows=settings.max_rows,
-        )
+        return test_rows(self.settings)
 
     def process_dataset(self, dataset: Dataset) -> PreparedRows:
         """Map the columns, find each row's id and bind the rows to their run directory.

@@ -13,7 +13,7 @@ from tasks.core.config.phases import EVALUATION, FINE_TUNING, INFERENCE
 from tasks.core.data.columns import ColumnMapping, examples
 from tasks.core.data.preflight import check_disk_space, find_overlap
 from tasks.core.data.prompts import PromptBuilder
-from tasks.core.data.sources import DataId, described_data, load_rows
+from tasks.core.data.sources import DataId, described_data, training_rows, validation_rows
 from tasks.core.errors import TuneproofError
 from tasks.core.evaluation.metrics import reported, resolve
 from tasks.core.evaluation.outlook import outlook
@@ -106,16 +106,7 @@ def make_plan(
 
 def _plan_fine_tuning(config: Config) -> PlannedPhase:
     phase, settings = PlannedPhase(FINE_TUNING), config.fine_tuner
-    spec = ModelSpec(
-        settings.base_model_id,
-        revision=settings.base_model_revision,
-        dtype=settings.dtype,
-        load_in_4bit=settings.load_in_4bit,
-        load_in_8bit=settings.load_in_8bit,
-        device=settings.device,
-        trust_remote_code=settings.trust_remote_code,
-        chat_template=settings.chat_template,
-    )
+    spec = ModelSpec.of_base(settings)
     models_dir = Store(config.pipeline.models_dir).local
     with phase.finding():
         check_schedule(settings)
@@ -126,23 +117,13 @@ def _plan_fine_tuning(config: Config) -> PlannedPhase:
     with phase.finding():
         _tell_template(phase, spec, settings)
     with phase.finding():
-        rows = load_rows(
-            settings.required_training_data_id,
-            split=settings.training_data_split,
-            revision=settings.training_data_revision,
-            max_rows=settings.max_rows,
-        )
+        rows = training_rows(settings)
         _told_rows(phase, "training rows", settings.required_training_data_id, _mapped(config, rows))
         if not phase.problems:
             _tell_schedule(phase, settings, spec)
     if settings.validation_data_id is not None:
         with phase.finding():
-            validation = load_rows(
-                settings.validation_data_id,
-                split=settings.validation_data_split,
-                revision=settings.validation_data_revision,
-                max_rows=settings.max_rows,
-            )
+            validation = validation_rows(settings, settings.validation_data_id)
             _told_rows(phase, "validation rows", settings.validation_data_id, _mapped(config, validation))
     with phase.finding():
         name = trained_name(config)
@@ -252,13 +233,7 @@ def _tell_run(phase: PlannedPhase, inferencer: Inferencer, identity: RunIdentity
 def _tell_overlap(phase: PlannedPhase, config: Config, rows: RunRows) -> None:
     settings = config.fine_tuner
     try:
-        training = load_rows(
-            settings.required_training_data_id,
-            split=settings.training_data_split,
-            revision=settings.training_data_revision,
-            max_rows=settings.max_rows,
-        )
-        overlap = find_overlap(_mapped(config, training), rows.examples())
+        overlap = find_overlap(_mapped(config, training_rows(settings)), rows.examples())
     except TuneproofError:  # the fine-tuning phase tells what is wrong with its data
         return
     same = overlap.exact_test_rows + overlap.near_test_rows

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,8 @@ from tasks.core.config import Config, FineTunerConfig, InferencerConfig
 from tasks.core.data.chat_template import set_template
 from tasks.core.data.columns import ColumnMapping, examples
 from tasks.core.data.prompts import PromptBuilder
-from tasks.core.data.sources import described_data, load_rows
+from tasks.core.data.sources import described_data
+from tasks.core.data.sources import training_rows as learnt_rows
 from tasks.core.errors import ConfigError, ModelNotFoundError
 from tasks.core.models.context_length import context_length_of, possible_length
 from tasks.core.models.loading import ModelSpec, load_tokenizer
@@ -63,13 +65,7 @@ def preview_training(settings: FineTunerConfig, rows: int) -> Preview:
     facts += template_facts(builder, tokenizer, _source(settings), _config_dir(spec))
     if builder.thinking.may_think:
         facts.append(("thoughts", "rows without any are learnt behind a prompt that asks for none"))
-    dataset = load_rows(
-        settings.required_training_data_id,
-        split=settings.training_data_split,
-        revision=settings.training_data_revision,
-        max_rows=rows,
-    )
-    found = examples(dataset, ColumnMapping.of(settings.model_dump()))
+    found = examples(learnt_rows(settings, rows), ColumnMapping.of(settings.model_dump()))
     return Preview("training", tuple(facts), training_rows(builder, tokenizer, found, rows))
 
 
@@ -123,13 +119,7 @@ def _take_trained_template(tokenizer: PreTrainedTokenizerBase, settings: FineTun
 
 
 def _base_spec(settings: FineTunerConfig) -> ModelSpec:
-    return ModelSpec(
-        settings.base_model_id,
-        revision=settings.base_model_revision,
-        device="cpu",
-        trust_remote_code=settings.trust_remote_code,
-        chat_template=settings.chat_template,
-    )
+    return replace(ModelSpec.of_base(settings), device="cpu")
 
 
 def _config_dir(spec: ModelSpec) -> Path | None:

@@ -24,6 +24,8 @@ from tasks.core.files import exists, is_folder
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
 
+    from tasks.core.config import FineTunerConfig, InferencerConfig
+
 _log = logging.getLogger(__name__)
 
 _SPLIT_WORDS = {
@@ -48,6 +50,38 @@ _HUB_HELP = (
 
 DataId = str | Sequence[str]
 """A path, a pattern or a Hub id; or several of them, whose rows follow one another."""
+
+
+def training_rows(settings: FineTunerConfig, max_rows: int | None = None) -> Dataset:
+    """Open the rows that are learnt, `max_rows` of them instead of the setting's. Raises DataError."""
+    return load_rows(
+        settings.required_training_data_id,
+        split=settings.training_data_split,
+        revision=settings.training_data_revision,
+        num_proc=settings.dataset_num_proc,
+        max_rows=settings.max_rows if max_rows is None else max_rows,
+    )
+
+
+def validation_rows(settings: FineTunerConfig, data_id: DataId) -> Dataset:
+    """Open the rows that training is measured on. Raises DataError."""
+    return load_rows(
+        data_id,
+        split=settings.validation_data_split,
+        revision=settings.validation_data_revision,
+        num_proc=settings.dataset_num_proc,
+        max_rows=settings.max_rows,
+    )
+
+
+def test_rows(settings: InferencerConfig) -> Dataset:
+    """Open the rows that are answered. Raises DataError."""
+    return load_rows(
+        settings.required_testing_data_id,
+        split=settings.testing_data_split,
+        revision=settings.testing_data_revision,
+        max_rows=settings.max_rows,
+    )
 
 
 def load_rows(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tasks.core.config import InferencerConfig
@@ -37,7 +37,7 @@ def find_baseline(candidate: RunManifest, settings: InferencerConfig) -> Baselin
     if model_id is None:
         return None
     dtype = candidate.identity.model.dtype
-    model = identify(_spec(model_id, revision, dtype, settings))
+    model = identify(replace(ModelSpec.of_answering(settings, model_id, revision), dtype=dtype))
     identity = candidate.identity.model_copy(update={"model": model})
     return Baseline(model_id, revision, dtype, _run_name(slug(model_id), candidate, identity))
 
@@ -74,7 +74,7 @@ def find_champion(
         )
     refuse_changed(models_dir, promoted)
     dtype = candidate.identity.model.dtype
-    model = identify(_spec(model_id, None, dtype, settings))
+    model = identify(replace(ModelSpec.of_answering(settings, model_id, None), dtype=dtype))
     identity = candidate.identity.model_copy(update={"model": model})
     run_name = _run_name(slug(name), candidate, identity)
     found = [
@@ -92,19 +92,6 @@ def find_champion(
 def made_to_compare(run: RunManifest) -> bool:
     """Tell whether a base model or champion answered as somebody's opponent: its name holds the start of its key."""
     return f"-{run.run_key[:KEY_LENGTH]}" in run.run_name
-
-
-def _spec(model_id: str, revision: str | None, dtype: str, settings: InferencerConfig) -> ModelSpec:
-    return ModelSpec(
-        model_id,
-        revision=revision,
-        dtype=dtype,
-        load_in_4bit=settings.load_in_4bit,
-        load_in_8bit=settings.load_in_8bit,
-        device=settings.device,
-        trust_remote_code=settings.trust_remote_code,
-        chat_template=settings.chat_template,
-    )
 
 
 def _run_name(model: str, candidate: RunManifest, identity: RunIdentity) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tasks.core.errors import ConfigError, ModelLoadError, ModelNotFoundError
 from tasks.core.models import checking
@@ -14,6 +14,8 @@ from tasks.core.models.locating import ModelFiles, locate
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
+
+    from tasks.core.config import FineTunerConfig, InferencerConfig
 
 DTYPES = ("float32", "float16", "bfloat16", "float64")
 
@@ -37,6 +39,16 @@ class ModelSpec:
     for_training: bool = False
     chat_template: str | None = None
 
+    @classmethod
+    def of_base(cls, settings: FineTunerConfig) -> ModelSpec:
+        """The base model of a training."""
+        return cls(settings.base_model_id, revision=settings.base_model_revision, **_ways_of(settings))
+
+    @classmethod
+    def of_answering(cls, settings: InferencerConfig, model_id: str, revision: str | None) -> ModelSpec:
+        """A model that answers in the way of the section."""
+        return cls(model_id, revision=revision, **_ways_of(settings))
+
     def __post_init__(self) -> None:
         if self.load_in_4bit and self.load_in_8bit:
             raise ConfigError("load_in_4bit and load_in_8bit are both true", "keep one of them")
@@ -44,6 +56,12 @@ class ModelSpec:
             raise ConfigError(
                 f"dtype {self.dtype!r} is not known", f"take null or one of {', '.join(DTYPES)}"
             )
+
+
+def _ways_of(settings: FineTunerConfig | InferencerConfig) -> dict[str, Any]:
+    """What both sections say about how a model is loaded."""
+    names = ("dtype", "load_in_4bit", "load_in_8bit", "device", "trust_remote_code", "chat_template")
+    return {name: getattr(settings, name) for name in names}
 
 
 @dataclass(frozen=True, slots=True)

@@ -102,15 +102,11 @@ def _prepare(
     from tasks.core.training.schedule import schedule_of
 
     device = choose_device(config.device)
-    spec = ModelSpec(
-        config.base_model_id,
-        revision=config.base_model_revision,
-        load_in_4bit=config.load_in_4bit,
-        load_in_8bit=config.load_in_8bit,
+    spec = replace(
+        ModelSpec.of_base(config),
+        dtype=None,  # training chooses its own
         device=device if config.device != "auto" or device in ("cpu", "mps") else "auto",
-        trust_remote_code=config.trust_remote_code,
         for_training=True,
-        chat_template=config.chat_template,
     )
     base = identify(spec)
     precision = choose_precision(config, base.dtype, device)

@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 
 from tasks.core.data.columns import ColumnMapping, examples
 from tasks.core.data.prompts import PromptBuilder, TrainingRow
-from tasks.core.data.sources import DataId, described_data, load_rows
+from tasks.core.data.sources import DataId, described_data, training_rows, validation_rows
 from tasks.core.errors import DataError
 
 if TYPE_CHECKING:
+    from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
     from tasks.core.config import FineTunerConfig
@@ -141,24 +142,10 @@ def read_training_data(config: FineTunerConfig, tokenizer: PreTrainedTokenizerBa
         answer_part=config.answer_part,
         chat_template_kwargs=config.chat_template_kwargs,
     )
-    train = _read(
-        config,
-        builder,
-        config.required_training_data_id,
-        split=config.training_data_split,
-        revision=config.training_data_revision,
-        max_rows=config.max_rows,
-    )
-    validation = None
-    if config.validation_data_id is not None:
-        validation = _read(
-            config,
-            builder,
-            config.validation_data_id,
-            split=config.validation_data_split,
-            revision=config.validation_data_revision,
-            max_rows=config.max_rows,
-        )
+    train = _read(config, builder, training_rows(config), config.required_training_data_id)
+    validation, validation_id = None, config.validation_data_id
+    if validation_id is not None:
+        validation = _read(config, builder, validation_rows(config, validation_id), validation_id)
     template = trained_template(builder, train)
     return TrainingData(train, validation, template.sha256, template)
 
@@ -187,18 +174,7 @@ def trained_template(builder: PromptBuilder, rows: RowSet) -> TrainedTemplate:
     return TrainedTemplate(source, chosen.sha256, thoughts, own.turn_end, writes_more)
 
 
-def _read(
-    config: FineTunerConfig,
-    builder: PromptBuilder,
-    data_id: DataId,
-    *,
-    split: str | None,
-    revision: str | None,
-    max_rows: int | None,
-) -> RowSet:
-    dataset = load_rows(
-        data_id, split=split, revision=revision, num_proc=config.dataset_num_proc, max_rows=max_rows
-    )
+def _read(config: FineTunerConfig, builder: PromptBuilder, dataset: Dataset, data_id: DataId) -> RowSet:
     mapping = ColumnMapping.of(config.model_dump())
     count = _Count()
     rows = TokenizedRows(
