@@ -11,7 +11,7 @@ from contextvars import copy_context
 from pathlib import Path
 
 from tasks.core.generation.ledger import LedgerIndex
-from tasks.core.generation.ledger_lines import DamagedLineError, completion_in
+from tasks.core.generation.ledger_lines import DamagedLineError, completion_in, without_checksum
 from tasks.core.generation.progress import GenerationProgress
 from tasks.core.generation.run_dir import RunDir
 from tasks.core.generation.sessions import count_out_of_memory, read_sessions
@@ -25,6 +25,7 @@ class LedgerWatch:
     def __init__(self, run: RunDir, index: LedgerIndex) -> None:
         self._run = run
         self._total, self._done = len(index.offsets), index.finished
+        self._run_key = run.run_key
         self._read_bytes: dict[Path, int] = {path: path.stat().st_size for path in run.ledger_paths()}
         self._rows = self._tokens = self._batch_size = 0
         self._errors = int(index.failed.sum())
@@ -59,7 +60,7 @@ class LedgerWatch:
 
     def _count(self, line: bytes) -> None:
         try:
-            row = completion_in(line)
+            row = completion_in(without_checksum(line, self._run_key))
         except DamagedLineError:  # told of where the ledger is read for good
             return
         self._rows += 1
