@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -495,6 +496,39 @@ def test_two_processes_that_want_the_same_file_at_once_both_get_it_whole(
     digests = [process.communicate(timeout=60)[0].strip() for process in processes]
     assert digests == [hashlib.sha256(content).hexdigest()] * 2
     assert [path.name for path in (Store(bucket).local / "m").iterdir()] == ["model.safetensors"]
+
+
+def test_a_large_file_that_another_process_is_bringing_is_waited_for_not_brought_twice(
+    bucket: str, machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fsspec.implementations.local import LocalFileSystem
+
+    Store(bucket).write("m/model.safetensors", b"weights")
+    get_file, holds = LocalFileSystem.get_file, Store._holds
+    brought, asked, both_want_it = [], set(), threading.Barrier(2)
+
+    def slowly(files: Any, *args: Any) -> None:
+        brought.append(args[0])
+        time.sleep(0.5)
+        get_file(files, *args)
+
+    def after_both_asked(store: Store, *args: Any) -> bool:
+        found = holds(store, *args)
+        if threading.get_ident() not in asked:
+            asked.add(threading.get_ident())
+            both_want_it.wait(10)
+        return found
+
+    monkeypatch.setattr("tasks.core.storage._NOTE_SECONDS", 0.1)
+    monkeypatch.setattr(LocalFileSystem, "get_file", slowly)
+    monkeypatch.setattr(Store, "_holds", after_both_asked)
+    threads = [threading.Thread(target=Store(bucket).pull, args=("m",)) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert len(brought) == 1
+    assert (Store(bucket).local / "m" / "model.safetensors").read_bytes() == b"weights"
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import hashlib
 import json
 import logging
 import posixpath
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _STAMPS = ".stamps.json"
+# Small files are noted together, since each note is forced to the disk.
+_NOTE_SECONDS = 1.0
 
 
 def is_url(place: str | Path) -> bool:
@@ -119,13 +122,20 @@ class Store:
             self._fetch(files, root, wanted)
 
     def _fetch(self, files: AbstractFileSystem, root: str, infos: dict[str, dict[str, Any]]) -> None:
-        stamps, brought = self._stamps(), dict[str, str]()
+        stamps, brought, noted = self._stamps(), dict[str, str](), time.monotonic()
         try:
             for name, info in infos.items():
-                if not self._holds(name, info, stamps):
-                    with self._fetching(name), replacing(self.local / name) as partial_path, self._read():
+                if self._holds(name, info, stamps):
+                    continue
+                with self._fetching(name):
+                    if self._holds(name, info, self._stamps()):  # another process has brought it meanwhile
+                        continue
+                    with replacing(self.local / name) as partial_path, self._read():
                         files.get_file(posixpath.join(root, name), str(partial_path))
                     brought[name] = _stamp(info)
+                    if time.monotonic() - noted > _NOTE_SECONDS:  # whoever waits for a large file must see it
+                        self._remember(brought)
+                        brought, noted = {}, time.monotonic()
         finally:
             self._remember(brought)
 
