@@ -121,7 +121,9 @@ class SteadyFlow(Flow[P, R]):
                 if not is_away(error):
                     raise
                 return self._go_on_without_run(args, kwargs)
-            logger.debug("Prefect could not end %s: %s", self.name, first_line(error))
+            if not is_away(error):  # the work is done all the same
+                logger.warning("Prefect could not end %s: %s", self.name, first_line(error))
+                return attempt.outcome()
         finally:
             _called.reset(token)
         self._tell_end(attempt, is_top=is_top)

@@ -136,3 +136,23 @@ def test_a_run_goes_on_when_its_slot_of_the_deployments_limit_cannot_be_renewed(
     ):
         assert asked.wait(60)
         time.sleep(0.5)  # the time in which it would be ended
+
+
+def test_what_prefect_says_at_the_end_is_told_as_it_is_and_the_work_counts(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from prefect import Flow, flow
+    from prefect.exceptions import ObjectNotFound
+
+    from flows import steady
+
+    def refused_at_the_end(own: Flow[[], int]) -> int:
+        own.fn()
+        raise ObjectNotFound(KeyError("the run is gone"))
+
+    monkeypatch.setattr(steady, "server_answers", lambda: True)
+    monkeypatch.setattr(steady, "_can_be_told", lambda: True)
+    monkeypatch.setattr(Flow, "__call__", refused_at_the_end)
+    assert steady.SteadyFlow.of(flow(lambda: 3, name="three"))() == 3
+    assert "Prefect could not end three" in caplog.text
+    assert "does not answer" not in caplog.text
