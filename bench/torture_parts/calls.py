@@ -21,7 +21,7 @@ from pathlib import Path
 from bench.checks.rows import Bench, Row
 from bench.torture_parts import works
 from bench.torture_parts.stage import SHORT_WORKS, Stage, Work, last_line, told_harm
-from bench.torture_parts.trials import Clock, Ended, Harm, Tally, source_of
+from bench.torture_parts.trials import Clock, Ended, Harm, Tally, by_turns, source_of
 
 PART = "calls"
 WRITING = (
@@ -66,16 +66,10 @@ def check(bench: Bench, share: float) -> Iterator[Row]:
     waiting = {name: _trials(stage, stage.works[name]) for name in names}
     there = {name: len(trials) for name, trials in waiting.items()}
     tallies = {name: Tally(PART, name) for name in waiting}
-    for trials in waiting.values():
-        source.shuffle(trials)
-    goes_on = True
-    while any(waiting.values()) and goes_on:
-        for name, trials in waiting.items():
-            if trials and (goes_on := goes_on and clock.has_turn()):
-                call, fault = trials.pop()
-                met, harm = _met(stage, stage.works[name], call, fault)
-                what = f"{fault} at {call.name} {call.count} of {Path(call.path).name}"
-                tallies[name].count(harm, faults=met, what=what)
+    for name, (call, fault) in by_turns(waiting, clock, source):
+        met, harm = _met(stage, stage.works[name], call, fault)
+        what = f"{fault} at {call.name} {call.count} of {Path(call.path).name}"
+        tallies[name].count(harm, faults=met, what=what)
     for name, tally in tallies.items():
         yield tally.row(f"{there[name] - len(waiting[name])} of {there[name]} calls and faults met")
 

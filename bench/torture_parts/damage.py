@@ -19,7 +19,7 @@ from typing import Literal
 from bench.checks.rows import Bench, Row
 from bench.torture_parts import works
 from bench.torture_parts.stage import Stage, State, Work, last_line, seen_harm
-from bench.torture_parts.trials import Clock, Ended, Harm, Tally, command, source_of
+from bench.torture_parts.trials import Clock, Ended, Harm, Tally, by_turns, command, source_of
 
 PART = "damage"
 Outcome = Literal["refused", "right", "refused or right"]
@@ -130,15 +130,9 @@ def check(bench: Bench, share: float) -> Iterator[Row]:
     waiting = {name: _trials(name, states[name].begin) for name in states}
     there = {name: len(trials) for name, trials in waiting.items()}
     tallies = {name: Tally(PART, name) for name in states}
-    for trials in waiting.values():
-        source.shuffle(trials)
-    goes_on = True
-    while any(waiting.values()) and goes_on:
-        for name, trials in waiting.items():
-            if trials and (goes_on := goes_on and clock.has_turn()):
-                below, damage = trials.pop()
-                harm = _damaged(stage, states[name], below, damage, source)
-                tallies[name].count(harm, what=f"{damage}: {below}")
+    for name, (below, damage) in by_turns(waiting, clock, source):
+        harm = _damaged(stage, states[name], below, damage, source)
+        tallies[name].count(harm, what=f"{damage}: {below}")
     for name, tally in tallies.items():
         yield tally.row(f"{there[name] - len(waiting[name])} of {there[name]} files and damages")
 

@@ -10,11 +10,14 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import TypeVar
 
 from bench.checks.rows import Bench, Figures, Row
+
+Trial = TypeVar("Trial")
 
 PATIENCE_SECONDS = 90.0
 _POLL_SECONDS = 0.005
@@ -123,6 +126,20 @@ class Clock:
             return self.left_seconds > 0
         self._turns_left -= 1
         return self._turns_left >= 0
+
+
+def by_turns(
+    waiting: Mapping[str, list[Trial]], clock: Clock, source: random.Random
+) -> Iterator[tuple[str, Trial]]:
+    """Give trials of each name in turn, in an order that the seed decides, while there is time; given ones leave."""
+    for trials in waiting.values():
+        source.shuffle(trials)
+    while any(waiting.values()):
+        for name, trials in waiting.items():
+            if trials:
+                if not clock.has_turn():
+                    return
+                yield name, trials.pop()
 
 
 def source_of(bench: Bench, part: str) -> random.Random:

@@ -136,10 +136,9 @@ def score_run(
         summary = summary.model_copy(update={"champions": _champions(gating, summary, primary.name)})
     scores_sha256 = write_scores(files.scores_path, row_scores(table, baseline_table))
     summary = summary.model_copy(update={"scores_sha256": scores_sha256})
+    # Those of an earlier evaluation; this one's are written when its summary is there.
     for path in (files.report_path, files.spreadsheet_path):
-        path.unlink(
-            missing_ok=True
-        )  # of an earlier evaluation: this one's are written when its summary is there
+        path.unlink(missing_ok=True)
     write_summary(files.summary_path, summary)
     return summary
 
