@@ -23,9 +23,11 @@ ending.GRACE_SECONDS = {grace}
 def work():
     subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], start_new_session=True)
     interruption.keeps(lambda: "3 of 9 answers are kept")
-    print("working", flush=True)
+    told = iter(["working"])
     while True:
-        try:
+        try:  # before it is told that there is work, so that no interrupt comes past it
+            for word in told:
+                print(word, flush=True)
             {wait}
         except KeyboardInterrupt:
             pass
