@@ -60,17 +60,19 @@ class Server:
     def tuneproof(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         return self.command("flows.cli", *arguments)
 
-    def post(self, path: str, body: Any = None, **fields: Any) -> Any:
-        """Ask the API and give its answer; a busy database is asked again, as Prefect's own client does."""
+    def ask(self, method: str, path: str, body: Any = None) -> Any:
+        """The API's answer; a busy database (503) is asked again, as Prefect's own client does."""
 
-        def ask() -> httpx.Response | None:
-            sent = fields if body is None else body
-            answer = httpx.post(f"{self.api_url}{path}", json=sent, timeout=PATIENCE_SECONDS)
-            return None if answer.status_code == httpx.codes.SERVICE_UNAVAILABLE else answer
+        def answered() -> httpx.Response | None:
+            found = httpx.request(method, f"{self.api_url}{path}", json=body, timeout=PATIENCE_SECONDS)
+            return None if found.status_code == httpx.codes.SERVICE_UNAVAILABLE else found
 
-        response = wait_until(ask)
+        response = wait_until(answered)
         response.raise_for_status()
         return response.json() if response.content else None
+
+    def post(self, path: str, body: Any = None, **fields: Any) -> Any:
+        return self.ask("POST", path, fields if body is None else body)
 
     def deployments(self) -> dict[str, dict[str, Any]]:
         return {found["name"]: found for found in self.post("/deployments/filter")}
@@ -81,9 +83,7 @@ class Server:
         return str(self.post(path, parameters=parameters, state={"type": "SCHEDULED"})["id"])
 
     def run(self, run_id: str) -> dict[str, Any]:
-        found: dict[str, Any] = httpx.get(
-            f"{self.api_url}/flow_runs/{run_id}", timeout=PATIENCE_SECONDS
-        ).json()
+        found: dict[str, Any] = self.ask("GET", f"/flow_runs/{run_id}")
         return found
 
     def runs_of(self, deployment: str) -> list[dict[str, Any]]:
