@@ -24,8 +24,8 @@ from rich.console import Console
 from rich.table import Table
 
 from tasks.core.config import FineTunerConfig
-from tasks.core.models.training import train
 from tasks.core.records import ModelManifest
+from tasks.core.training.run import train
 
 VALIDATION_ROWS = 100
 BEFORE = {

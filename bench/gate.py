@@ -18,10 +18,11 @@ from scipy.stats import binomtest
 from tasks.core.config import GateConfig
 from tasks.core.evaluation.comparison import compare_tables
 from tasks.core.evaluation.figures import summarize_metrics
-from tasks.core.evaluation.gate import GateInputs, NoiseFloor, decide
-from tasks.core.evaluation.metric import FloatArray, Metric
+from tasks.core.evaluation.gate.gate import decide
+from tasks.core.evaluation.gate.inputs import GateInputs, NoiseFloor
 from tasks.core.evaluation.scoring import ScoreTable
 from tasks.core.evaluation.summary import Decision, EvaluationSettings, RunSummary
+from tasks.core.metrics.metric import FloatArray, Metric
 
 BINARY = Metric("exact_match", "0 or 1", "simulated", kind="binary")
 SHARE = Metric("f1", "between 0 and 1", "simulated")

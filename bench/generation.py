@@ -27,10 +27,10 @@ from typing import TYPE_CHECKING, Any
 import peers
 
 from tasks.core.generation.batching import Request, RequestQueue
-from tasks.core.generation.budget import TokenBudget
-from tasks.core.generation.engine import engine_classes
-from tasks.core.generation.memory import peak_bytes
-from tasks.core.generation.sorted_batches import SortedBatchEngine
+from tasks.core.generation.engines.choosing import engine_classes
+from tasks.core.generation.engines.sorted_batches import SortedBatchEngine
+from tasks.core.memory.budget import TokenBudget
+from tasks.core.memory.device_memory import peak_bytes
 from tasks.core.models.loading import LoadedModel, ModelSpec, load_model_and_tokenizer, load_tokenizer
 from tasks.core.records import GenerationSettings
 

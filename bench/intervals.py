@@ -22,9 +22,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tasks.core.evaluation.comparison import compare_tables
 from tasks.core.evaluation.figures import summarize_metrics
-from tasks.core.evaluation.metric import FloatArray, Metric
 from tasks.core.evaluation.scoring import ScoreTable
 from tasks.core.evaluation.summary import EvaluationSettings, MetricComparison
+from tasks.core.metrics.metric import FloatArray, Metric
 
 BINARY = Metric("binary", "a 0/1 metric", "simulation", kind="binary")
 SHARE = Metric("share", "a metric between 0 and 1", "simulation")

@@ -23,9 +23,10 @@ from unittest.mock import patch
 
 from tasks.core.config import Config, load_config
 from tasks.core.generation.batching import Request, RequestQueue
-from tasks.core.generation.budget import TokenBudget
-from tasks.core.generation.engine import Engine, GeneratedRow, choose_engine
-from tasks.core.generation.memory import peak_bytes
+from tasks.core.generation.engines.base import Engine, GeneratedRow
+from tasks.core.generation.engines.choosing import choose_engine
+from tasks.core.memory.budget import TokenBudget
+from tasks.core.memory.device_memory import peak_bytes
 from tasks.core.models.loading import LoadedModel
 from tasks.inferencer import Inferencer
 

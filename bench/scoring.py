@@ -22,9 +22,9 @@ from rouge_score.rouge_scorer import RougeScorer
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tasks.core.evaluation.comparison import compare_tables
-from tasks.core.evaluation.metrics import resolve
 from tasks.core.evaluation.scoring import ScoreTable, score_predictions
 from tasks.core.evaluation.summary import EvaluationSettings
+from tasks.core.metrics.catalogue import resolve
 from tasks.core.records import Prediction
 
 STARTS, VOWELS, ENDS = ("str", "b", "ch", "m"), ("a", "e", "o", "ai"), ("n", "rk", "st", "p", "ll")

@@ -28,10 +28,10 @@ from transformers.utils import logging as transformers_logging
 from tasks.core.config import FineTunerConfig
 from tasks.core.models.loading import ModelSpec, load_model_and_tokenizer
 from tasks.core.models.placement import choose_device
-from tasks.core.training.answer_loss import AnswerHead, summed_loss
-from tasks.core.training.batches import Collator, LengthGroupedOrder
+from tasks.core.training.methods.answer_loss import AnswerHead, summed_loss
+from tasks.core.training.methods.batches import Collator, LengthGroupedOrder
+from tasks.core.training.methods.rows import TokenizedRows, read_training_data
 from tasks.core.training.precision import choose_precision
-from tasks.core.training.rows import TokenizedRows, read_training_data
 
 Step = Callable[[], int]
 

@@ -19,7 +19,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from tasks.core.models.registry import promoted_run
+from tasks.core.models.trained.registry import promoted_run
 
 PROJECT = Path(__file__).resolve().parents[1]
 QUICKSTART = PROJECT / "examples" / "quickstart"

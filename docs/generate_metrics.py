@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-from tasks.core.evaluation.metric import Metric, MetricFamily
-from tasks.core.evaluation.metrics import available
+from tasks.core.metrics.catalogue import available
+from tasks.core.metrics.metric import Metric, MetricFamily
 
 PAGE_PATH = Path(__file__).with_name("metrics.md")
 
 INTRODUCTION = """\
-<!-- Written by docs/generate_metrics.py from tasks/core/evaluation; do not edit by hand. -->
+<!-- Written by docs/generate_metrics.py from tasks/core/metrics; do not edit by hand. -->
 # Metrics
 
 Name metrics in `evaluator.metrics`. Each has one value a row and one figure for the run. A row that a metric cannot

@@ -3,11 +3,11 @@
 import sys
 from typing import NoReturn
 
-from flows.ending import exit_in_time, run_to_end
+from flows.cli.ending import exit_in_time, run_to_end
 
 
 def _run() -> int:
-    from flows.cli import run
+    from flows.cli.commands import run
 
     return run(sys.argv[1:])
 

@@ -12,15 +12,15 @@ from flows.naming import name_of_run, rename_run, told_rows
 from flows.outcomes import already_done
 from flows.parameters import Confidence, ConfigSource, Settings, Text, load_settings
 from flows.promotion import promote_if_decided
-from flows.steady import SteadyFlow
+from flows.server.steady import SteadyFlow
 from tasks.core.evaluation.evaluate import require_verdicts
-from tasks.core.evaluation.metrics import available
 from tasks.core.evaluation.summary import EvaluationSummary
+from tasks.core.metrics.catalogue import available
 from tasks.evaluator import Evaluator
-from tasks.events import emit_evaluation_finished
 from tasks.reporting import write_report
-from tasks.run_logs import send_core_logs_to_prefect
 from tasks.scoring import score_predictions
+from tasks.server.events import emit_evaluation_finished
+from tasks.ui.run_logs import send_core_logs_to_prefect
 
 Metrics = Annotated[
     tuple[str, ...],

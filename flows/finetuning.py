@@ -16,15 +16,15 @@ from flows.parameters import (
     chosen_method,
     load_settings,
 )
-from flows.steady import SteadyFlow
-from tasks.core.models.training import TrainedModel  # Prefect reads the annotation for the form
-from tasks.core.storage import Store
-from tasks.devices import held_device
-from tasks.events import emit_model_trained
+from flows.server.steady import SteadyFlow
+from tasks.core.storage.store import Store
+from tasks.core.training.run import TrainedModel  # Prefect reads the annotation for the form
 from tasks.processing import check_inference
-from tasks.run_logs import send_core_logs_to_prefect
-from tasks.telling import is_phase
+from tasks.server.devices import held_device
+from tasks.server.events import emit_model_trained
+from tasks.server.telling import is_phase
 from tasks.training import train_model
+from tasks.ui.run_logs import send_core_logs_to_prefect
 
 
 @SteadyFlow.of

@@ -19,23 +19,23 @@ from flows.parameters import (
     chosen_quantization,
     load_settings,
 )
-from flows.steady import SteadyFlow
+from flows.server.steady import SteadyFlow
 from tasks.core.config import Config
 from tasks.core.errors import NoAnswerError
 from tasks.core.evaluation.noise import find_repeat
-from tasks.core.generation.published import refuse_without_answers
-from tasks.core.models.registry import data_slug, slug
+from tasks.core.models.trained.registry import data_slug, slug
 from tasks.core.records import RunManifest
-from tasks.devices import held_device
+from tasks.core.runs.published import refuse_without_answers
 from tasks.discovery import discover_baseline, discover_champion, discover_model
-from tasks.events import emit_predictions_ready
 from tasks.generation import generate_in_shards, generate_responses, publish_predictions, show_predictions
 from tasks.inferencer import Inferencer, PreparedRows
 from tasks.loading import load_model_and_tokenizer
 from tasks.memory_budgets import PrefectBudgetStore
 from tasks.processing import process_dataset
 from tasks.repeating import is_repeated, repeat_some_rows
-from tasks.run_logs import send_core_logs_to_prefect
+from tasks.server.devices import held_device
+from tasks.server.events import emit_predictions_ready
+from tasks.ui.run_logs import send_core_logs_to_prefect
 
 logger = logging.getLogger("tasks.inference")
 

@@ -9,7 +9,7 @@ from uuid import UUID
 from prefect.client.orchestration import get_client
 from prefect.runtime import flow_run
 
-from tasks.telling import courier, has_own_run, root_run
+from tasks.server.telling import courier, has_own_run, root_run
 
 # Of deployments, their runs and the phases of these; automations know them by it.
 TAG = "tuneproof"

@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, Field, WithJsonSchema
 from tasks.core.config import Config, load_config
 from tasks.core.config.loading import with_overrides
 from tasks.core.errors import ConfigError
-from tasks.telling import root_run
+from tasks.server.telling import root_run
 
 AS_CONFIGURED = "as configured"
 

@@ -8,31 +8,31 @@ from typing import TYPE_CHECKING
 
 from prefect import flow
 
-from flows.console import TOLD_BY_COMMAND
+from flows.cli.console import TOLD_BY_COMMAND
 from flows.evaluation import evaluate
 from flows.finetuning import finetune
 from flows.inference import infer, infer_with_base_model, infer_with_champion
 from flows.naming import name_of_run, rename_run
 from flows.parameters import ConfigSource, Count, Phases, Settings, Text, chosen_phases, load_settings
 from flows.promotion import promote_if_decided
-from flows.steady import SteadyFlow
-from tasks.artifacts import show_file, show_lineage, show_scores
+from flows.server.steady import SteadyFlow
 from tasks.core.config import Config
 from tasks.core.evaluation.evaluate import evaluation_files
 from tasks.core.evaluation.summary import EvaluationSummary
 from tasks.core.interruption import goes_on_by
-from tasks.core.models.promotion import Promotion
-from tasks.core.models.registry import MANIFEST_NAME
+from tasks.core.models.trained.registry import MANIFEST_NAME
+from tasks.core.promotion.promotion import Promotion
 from tasks.core.records import RunManifest
-from tasks.core.storage import Store
+from tasks.core.storage.store import Store
 from tasks.evaluator import Evaluator
-from tasks.events import emit_model_trained, emit_predictions_ready
 from tasks.processing import check_inference
-from tasks.run_logs import send_core_logs_to_prefect
 from tasks.scoring import check_evaluation
+from tasks.server.events import emit_model_trained, emit_predictions_ready
+from tasks.ui.artifacts import show_file, show_lineage, show_scores
+from tasks.ui.run_logs import send_core_logs_to_prefect
 
 if TYPE_CHECKING:
-    from tasks.core.models.training import TrainedModel
+    from tasks.core.training.run import TrainedModel
 
 logger = logging.getLogger("tasks.pipeline")
 

@@ -16,17 +16,17 @@ from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 from prefect.states import Running
 from pydantic import Field
 
-from tasks.artifacts import scores_markdown
 from tasks.core.config import Config
 from tasks.core.evaluation.summary import EvaluationSummary
-from tasks.core.models.promotable import this_user
-from tasks.core.models.promotion import Promotion
-from tasks.core.storage import is_url
-from tasks.events import emit_model_promoted
-from tasks.lasting_server import has_lasting_server
+from tasks.core.promotion.promotable import this_user
+from tasks.core.promotion.promotion import Promotion
+from tasks.core.storage.store import is_url
 from tasks.promoter import Promoter
 from tasks.promotion import promote_model
-from tasks.telling import server_name, wait_for_server
+from tasks.server.events import emit_model_promoted
+from tasks.server.lasting_server import has_lasting_server
+from tasks.server.telling import server_name, wait_for_server
+from tasks.ui.artifacts import scores_markdown
 
 logger = logging.getLogger("tasks.promotion")
 

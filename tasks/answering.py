@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 
 from tasks.core.errors import EvaluationError
 from tasks.core.generation import likelihood
-from tasks.core.generation.answer_reading import AnswerReader
-from tasks.core.generation.engine import choose_engine
-from tasks.core.generation.isolation import ChildDiedError
-from tasks.core.generation.ledger import LedgerIndex
-from tasks.core.generation.run_dir import RunDir
-from tasks.core.generation.runs import answer_missing, index_run, missing_mask, remember_budget
-from tasks.core.generation.shards import Shard, all_shards
+from tasks.core.generation.answering import answer_missing, index_run, missing_mask, remember_budget
+from tasks.core.generation.engines.choosing import choose_engine
+from tasks.core.generation.runners.isolation import ChildDiedError
 from tasks.core.interruption import is_interrupted, raise_if_interrupted
+from tasks.core.prompts.answer_reading import AnswerReader
+from tasks.core.runs.ledger import LedgerIndex
+from tasks.core.runs.run_dir import RunDir
+from tasks.core.runs.shards import Shard, all_shards
 
 if TYPE_CHECKING:
     from tasks.core.records import RunManifest

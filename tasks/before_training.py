@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tasks.core.config import Config, InferencerConfig
 from tasks.core.errors import RunKeyMismatchError
-from tasks.core.storage import Store
+from tasks.core.storage.store import Store
 from tasks.inference_settings import column_mapping
 from tasks.inference_settings import run_name as run_name_of
 
@@ -15,15 +15,15 @@ _SOME_KEY = "0" * 8
 
 def trained_name(config: Config, time: str = SOME_TIME) -> str:
     """Give the name that the model to be trained will have. Raises ConfigError for a bad one."""
-    from tasks.core.models.registry import model_dir
-    from tasks.core.models.training import name_of_training
+    from tasks.core.models.trained.registry import model_dir
+    from tasks.core.training.run import name_of_training
 
     return model_dir(Store(config.pipeline.models_dir).local, name_of_training(config.fine_tuner, time)).name
 
 
 def check_names(config: Config) -> None:
     """Raise ConfigError for a name that the run of the model to be trained, or of its opponents, cannot have."""
-    from tasks.core.models.registry import slug
+    from tasks.core.models.trained.registry import slug
 
     settings = config.inferencer
     run_name_of(settings, None, trained_name(config))
@@ -49,7 +49,7 @@ def check_inference(config: Config, *, is_next: bool) -> None:
 
 def check_champion(config: Config) -> None:
     """Raise ModelLoadError when the trained model is to be compared with a champion that nobody can be sure of."""
-    from tasks.core.models.champion import current_champion, refuse_changed
+    from tasks.core.models.trained.champion import current_champion, refuse_changed
 
     models = Store(config.pipeline.models_dir)
     champion = None if models.is_remote else current_champion(models.local)
@@ -59,8 +59,8 @@ def check_champion(config: Config) -> None:
 
 def check_run_is_free(config: Config) -> None:
     """Raise RunKeyMismatchError when the run belongs to other weights; a finished training is taken for this one."""
-    from tasks.core.generation.run_dir import RunDir
-    from tasks.core.models.registry import why_incomplete
+    from tasks.core.models.trained.registry import why_incomplete
+    from tasks.core.runs.run_dir import RunDir
 
     models, runs = Store(config.pipeline.models_dir), Store(config.pipeline.runs_dir)
     name = config.fine_tuner.run_name

@@ -10,14 +10,14 @@ from prefect.cache_policies import NO_CACHE
 
 from tasks.core.config import Config, InferencerConfig
 from tasks.core.errors import ModelNotFoundError
-from tasks.core.generation.baseline import Baseline, Champion, find_baseline, find_champion
+from tasks.core.evaluation.opponents.baseline import Baseline, Champion, find_baseline, find_champion
 from tasks.core.records import RunManifest
-from tasks.core.storage import Store
+from tasks.core.storage.store import Store
 from tasks.inferencer import Inferencer
-from tasks.retrying import RETRIES, RETRY_DELAYS_SECONDS, retry_if_passing
+from tasks.server.retrying import RETRIES, RETRY_DELAYS_SECONDS, retry_if_passing
 
 if TYPE_CHECKING:
-    from tasks.core.models.discovery import Discovery
+    from tasks.core.models.trained.discovery import Discovery
 
 logger = logging.getLogger(__name__)
 

@@ -10,14 +10,10 @@ from pydantic import SecretStr
 
 from tasks.core.config import Config, EvaluatorConfig, as_config
 from tasks.core.data.sources import described_data
-from tasks.core.evaluation.evaluate import evaluation_files, report_run, score_run, settings_of
-from tasks.core.evaluation.gate import Gating, primary_of
-from tasks.core.evaluation.judge import Progress
-from tasks.core.evaluation.metric import Metric
-from tasks.core.evaluation.metrics import reported, resolve
+from tasks.core.evaluation.evaluate import evaluation_files, score_run, settings_of
+from tasks.core.evaluation.gate.gate import Gating, primary_of
 from tasks.core.evaluation.nights import ChallengeBook
-from tasks.core.evaluation.outputs import EvaluationFiles, read_summary
-from tasks.core.evaluation.remote_runs import (
+from tasks.core.evaluation.opponents.remote_runs import (
     bring_manifests,
     bring_run,
     name_within,
@@ -25,23 +21,28 @@ from tasks.core.evaluation.remote_runs import (
     store_of,
     withdraw,
 )
-from tasks.core.evaluation.run_lookup import (
+from tasks.core.evaluation.opponents.run_lookup import (
     NAMELESS_OPPONENTS,
     find_opponents,
     locate_run,
     newest_run,
     training_manifest,
 )
+from tasks.core.evaluation.outputs import EvaluationFiles, read_summary
 from tasks.core.evaluation.run_scoring import answered
-from tasks.core.evaluation.scoring_models import ScoringModels
 from tasks.core.evaluation.summary import EvaluationSummary, Opponent, RunSummary
-from tasks.core.generation.run_dir import RunDir
 from tasks.core.links import refuse_links_out
-from tasks.core.models.champion import current_champion
-from tasks.core.models.model_store import bring_promoted
-from tasks.core.models.promotion import champions
+from tasks.core.metrics.catalogue import reported, resolve
+from tasks.core.metrics.judge.judge import Progress
+from tasks.core.metrics.metric import Metric
+from tasks.core.metrics.models.scoring_models import ScoringModels
+from tasks.core.models.trained.champion import current_champion
+from tasks.core.models.trained.model_store import bring_promoted
+from tasks.core.promotion.promotion import champions
 from tasks.core.records import ModelManifest
-from tasks.core.storage import Store, is_url
+from tasks.core.report.writing import report_run
+from tasks.core.runs.run_dir import RunDir
+from tasks.core.storage.store import Store, is_url
 
 logger = logging.getLogger(__name__)
 

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tasks.core.config import Config, FineTunerConfig, as_config
-from tasks.core.models.model_store import bring_model, send_model
-from tasks.core.storage import Store
-from tasks.terminal_bar import left_text, terminal_bar
+from tasks.core.models.trained.model_store import bring_model, send_model
+from tasks.core.storage.store import Store
+from tasks.ui.terminal_bar import left_text, terminal_bar
 
 if TYPE_CHECKING:
-    from tasks.core.models.training import TrainedModel, TrainingProgress
     from tasks.core.records import ModelManifest
+    from tasks.core.training.run import TrainedModel, TrainingProgress
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ class FineTune:
         Raises ConfigError, DataError, ModelNotFoundError, ModelLoadError, RunKeyMismatchError, RunLockedError,
         OutOfMemoryError, TrainingError, StorageError.
         """
-        from tasks.core.models.training import train
+        from tasks.core.training.run import train
 
         models = Store(self.config.pipeline.models_dir)
         if name := self._run_name or (self.settings.run_name and self.settings.full_run_name("")):

@@ -8,18 +8,18 @@ from contextlib import contextmanager
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from tasks.artifacts import show_file, show_sample_predictions
-from tasks.assets import record_predictions
-from tasks.core.generation.ledger import LedgerIndex
-from tasks.core.generation.progress import GenerationProgress
-from tasks.core.generation.published import read_predictions
-from tasks.core.generation.runs import index_run
+from tasks.core.generation.answering import index_run
 from tasks.core.interruption import keeps, way_on
 from tasks.core.records import RunManifest
+from tasks.core.runs.ledger import LedgerIndex
+from tasks.core.runs.progress import GenerationProgress
+from tasks.core.runs.published import read_predictions
 from tasks.inferencer import Inferencer, PreparedRows
-from tasks.progress import shown_progress
 from tasks.sharding import answer_in_tasks
-from tasks.terminal_bar import left_text
+from tasks.ui.artifacts import show_file, show_sample_predictions
+from tasks.ui.assets import record_predictions
+from tasks.ui.progress import shown_progress
+from tasks.ui.terminal_bar import left_text
 
 
 @task(cache_policy=NO_CACHE, persist_result=False)

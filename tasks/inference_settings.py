@@ -9,8 +9,8 @@ from tasks.core.records import GenerationSettings
 
 if TYPE_CHECKING:
     from tasks.core.data.columns import ColumnMapping
-    from tasks.core.models.discovery import Candidate
     from tasks.core.models.loading import ModelSpec
+    from tasks.core.models.trained.discovery import Candidate
 
 
 def model_spec(settings: InferencerConfig, chosen: Candidate) -> ModelSpec:
@@ -58,7 +58,7 @@ def model_run_names(settings: InferencerConfig) -> tuple[str, ...]:
 
 def run_name(settings: InferencerConfig, given: str | None, model_id: str) -> str:
     """Return the run's directory name: given, configured, or `<model>-<dataset>`, with prefix and suffix."""
-    from tasks.core.models.registry import check_run_name, data_slug, made_up_name, slug
+    from tasks.core.models.trained.registry import check_run_name, data_slug, made_up_name, slug
 
     name = given or settings.run_name
     if name is None:

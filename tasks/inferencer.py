@@ -12,15 +12,8 @@ from typing import TYPE_CHECKING
 from tasks import inference_settings
 from tasks.core.config import Config, InferencerConfig, as_config
 from tasks.core.data.sources import described_data
-from tasks.core.generation.budget import BudgetStore, FileBudgetStore, TokenBudget
-from tasks.core.generation.ledger import LedgerIndex
-from tasks.core.generation.progress import GenerationProgress
-from tasks.core.generation.published import publish, read_predictions
-from tasks.core.generation.rows import RunRows, index_rows
-from tasks.core.generation.run_dir import RunDir
-from tasks.core.generation.run_sync import RunSync
-from tasks.core.generation.shards import Shard
-from tasks.core.models.model_store import bring_wanted
+from tasks.core.memory.budget import BudgetStore, FileBudgetStore, TokenBudget
+from tasks.core.models.trained.model_store import bring_wanted
 from tasks.core.records import (
     Example,
     GenerationSettings,
@@ -30,15 +23,22 @@ from tasks.core.records import (
     RunIdentity,
     RunManifest,
 )
-from tasks.core.storage import Store, is_url, local_copy
+from tasks.core.runs.ledger import LedgerIndex
+from tasks.core.runs.progress import GenerationProgress
+from tasks.core.runs.published import publish, read_predictions
+from tasks.core.runs.rows import RunRows, index_rows
+from tasks.core.runs.run_dir import RunDir
+from tasks.core.runs.shards import Shard
+from tasks.core.runs.sync import RunSync
+from tasks.core.storage.store import Store, is_url, local_copy
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from tasks.core.data.prompts import PromptBuilder
-    from tasks.core.generation.likelihood import ReferenceScore
-    from tasks.core.models.discovery import Discovery
     from tasks.core.models.loading import LoadedModel, ModelSpec
+    from tasks.core.models.trained.discovery import Discovery
+    from tasks.core.prompts.tokens import PromptBuilder
+    from tasks.core.runs.manifest import ReferenceScore
 
 logger = logging.getLogger(__name__)
 
@@ -108,13 +108,13 @@ class Inferencer:
     @property
     def generates_in_child(self) -> bool:
         """Whether a child process generates a run without shards: as set, and for `auto` on a CUDA device."""
-        from tasks.core.generation.isolation import is_isolated
+        from tasks.core.generation.runners.isolation import is_isolated
 
         return is_isolated(self.settings.isolation, self.settings.device)
 
     def discover(self) -> Discovery:
         """Find the model that answers, once. Raises ModelNotFoundError naming what was searched."""
-        from tasks.core.models.discovery import discover_model
+        from tasks.core.models.trained.discovery import discover_model
 
         if self._discovery is None:
             wanted = self._model_id or self.settings.model
@@ -172,7 +172,7 @@ class Inferencer:
 
     def release_model(self) -> None:
         """Let go of the model and give its memory back."""
-        from tasks.core.generation.memory import release
+        from tasks.core.memory.device_memory import release
 
         device = self._loaded.device if self._loaded else "cpu"
         self._loaded = self._prompts = None
@@ -230,8 +230,8 @@ class Inferencer:
 
         Prompts are no longer than the model has positions. Raises ConfigError when no prompt can be that short.
         """
-        from tasks.core.data.prompts import PromptBuilder
         from tasks.core.models.context_length import context_length, possible_length
+        from tasks.core.prompts.tokens import PromptBuilder
 
         if self._prompts is None:
             loaded, settings = self.load_model_and_tokenizer(), self.settings
@@ -267,8 +267,8 @@ class Inferencer:
             )
 
     def _is_fine_tuned(self) -> bool:
-        from tasks.core.models.registry import MANIFEST_NAME
         from tasks.core.models.specs import find_source
+        from tasks.core.models.trained.registry import MANIFEST_NAME
 
         source = find_source(self.model_spec(), with_weights=False)
         return ((source.adapter or source.base).directory / MANIFEST_NAME).is_file()
@@ -308,7 +308,7 @@ class Inferencer:
 
     def token_budget(self) -> TokenBudget:
         """Return the budget that generation starts with."""
-        from tasks.core.generation.runs import starting_budget
+        from tasks.core.generation.answering import starting_budget
 
         budget = starting_budget(
             self.load_model_and_tokenizer(),
@@ -331,7 +331,7 @@ class Inferencer:
 
     def publish(self, prepared: PreparedRows, index: LedgerIndex) -> RunManifest:
         """Write the predictions in dataset order, then the manifest. Raises StorageError."""
-        from tasks.core.generation.manifest import write_manifest
+        from tasks.core.runs.manifest import write_manifest
 
         with prepared.locked():
             published = publish(

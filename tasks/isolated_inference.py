@@ -10,17 +10,17 @@ from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING
 
 from tasks.core.config import with_overrides
-from tasks.core.generation.budget import BudgetStore, HandedOnStore, MemoryEvent
-from tasks.core.generation.deaths import Admitted, DeathLadder, Step
-from tasks.core.generation.isolation import ChildDiedError, ChildEnd, run_in_child
-from tasks.core.generation.ledger import Ledger, LedgerIndex, count_lines
+from tasks.core.generation.answering import budget_key, index_run, missing_mask
 from tasks.core.generation.likelihood import read_reference_score
-from tasks.core.generation.progress import GenerationProgress
-from tasks.core.generation.runs import budget_key, index_run, missing_mask
-from tasks.core.generation.sessions import Session, append_session
-from tasks.core.generation.shards import Shard
+from tasks.core.generation.runners.deaths import Admitted, DeathLadder, Step
+from tasks.core.generation.runners.isolation import ChildDiedError, ChildEnd, run_in_child
+from tasks.core.memory.budget import BudgetStore, HandedOnStore, MemoryEvent
 from tasks.core.provenance import now
 from tasks.core.records import Completion
+from tasks.core.runs.ledger import Ledger, LedgerIndex, count_lines
+from tasks.core.runs.progress import GenerationProgress
+from tasks.core.runs.sessions import Session, append_session
+from tasks.core.runs.shards import Shard
 from tasks.part_work import ALONE, PartWork, Seat, hand_over
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from tasks.inferencer import Inferencer
-from tasks.retrying import RETRIES, RETRY_DELAYS_SECONDS, retry_if_passing
+from tasks.server.retrying import RETRIES, RETRY_DELAYS_SECONDS, retry_if_passing
 
 
 @task(

@@ -10,7 +10,7 @@ from prefect.exceptions import PrefectException
 from prefect.settings import PREFECT_API_URL
 from prefect.variables import Variable
 
-from tasks.core.generation.budget import (
+from tasks.core.memory.budget import (
     Entries,
     FileBudgetStore,
     LearnedBudget,
@@ -18,7 +18,7 @@ from tasks.core.generation.budget import (
     learned_in,
     with_learned,
 )
-from tasks.telling import server_answers
+from tasks.server.telling import server_answers
 
 logger = logging.getLogger(__name__)
 

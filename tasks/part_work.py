@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tasks.core.config import Config, with_overrides
-from tasks.core.generation.budget import BudgetStore
-from tasks.core.generation.devices import VISIBLE_DEVICES, share_cores
-from tasks.core.generation.shards import Shard
+from tasks.core.generation.runners.seats import VISIBLE_DEVICES, share_cores
+from tasks.core.memory.budget import BudgetStore
+from tasks.core.runs.shards import Shard
 
 if TYPE_CHECKING:
     from tasks.inferencer import Inferencer, PreparedRows

@@ -12,26 +12,26 @@ from tasks.core.config import Config, FineTunerConfig, InferencerConfig
 from tasks.core.config.phases import EVALUATION, FINE_TUNING, INFERENCE
 from tasks.core.data.columns import ColumnMapping, examples
 from tasks.core.data.preflight import check_disk_space, find_overlap
-from tasks.core.data.prompts import PromptBuilder
 from tasks.core.data.sources import DataId, described_data, training_rows, validation_rows
 from tasks.core.errors import TuneproofError
-from tasks.core.evaluation.metrics import reported, resolve
 from tasks.core.evaluation.outlook import outlook
-from tasks.core.evaluation.scoring_models import ScoringModels
-from tasks.core.evaluation.user_metrics import UserScore
 from tasks.core.evaluation.wording import is_share
-from tasks.core.generation.ledger import index_ledgers
-from tasks.core.generation.rows import RunRows, index_rows
-from tasks.core.generation.run_dir import RunDir
-from tasks.core.generation.run_sync import RunSync
+from tasks.core.metrics.catalogue import reported, resolve
+from tasks.core.metrics.models.scoring_models import ScoringModels
+from tasks.core.metrics.user_metrics import UserScore
 from tasks.core.models.context_length import context_length_of, possible_length
 from tasks.core.models.loading import ModelSpec, identify, load_tokenizer
 from tasks.core.models.locating import locate
-from tasks.core.models.registry import promoted_run
+from tasks.core.models.trained.registry import promoted_run
+from tasks.core.prompts.tokens import PromptBuilder
 from tasks.core.records import Example, ModelIdentity, RunIdentity
-from tasks.core.storage import Store
+from tasks.core.runs.ledger import index_ledgers
+from tasks.core.runs.rows import RunRows, index_rows
+from tasks.core.runs.run_dir import RunDir
+from tasks.core.runs.sync import RunSync
+from tasks.core.storage.store import Store
 from tasks.core.training.job import check_schedule
-from tasks.core.training.rows import read_training_data
+from tasks.core.training.methods.rows import read_training_data
 from tasks.core.training.schedule import schedule_of
 from tasks.evaluator import Evaluator
 from tasks.inferencer import Inferencer

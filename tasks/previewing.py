@@ -8,17 +8,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tasks.core.config import Config, FineTunerConfig, InferencerConfig
-from tasks.core.data.chat_template import set_template
 from tasks.core.data.columns import ColumnMapping, examples
-from tasks.core.data.prompts import PromptBuilder
 from tasks.core.data.sources import described_data
 from tasks.core.data.sources import training_rows as learnt_rows
 from tasks.core.errors import ConfigError, ModelNotFoundError
 from tasks.core.models.context_length import context_length_of, possible_length
 from tasks.core.models.loading import ModelSpec, load_tokenizer
 from tasks.core.models.locating import locate
+from tasks.core.prompts.chat_template import set_template
 from tasks.core.prompts.preview import Preview, inference_rows, template_facts, training_rows
-from tasks.core.training.rows import read_training_data
+from tasks.core.prompts.tokens import PromptBuilder
+from tasks.core.training.methods.rows import read_training_data
 from tasks.inferencer import Inferencer
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from prefect.cache_policies import NO_CACHE
 from tasks import before_training
 from tasks.core.config import Config
 from tasks.inferencer import Inferencer, PreparedRows
-from tasks.retrying import RETRIES, RETRY_DELAYS_SECONDS, retry_if_passing
+from tasks.server.retrying import RETRIES, RETRY_DELAYS_SECONDS, retry_if_passing
 
 _READING: dict[str, Any] = {
     "cache_policy": NO_CACHE,

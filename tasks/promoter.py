@@ -7,11 +7,11 @@ from pathlib import Path
 
 from tasks.core.config import Config, as_config
 from tasks.core.errors import PromotionError, TuneproofError
+from tasks.core.evaluation.opponents.remote_runs import bring_overview
 from tasks.core.evaluation.outputs import EvaluationFiles
-from tasks.core.evaluation.remote_runs import bring_overview
 from tasks.core.evaluation.summary import EvaluationSummary
-from tasks.core.models.promotable import Evaluated, evidence_of, find_evaluated, model_run_name, this_user
-from tasks.core.models.promotion import (
+from tasks.core.promotion.promotable import Evaluated, evidence_of, find_evaluated, model_run_name, this_user
+from tasks.core.promotion.promotion import (
     Actor,
     Promotion,
     Tell,
@@ -20,7 +20,7 @@ from tasks.core.models.promotion import (
     promotion_history,
     roll_back,
 )
-from tasks.core.storage import Store
+from tasks.core.storage.store import Store
 
 logger = logging.getLogger(__name__)
 
@@ -112,7 +112,7 @@ class Promoter:
 
     def push(self, promotion: Promotion) -> None:
         """Push the promoted model with its scores in the card; a Hub that does not answer takes nothing back."""
-        from tasks.core.training.card import write_scored_card
+        from tasks.core.promotion.card import write_scored_card
         from tasks.core.training.hub import push
 
         model_dir, private = self.models_dir / promotion.run_name, self.config.pipeline.push_private

@@ -7,11 +7,11 @@ import logging
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from tasks.artifacts import show_promotion
 from tasks.core.evaluation.summary import EvaluationSummary
-from tasks.core.models.promotion import Promotion
-from tasks.events import emit_model_promoted
+from tasks.core.promotion.promotion import Promotion
 from tasks.promoter import Promoter
+from tasks.server.events import emit_model_promoted
+from tasks.ui.artifacts import show_promotion
 
 logger = logging.getLogger(__name__)
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from tasks.artifacts import show_file, show_lineage
-from tasks.assets import record_scores
 from tasks.core.evaluation.outputs import EvaluationFiles
 from tasks.core.evaluation.summary import EvaluationSummary
 from tasks.evaluator import Evaluator
+from tasks.ui.artifacts import show_file, show_lineage
+from tasks.ui.assets import record_scores
 
 
 @task(cache_policy=NO_CACHE, persist_result=False)

@@ -8,13 +8,13 @@ from contextlib import ExitStack
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from tasks.artifacts import show_scores
 from tasks.core.evaluation.summary import EvaluationSummary
 from tasks.core.interruption import keeps, way_on
-from tasks.devices import held_device
 from tasks.evaluator import Evaluator
-from tasks.progress import shown_progress
-from tasks.secret_blocks import judge_key_of
+from tasks.server.devices import held_device
+from tasks.server.secret_blocks import judge_key_of
+from tasks.ui.artifacts import show_scores
+from tasks.ui.progress import shown_progress
 
 logger = logging.getLogger(__name__)
 

@@ -12,13 +12,13 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from tasks.core.errors import ConfigError
-from tasks.core.generation.devices import process_count, visible_gpus
-from tasks.core.generation.isolation import ChildDiedError
-from tasks.core.generation.ledger import ABSENT, LedgerIndex
+from tasks.core.generation.answering import index_run
 from tasks.core.generation.likelihood import read_reference_score
-from tasks.core.generation.runs import index_run
-from tasks.core.generation.shard_progress import watched
-from tasks.core.generation.shards import Shard, all_shards, shard_numbers
+from tasks.core.generation.runners.isolation import ChildDiedError
+from tasks.core.generation.runners.seats import process_count, visible_gpus
+from tasks.core.runs.ledger import ABSENT, LedgerIndex
+from tasks.core.runs.shard_progress import watched
+from tasks.core.runs.shards import Shard, all_shards, shard_numbers
 from tasks.isolated_inference import generate_in_child
 from tasks.part_work import Seat
 

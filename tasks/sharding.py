@@ -20,17 +20,17 @@ from prefect.task_runners import ProcessPoolTaskRunner, TaskRunner, ThreadPoolTa
 
 from tasks.core.config import InferencerConfig
 from tasks.core.errors import ConfigError, RunLockedError, TuneproofError
-from tasks.core.generation.isolation import ChildDiedError
-from tasks.core.generation.ledger import LedgerIndex
-from tasks.core.generation.runs import index_run
-from tasks.core.generation.shards import Shard
+from tasks.core.generation.answering import index_run
+from tasks.core.generation.runners.isolation import ChildDiedError
 from tasks.core.interruption import interruptible_threads, raise_if_interrupted, unheard_by_children
+from tasks.core.runs.ledger import LedgerIndex
+from tasks.core.runs.shards import Shard
 from tasks.inferencer import Inferencer, PreparedRows
 from tasks.part_work import PartWork, Seat, hand_over
-from tasks.retrying import is_passing
-from tasks.run_logs import send_core_logs_to_prefect
+from tasks.server.retrying import is_passing
 from tasks.shard_process import begin, own_seat
 from tasks.shard_work import RETRIES, pending_shards, seats, supervised
+from tasks.ui.run_logs import send_core_logs_to_prefect
 
 if TYPE_CHECKING:
     from prefect.client.schemas.objects import State, TaskRun

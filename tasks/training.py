@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from tasks.artifacts import show_losses, show_prompts
-from tasks.assets import record_model
 from tasks.core.config import Config
 from tasks.finetuner import FineTune, training_text
-from tasks.progress import shown_progress
-from tasks.retrying import RETRIES, RETRY_DELAYS_SECONDS, retry_if_passing
+from tasks.server.retrying import RETRIES, RETRY_DELAYS_SECONDS, retry_if_passing
+from tasks.ui.artifacts import show_losses, show_prompts
+from tasks.ui.assets import record_model
+from tasks.ui.progress import shown_progress
 
 if TYPE_CHECKING:
-    from tasks.core.models.training import TrainedModel, TrainingProgress
+    from tasks.core.training.run import TrainedModel, TrainingProgress
 
 
 @task(

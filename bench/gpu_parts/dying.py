@@ -6,7 +6,7 @@ import os
 import signal
 from pathlib import Path
 
-from tasks.core.generation.budget import TokenBudget
+from tasks.core.memory.budget import TokenBudget
 from tasks.inferencer import Inferencer
 
 

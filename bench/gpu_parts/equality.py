@@ -68,8 +68,8 @@ def _prefix_and_sampling(bench: Bench) -> Iterator[Row]:
 
 def _sampled(model: LoadedModel, asked: list[Request], settings: object, rows: int) -> Answers:
     from bench.generation import queue_of
-    from tasks.core.generation.budget import TokenBudget
-    from tasks.core.generation.inflight import InflightEngine
+    from tasks.core.generation.engines.inflight import InflightEngine
+    from tasks.core.memory.budget import TokenBudget
 
     engine = InflightEngine(model, settings)  # type: ignore[arg-type]
     answered = engine.generate(queue_of(asked), TokenBudget(10**9, rows))

@@ -1,4 +1,4 @@
-"""Checks that fail in the ways a card can make them fail; not run unless named. tests/test_gpu_bench.py uses them."""
+"""Checks that fail in the ways a card can make them fail; run only by tests/bench/test_gpu_bench.py."""
 
 from __future__ import annotations
 

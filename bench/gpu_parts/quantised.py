@@ -22,7 +22,7 @@ def _answers(bench: Bench, name: str, dtype: str, **settings: Any) -> Row:
     import torch
 
     from bench.generation import through_engine
-    from tasks.core.generation.inflight_support import why_unsupported
+    from tasks.core.generation.engines.inflight_support import why_unsupported
     from tasks.core.records import GenerationSettings
 
     model = models.load_small(bench, dtype, **settings)

@@ -131,8 +131,8 @@ class _Flight:
     """Rows that step together without an engine around them, so that a step can be timed and profiled."""
 
     def __init__(self, model: LoadedModel, asked: Sequence[Request], steps: int) -> None:
-        from tasks.core.generation.slots import Row as Flying
-        from tasks.core.generation.slots import SlotCache
+        from tasks.core.generation.engines.slots import Row as Flying
+        from tasks.core.generation.engines.slots import SlotCache
 
         self.model = model
         self.rows = [Flying(request, None, 0.0) for request in asked]
@@ -162,12 +162,12 @@ class _Flight:
         self._run(step)
 
     def _plan(self) -> Any:
-        from tasks.core.generation.inflight import StepPlan
+        from tasks.core.generation.engines.step import StepPlan
 
         return StepPlan(self.model.device)
 
     def _run(self, step: Any) -> None:
-        from tasks.core.generation.inflight import forward
+        from tasks.core.generation.engines.step import forward
 
         logits = forward(self.model.model, self.model.device, step)
         for row, token in zip(step.choosing, logits.argmax(dim=-1).tolist(), strict=True):
@@ -176,8 +176,8 @@ class _Flight:
 
 def _steps(bench: Bench) -> Iterator[Row]:
     """Prefill and decode steps of the in-flight engine alone, as shares of what the card reaches; a profile."""
-    from tasks.core.generation.fused_layers import fused_layers
-    from tasks.core.generation.packed_attention import packed_attention
+    from tasks.core.generation.engines.fused_layers import fused_layers
+    from tasks.core.generation.engines.packed_attention import packed_attention
 
     model = models.random_llama(bench, "bfloat16")
     asked = models.requests(6, 40, 32) if bench.tiny else models.requests(256, 1000, 32)
@@ -208,7 +208,7 @@ def _prefill_row(bench: Bench, model: LoadedModel, tokens: int, seconds: float) 
 
 def _decode_row(bench: Bench, flight: _Flight, seconds: float) -> Row:
     """The fewest bytes a step must read: all weights once, and each row's own keys and values."""
-    from tasks.core.generation.memory import cache_bytes_per_token
+    from tasks.core.memory.device_memory import cache_bytes_per_token
 
     per_token = cache_bytes_per_token(flight.model.model)
     weights = sum(parameter.nbytes for parameter in flight.model.model.parameters())
@@ -407,7 +407,7 @@ def _reset_peak(bench: Bench) -> None:
 
 
 def _peak_mib(bench: Bench) -> float:
-    from tasks.core.generation.memory import peak_bytes
+    from tasks.core.memory.device_memory import peak_bytes
 
     return peak_bytes(bench.device) / 2**20
 

@@ -1,4 +1,4 @@
-"""Writers that are broken on purpose; not run unless named. tests/test_torture.py sees that each is noticed."""
+"""Writers that are broken on purpose; not run unless named. tests/bench/test_torture.py sees that each is noticed."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def check(bench: Bench, share: float) -> Iterator[Row]:
 
 
 def _doubles_lines() -> None:
-    from tasks.core.generation.ledger import Ledger
+    from tasks.core.runs.ledger import Ledger
 
     append: Callable[..., Any] = Ledger.append_line
 
@@ -44,7 +44,7 @@ def _doubles_lines() -> None:
 
 
 def _changes_answers() -> None:
-    from tasks.core.generation import published
+    from tasks.core.runs import published
 
     plain: Callable[..., dict[str, Any]] = published._prediction
 
@@ -56,7 +56,7 @@ def _changes_answers() -> None:
 
 
 def _forgets_history() -> None:
-    from tasks.core.models.champion import HISTORY_NAME
+    from tasks.core.models.trained.champion import HISTORY_NAME
     from tasks.promoter import Promoter
 
     plain = Promoter.promote

@@ -174,11 +174,11 @@ def load_libraries() -> None:
 
     import tasks.answering
     import tasks.core.evaluation.evaluate
-    import tasks.core.generation.inflight
+    import tasks.core.generation.engines.inflight
     import tasks.core.generation.likelihood
     import tasks.core.models.loading
-    import tasks.core.models.training
     import tasks.core.training.fitting
+    import tasks.core.training.run
     import tasks.core.training.weights
     import tasks.evaluator
     import tasks.finetuner

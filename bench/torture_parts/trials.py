@@ -231,16 +231,16 @@ def _become_command(log_path: Path) -> None:
 
 def _run_as_command(work: Callable[[], object]) -> int:
     """Give `work` the place of a command behind everything that the command line does about errors and signals."""
-    from flows import cli
-    from flows.console import prepare_console
+    from flows.cli import commands
+    from flows.cli.console import prepare_console
 
     prepare_console()
 
     def run(_tokens: Iterable[str]) -> None:
         work()
 
-    cli._run_command = run
-    return cli.main([])
+    commands._run_command = run
+    return commands.main([])
 
 
 def _may_be_traced() -> None:

@@ -109,8 +109,8 @@ def _write_evaluated(folder: Path, stage: Stage) -> None:
     Everything is made at the place where it will be used, since summaries name paths.
     """
     from tasks.core.models.digests import weights_sha256
-    from tests.evaluation_runs import sums, write_run
-    from tests.model_runs import make_run
+    from tests.making.evaluation_runs import sums, write_run
+    from tests.making.model_runs import make_run
 
     shutil.rmtree(stage.place, ignore_errors=True)
     models, runs = stage.place / "models", stage.place / "runs"
@@ -229,7 +229,7 @@ def _without(value: Any, *words: str) -> Any:
 
 def history(place: Path) -> list[tuple[str, str, str | None]]:
     """The changes of the alias: what was done, the model, the one that it replaced."""
-    from tasks.core.models.promotion import promotion_history
+    from tasks.core.promotion.promotion import promotion_history
 
     lines = promotion_history(place / "models")
     return [(one.action, one.promotion.run_name, one.replaced) for one in lines]

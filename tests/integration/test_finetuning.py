@@ -16,8 +16,8 @@ import torch
 from safetensors.torch import load_file
 
 from tasks.core.config import Config, FineTunerConfig, PipelineConfig
-from tasks.core.models import registry
 from tasks.core.models.loading import ModelSpec, load_model_and_tokenizer
+from tasks.core.models.trained import registry
 from tasks.finetuner import FineTune
 
 pytestmark = [

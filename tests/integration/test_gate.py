@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tasks.core.config import Config, load_config
-from tasks.core.models.discovery import discover_model
-from tasks.core.models.promotion import promotion_history
-from tasks.core.models.registry import promoted_run
+from tasks.core.models.trained.discovery import discover_model
+from tasks.core.models.trained.registry import promoted_run
+from tasks.core.promotion.promotion import promotion_history
 from tasks.promoter import Promoter
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ import sacrebleu
 from rouge_score.rouge_scorer import RougeScorer
 
 from tasks.core.config import load_config
-from tasks.core.generation.published import read_predictions
+from tasks.core.runs.published import read_predictions
 from tasks.evaluator import Evaluator
 from tasks.inferencer import Inferencer
 from tests.conftest import PACKAGED_MODEL_ID

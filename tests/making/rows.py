@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tasks.core.data.prompts import PromptBuilder, TrainingRow
+from tasks.core.prompts.tokens import PromptBuilder, TrainingRow
 from tasks.core.records import Example
 
 

@@ -20,8 +20,8 @@ import httpx
 import pytest
 from filelock import FileLock
 
-from flows.server_place import ServerPlace
-from flows.serving import marked
+from flows.server.server_place import ServerPlace
+from flows.server.serving import marked
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 PATIENCE_SECONDS = 240

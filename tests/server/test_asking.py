@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from tasks.core.models.digests import weights_sha256
-from tasks.core.models.promotion import current_promotion, promotion_history
-from tasks.core.models.registry import promoted_run, write_manifest
-from tests.evaluation_runs import sums, write_run
-from tests.model_runs import make_run, manifest_of
+from tasks.core.models.trained.registry import promoted_run, write_manifest
+from tasks.core.promotion.promotion import current_promotion, promotion_history
+from tests.making.evaluation_runs import sums, write_run
+from tests.making.model_runs import make_run, manifest_of
 from tests.server.conftest import ROOT, Server
 
 pytestmark = [pytest.mark.server, pytest.mark.slow]

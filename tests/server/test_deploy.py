@@ -131,12 +131,12 @@ def test_the_kubernetes_template_is_accepted(server: Server) -> None:
 ON_A_GPU = """
 from types import SimpleNamespace
 import torch
-from tasks.core.generation import memory
+from tasks.core.memory import device_memory
 from tasks.core.models import placement
 
 placement.available_devices = lambda: ["cuda:0", "cpu"]
 torch.cuda.get_device_properties = lambda device: SimpleNamespace(uuid="zero")
-memory.release = lambda device: None
+device_memory.release = lambda device: None
 """
 
 
@@ -155,7 +155,7 @@ def on_a_gpu(server: Server, script: str) -> subprocess.Popen[str]:
 def test_a_run_on_a_gpu_holds_a_slot_of_the_limit_and_gives_it_back(server: Server) -> None:
     script = """
 from prefect.client.orchestration import get_client
-from tasks.devices import held_device
+from tasks.server.devices import held_device
 
 def taken(name):
     with get_client(sync_client=True) as client:
@@ -178,8 +178,8 @@ def test_a_run_that_waits_for_a_slot_says_so_in_its_logs_and_ends_when_it_is_int
     script = """
 from prefect import flow
 from prefect.runtime import flow_run
-from tasks.run_logs import send_core_logs_to_prefect
-from tasks.devices import held_device
+from tasks.ui.run_logs import send_core_logs_to_prefect
+from tasks.server.devices import held_device
 
 @flow
 def waits():

@@ -21,8 +21,8 @@ from typing import Any, ClassVar
 import psutil
 import pytest
 
-from tasks.core.generation.run_dir import RunDir
-from tasks.core.generation.sessions import read_sessions
+from tasks.core.runs.run_dir import RunDir
+from tasks.core.runs.sessions import read_sessions
 from tests.server.conftest import ROOT, SETUP, Server, wait_until, write_questions
 
 pytestmark = [pytest.mark.server, pytest.mark.slow]
@@ -144,7 +144,7 @@ def intrude(run_path: Path) -> str:
     """What another process hears that wants to write into the folder."""
     script = (
         "import sys\nfrom pathlib import Path\nfrom tasks.core.errors import RunLockedError\n"
-        "from tasks.core.generation.run_dir import RunDir\n"
+        "from tasks.core.runs.run_dir import RunDir\n"
         "try:\n    RunDir(Path(sys.argv[1])).locked().__enter__()\n"
         "except RunLockedError as error:\n    print(error)"
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import unicodedata
 
-from tasks.core.metrics.normalising import TYPOGRAPHY, UNSPACED
+from tasks.core.data.normalising import TYPOGRAPHY, UNSPACED
 
 _INVISIBLE = re.compile(
     "[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f"

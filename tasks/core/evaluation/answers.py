@@ -6,9 +6,9 @@ from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 
-from tasks.core.generation.published import read_predictions
 from tasks.core.prompts.thoughts import KNOWN_MARKERS, ThoughtMarkers, opens_with, split
 from tasks.core.records import Prediction
+from tasks.core.runs.published import read_predictions
 
 _LEAST_SHARE_INSIDE = 0.5
 

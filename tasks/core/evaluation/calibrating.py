@@ -9,7 +9,9 @@ from typing import cast
 import numpy as np
 
 from tasks.core.errors import EvaluationError
-from tasks.core.evaluation.judge_agreement import (
+from tasks.core.evaluation.preference import preference_of, preference_prompts
+from tasks.core.metrics.catalogue import resolve
+from tasks.core.metrics.judge.agreement import (
     FloatArray,
     Leaning,
     confusion,
@@ -17,20 +19,18 @@ from tasks.core.evaluation.judge_agreement import (
     plain_kappa,
     weighted_kappa,
 )
-from tasks.core.evaluation.judge_calibration import JudgeCalibration
-from tasks.core.evaluation.judge_labels import LabelFile, LabelledRow
-from tasks.core.evaluation.judge_metrics import (
+from tasks.core.metrics.judge.calibration import JudgeCalibration
+from tasks.core.metrics.judge.judge_metrics import (
     ANSWER_ACCURACY,
     PREFERENCE,
     accuracy_prompts,
     ask_rows,
     prompt_sha256,
 )
-from tasks.core.evaluation.judge_prompts import AccuracyVerdict, PreferenceVerdict, Verdict
-from tasks.core.evaluation.metric import ScoredRun
-from tasks.core.evaluation.metrics import resolve
-from tasks.core.evaluation.preference import preference_of, preference_prompts
-from tasks.core.evaluation.scoring_models import ScoringModels
+from tasks.core.metrics.judge.labels import LabelFile, LabelledRow
+from tasks.core.metrics.judge.prompts import AccuracyVerdict, PreferenceVerdict, Verdict
+from tasks.core.metrics.metric import ScoredRun
+from tasks.core.metrics.models.scoring_models import ScoringModels
 from tasks.core.provenance import now
 from tasks.core.records import Prediction, PredictionMetadata
 

@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from tasks.core.errors import EvaluationError
 from tasks.core.evaluation import statistics as stats
 from tasks.core.evaluation.figures import TIE, StatisticsMatrix, rounded, written_interval
-from tasks.core.evaluation.metric import MEAN, FloatArray, Metric
 from tasks.core.evaluation.scoring import ScoreTable
 from tasks.core.evaluation.summary import (
     Comparison,
@@ -22,6 +21,7 @@ from tasks.core.evaluation.summary import (
     Winner,
     WorstCase,
 )
+from tasks.core.metrics.metric import MEAN, FloatArray, Metric
 
 Flags = NDArray[np.bool_]
 

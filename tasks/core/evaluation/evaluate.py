@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,25 +9,18 @@ from tasks.core.config import given_markers
 from tasks.core.config.changes import changes_of
 from tasks.core.errors import EvaluationError
 from tasks.core.evaluation import wording
-from tasks.core.evaluation.champions import champion_line
 from tasks.core.evaluation.comparison import compare_tables
-from tasks.core.evaluation.gate import Gating, Known, primary_of, reach_verdict
-from tasks.core.evaluation.metrics import reported, resolve
+from tasks.core.evaluation.contamination import training_overlap
+from tasks.core.evaluation.gate.gate import Gating, Known, primary_of, reach_verdict
 from tasks.core.evaluation.noise import find_repeat, noise_floor
+from tasks.core.evaluation.opponents.champions import champion_line
 from tasks.core.evaluation.outputs import (
     EvaluationFiles,
-    read_summary,
     row_scores,
     write_scores,
     write_summary,
 )
-from tasks.core.evaluation.overlap import training_overlap
-from tasks.core.evaluation.report import write_report
-from tasks.core.evaluation.row_view import RowView, row_views
 from tasks.core.evaluation.run_scoring import RunScoring
-from tasks.core.evaluation.scoring_models import ScoringModels
-from tasks.core.evaluation.similarity_metrics import BERT_SCORE
-from tasks.core.evaluation.spreadsheet import write_spreadsheet
 from tasks.core.evaluation.summary import (
     ChampionPoint,
     EvaluationSettings,
@@ -38,6 +29,9 @@ from tasks.core.evaluation.summary import (
     TrainingSummary,
 )
 from tasks.core.leftovers import remove_leftovers
+from tasks.core.metrics.catalogue import reported, resolve
+from tasks.core.metrics.models.scoring_models import ScoringModels
+from tasks.core.metrics.similarity_metrics import BERT_SCORE
 from tasks.core.provenance import library_version, library_versions, now
 from tasks.core.records import ModelManifest
 
@@ -45,21 +39,6 @@ if TYPE_CHECKING:
     from tasks.core.config import EvaluatorConfig
 
 _LIBRARIES = ("numpy", "scipy", "sacrebleu", "regex")
-
-
-def evaluate_run(
-    candidate_dir: Path,
-    baseline_dir: Path | None,
-    config: EvaluatorConfig,
-    model_manifest: ModelManifest | None = None,
-) -> EvaluationSummary:
-    """Score a run, compare it with a baseline run if given, and write all files of an evaluation.
-
-    Raises EvaluationError when predictions are missing, damaged or not comparable.
-    """
-    summary = score_run(candidate_dir, baseline_dir, config, model_manifest)
-    report_run(candidate_dir)
-    return summary
 
 
 def score_run(
@@ -187,75 +166,6 @@ def require_verdicts(summary: EvaluationSummary, report_path: Path) -> None:
             wording.no_verdicts(summary),
             f"let the judge's endpoint answer, then evaluate again (docs/judge.md); other scores: {report_path}",
         )
-
-
-def report_run(candidate_dir: Path) -> EvaluationFiles:
-    """Write `report.html` and the spreadsheet from the files that `score_run` left."""
-    return write_reports(evaluation_files(candidate_dir))
-
-
-def write_reports(files: EvaluationFiles) -> EvaluationFiles:
-    """The same for an evaluation whose files lie elsewhere.
-
-    Raises EvaluationError when there are no scores, or answers, scores and summary are not of one evaluation.
-    """
-    summary = read_summary(files.summary_path)
-    predictions_path = files.directory / summary.candidate.predictions_path
-    baseline_path = files.directory / summary.baseline.predictions_path if summary.baseline else None
-    _refuse_mixture(files, summary)
-
-    def rows() -> Iterator[RowView]:
-        markers = summary.settings.thought_markers
-        return row_views(predictions_path, baseline_path, files.scores_path, markers)
-
-    write_spreadsheet(files.spreadsheet_path, summary, rows())
-    write_report(files.report_path, summary, rows())
-    return files
-
-
-def _refuse_mixture(files: EvaluationFiles, summary: EvaluationSummary) -> None:
-    """Raise EvaluationError where a file that a report is made of is not the one that the summary tells of."""
-    told: list[tuple[Path, str | None]] = [(files.scores_path, summary.scores_sha256)]
-    for run in (summary.candidate, summary.baseline):
-        if run is not None:
-            told.append((files.directory / run.predictions_path, run.predictions_sha256))
-    for path, sha256 in told:
-        try:
-            with path.open("rb") as file:
-                found = hashlib.file_digest(file, "sha256").hexdigest()
-        except OSError as error:
-            raise EvaluationError(
-                f"{path} cannot be read: {error.strerror or error}", "run `tuneproof evaluate` again"
-            ) from error
-        if sha256 not in (None, found):
-            raise EvaluationError(
-                f"{path} is not the file that {files.summary_path.name} tells of: an evaluation was interrupted, "
-                "or the file was changed",
-                "run `tuneproof evaluate` again; no answer is generated again",
-            )
-
-
-def compare_runs(
-    before_path: Path,
-    after_path: Path,
-    config: EvaluatorConfig,
-    *,
-    directory: Path | None = None,
-    model_manifest: ModelManifest | None = None,
-    models: ScoringModels | None = None,
-) -> tuple[EvaluationSummary, EvaluationFiles]:
-    """Score two runs anew, compare them, write all files of an evaluation; no verdict.
-
-    They go into `directory`, by default `compared-with-<before>` beside the answers of `after_path`; what
-    `evaluate` wrote for either run stays. `models` are those that metrics may ask for. Raises EvaluationError when
-    both are the same run or share no rows.
-    """
-    if before_path.resolve() == after_path.resolve():
-        raise EvaluationError(f"{before_path} and {after_path} are the same run", "name two different runs")
-    name = before_path.stem if before_path.is_file() else before_path.resolve().name
-    files = EvaluationFiles(directory or evaluation_files(after_path).directory / f"compared-with-{name}")
-    summary = score_run(after_path, before_path, config, model_manifest, files=files, models=models)
-    return summary, write_reports(files)
 
 
 def evaluation_files(candidate_dir: Path) -> EvaluationFiles:

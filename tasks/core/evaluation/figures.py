@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tasks.core.evaluation import statistics as stats
-from tasks.core.evaluation.metric import FloatArray, Metric
 from tasks.core.evaluation.scoring import ScoreTable
 from tasks.core.evaluation.summary import EvaluationSettings, MetricSummary, ScoreInterval
+from tasks.core.metrics.metric import FloatArray, Metric
 
 TIE = 1e-12
 _DIGITS = 10

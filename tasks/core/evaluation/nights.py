@@ -24,7 +24,7 @@ from tasks.core.evaluation.summary import Challenge, MetricComparison, Opponent,
 from tasks.core.files import storage_error
 from tasks.core.provenance import now
 from tasks.core.records import Record
-from tasks.core.storage import Store
+from tasks.core.storage.store import Store
 
 CHALLENGES_NAME = "challenges.jsonl"
 _SKETCH_HASHES = 512

@@ -12,11 +12,11 @@ import numpy as np
 
 from tasks.core.errors import EvaluationError
 from tasks.core.evaluation.figures import TIE, rounded
-from tasks.core.evaluation.gate import NoiseFloor
-from tasks.core.evaluation.metric import Metric
+from tasks.core.evaluation.gate.inputs import NoiseFloor
 from tasks.core.evaluation.scoring import ScoreTable
-from tasks.core.generation.run_dir import RunDir
+from tasks.core.metrics.metric import Metric
 from tasks.core.records import RunManifest
+from tasks.core.runs.run_dir import RunDir
 
 REPEAT_PREFIX = "repeat-"
 # Its rows do not see each other: proven by tests for float32 (see docs/architecture.md).

@@ -8,16 +8,16 @@ from typing import cast
 
 import numpy as np
 
-from tasks.core.evaluation.judge_metrics import NO_PARTNER, PREFERENCE, ask_rows
-from tasks.core.evaluation.judge_prompts import (
+from tasks.core.evaluation.scoring import ScoreTable
+from tasks.core.metrics.judge.judge_metrics import NO_PARTNER, PREFERENCE, ask_rows
+from tasks.core.metrics.judge.prompts import (
     JudgePrompt,
     PreferenceVerdict,
     Texts,
     Verdict,
     preference_prompt,
 )
-from tasks.core.evaluation.metric import ERROR_ROW, ErrorPolicy, FloatArray, Sources
-from tasks.core.evaluation.scoring import ScoreTable
+from tasks.core.metrics.metric import ERROR_ROW, ErrorPolicy, FloatArray, Sources
 from tasks.core.records import Prediction
 
 _WIN, _TIE, _LOSS = 1.0, 0.5, 0.0

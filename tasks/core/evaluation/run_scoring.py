@@ -11,14 +11,14 @@ from pathlib import Path
 from tasks.core.errors import EvaluationError
 from tasks.core.evaluation.answers import read_answers
 from tasks.core.evaluation.figures import summarize_metrics
-from tasks.core.evaluation.judge_metrics import PREFERENCE
-from tasks.core.evaluation.metric import ScoredRun, Sources
-from tasks.core.evaluation.metrics import resolve
 from tasks.core.evaluation.preference import with_preference
 from tasks.core.evaluation.scoring import ScoreTable, score_predictions
 from tasks.core.evaluation.summary import EvaluationSettings, RunSummary
-from tasks.core.generation.run_dir import RunDir
+from tasks.core.metrics.catalogue import resolve
+from tasks.core.metrics.judge.judge_metrics import PREFERENCE
+from tasks.core.metrics.metric import ScoredRun, Sources
 from tasks.core.records import Prediction, RunManifest
+from tasks.core.runs.run_dir import RunDir
 
 
 @dataclass(frozen=True, slots=True)

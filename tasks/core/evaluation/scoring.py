@@ -17,7 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tasks.core.errors import EvaluationError
-from tasks.core.evaluation.metric import (
+from tasks.core.generation.runners.isolation import end_with_parent
+from tasks.core.interruption import unheard_by_children
+from tasks.core.metrics.catalogue import reported
+from tasks.core.metrics.metric import (
     ERROR_ROW,
     MEAN,
     BatchScores,
@@ -26,9 +29,6 @@ from tasks.core.evaluation.metric import (
     Metric,
     MetricFamily,
 )
-from tasks.core.evaluation.metrics import reported
-from tasks.core.generation.isolation import end_with_parent
-from tasks.core.interruption import unheard_by_children
 from tasks.core.records import Prediction
 
 _BATCH_ROWS = 1000

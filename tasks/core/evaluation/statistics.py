@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks.core.evaluation.metric import FloatArray
+from tasks.core.metrics.metric import FloatArray
 
 _CELLS_IN_MEMORY = 4_000_000
 _SAME = 1e-12

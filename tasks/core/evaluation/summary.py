@@ -6,8 +6,9 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from tasks.core.evaluation.judge_calibration import JudgeStanding
-from tasks.core.evaluation.metric import Direction, ErrorPolicy, Kind
+from tasks.core.metrics.judge.calibration import JudgeStanding
+from tasks.core.metrics.metric import Direction, ErrorPolicy, Kind
+from tasks.core.metrics.usage import EmbeddingUsage, JudgeUsage
 from tasks.core.records import LossPoint, Record, RunIdentity
 
 _ASKED = ("judge: ", "embedding: ")
@@ -244,32 +245,6 @@ class ChampionPoint(Record):
     promoted_at: str | None
     weights_sha256: str | None
     score: MetricSummary | None = Field(None, description="None where no evaluation has it on these rows")
-
-
-class JudgeUsage(Record):
-    """What the judge model did in one evaluation, over all runs that were scored, and what it cost."""
-
-    model: str
-    endpoint: str | None = Field(None, description="address; None for a judge on this machine")
-    calls: int = Field(0, description="replies that were generated now")
-    cached: int = Field(0, description="verdicts that were there from earlier calls")
-    failures: dict[str, int] = Field(default_factory=dict, description="reason -> verdicts that are missing")
-    retries: int = 0
-    input_tokens: int = 0
-    output_tokens: int = 0
-    calls_without_token_counts: int = Field(0, description="their tokens are estimated from the texts")
-    cost_dollars: float | None = None
-    budget_dollars: float | None = None
-
-
-class EmbeddingUsage(Record):
-    """Which embedding model compared texts, and what it did."""
-
-    model: str
-    endpoint: str | None = None
-    texts: int = Field(0, description="texts embedded now")
-    cached: int = Field(0, description="texts whose vector was there")
-    input_tokens: int = Field(0, description="as the endpoint counts them")
 
 
 class EvaluationSettings(Record):

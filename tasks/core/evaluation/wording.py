@@ -8,15 +8,14 @@ from collections.abc import Iterable, Iterator
 from tasks.core.evaluation.statistics import shows_difference
 from tasks.core.evaluation.summary import (
     Comparison,
-    EmbeddingUsage,
     EvaluationSummary,
     GateCheck,
-    JudgeUsage,
     MetricComparison,
     MetricSummary,
     RunSummary,
     ScoreInterval,
 )
+from tasks.core.metrics.usage import EmbeddingUsage, JudgeUsage
 
 LABELS = {
     "exact_match": "Exact match",

@@ -9,11 +9,11 @@ import tenacity
 
 from tasks.core.errors import OutOfMemoryError, first_line
 from tasks.core.generation.batching import RequestQueue
-from tasks.core.generation.budget import TokenBudget
-from tasks.core.generation.engine import Engine, GeneratedRow
-from tasks.core.generation.memory import forget_traceback, is_out_of_memory, release
+from tasks.core.generation.engines.base import Engine, GeneratedRow
 from tasks.core.generation.stepping import StepThread
 from tasks.core.interruption import raise_if_interrupted
+from tasks.core.memory.budget import TokenBudget
+from tasks.core.memory.device_memory import forget_traceback, is_out_of_memory, release
 
 logger = logging.getLogger(__name__)
 

@@ -8,49 +8,35 @@ import math
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from tasks.core.data.prompts import IGNORED_LABEL
 from tasks.core.errors import StorageError
 from tasks.core.files import replacing, write_atomically
 from tasks.core.generation.batching import Request, RequestQueue
-from tasks.core.generation.budget import TokenBudget
-from tasks.core.generation.engine import GeneratedRow
-from tasks.core.generation.faults import Faults
+from tasks.core.generation.engines.base import GeneratedRow
+from tasks.core.generation.engines.faults import Faults
 from tasks.core.generation.ladder import generate_all
-from tasks.core.generation.ledger import ABSENT, ROWS_KEPT, Ledger, Mask, index_ledgers, read_lines
-from tasks.core.generation.ledger_lines import DamagedLineError, score_head, score_in
-from tasks.core.generation.rows import RunRows
-from tasks.core.generation.run_dir import seal_path_of
+from tasks.core.memory.budget import TokenBudget
+from tasks.core.prompts.tokens import IGNORED_LABEL
 from tasks.core.records import Example, Record
+from tasks.core.runs.ledger import ABSENT, ROWS_KEPT, Ledger, Mask, index_ledgers, read_lines
+from tasks.core.runs.ledger_lines import DamagedLineError, score_head, score_in
+from tasks.core.runs.manifest import ReferenceScore
+from tasks.core.runs.rows import RunRows
+from tasks.core.runs.run_dir import seal_path_of
 
 if TYPE_CHECKING:
     import torch
 
-    from tasks.core.data.prompts import PromptBuilder, TrainingRow
     from tasks.core.models.loading import LoadedModel
+    from tasks.core.prompts.tokens import PromptBuilder, TrainingRow
 
 logger = logging.getLogger(__name__)
 
 _LARGEST_EXPONENT = 700.0  # beyond, a float cannot hold its exponential
-
-
-@dataclass(frozen=True, slots=True)
-class ReferenceScore:
-    """exp(total negative log-likelihood / tokens) over all `rows` references that have a score, and the file's digest.
-
-    `failed` references have none: the model gave no number for them, or memory ran out.
-    """
-
-    perplexity: float | None
-    tokens: int
-    rows: int
-    failed: int
-    sha256: str
 
 
 def score_references(

@@ -12,8 +12,8 @@ import numpy as np
 
 from tasks.core.files import storage_error
 from tasks.core.generation.batching import Request
-from tasks.core.generation.ledger import ROWS_KEPT, Ids
 from tasks.core.records import Prompt
+from tasks.core.runs.ledger import ROWS_KEPT, Ids
 
 TOKEN_BYTES = 4
 Positions = np.ndarray[tuple[int], np.dtype[np.int64]]

@@ -6,28 +6,10 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
-from tasks.core.generation.answer_reading import AnswerReader
+from tasks.core.prompts.answer_reading import AnswerReader
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-
-def eos_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """All ids that end an answer: the model's generation config's, the tokenizer's, and the chat template's.
-
-    The last is the token that closes an assistant's turn. A base model that is tuned with a template learns to
-    write that token, and its configuration often names another one.
-    """
-    from tasks.core.data.chat_template import turn_end_id
-
-    configured = model.generation_config.eos_token_id
-    ids: list[int] = []
-    if isinstance(configured, int):
-        ids.append(configured)
-    elif configured is not None:
-        ids.extend(int(token_id) for token_id in configured)
-    ids.extend(int(end) for end in (tokenizer.eos_token_id, turn_end_id(tokenizer)) if end is not None)
-    return tuple(dict.fromkeys(ids))
+    from transformers import PreTrainedTokenizerBase
 
 
 class StopRules:

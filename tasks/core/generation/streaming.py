@@ -8,9 +8,9 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from tasks.core.errors import DataError
-from tasks.core.generation.answer_reading import AnswerGate
 from tasks.core.generation.batching import Request
-from tasks.core.generation.sorted_batches import SortedBatchEngine
+from tasks.core.generation.engines.sorted_batches import SortedBatchEngine
+from tasks.core.prompts.answer_reading import AnswerGate
 from tasks.core.records import GenerationSettings, Prompt
 
 if TYPE_CHECKING:

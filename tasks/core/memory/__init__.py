@@ -1,1 +1,5 @@
-"""What a machine has: its processor's number formats. Reads nothing but the machine; other rooms ask here."""
+"""How much memory there is and what it holds: a device goes in, bytes and tokens come out.
+
+Read `device_memory.py` first (what running out means, what is free), then `budget.py` (how many tokens may be there at
+once), `activations.py`, and `processor.py` (which number formats the processor computes in).
+"""

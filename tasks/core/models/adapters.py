@@ -147,7 +147,7 @@ def merge_where_equal(beside: Callable[[], PeftModel], model_id: str, *, quantis
 
     `beside` loads base and adapter; it is called again when merging has spoilt them.
     """
-    from tasks.core.generation.memory import release
+    from tasks.core.memory.device_memory import release
 
     if quantised:
         logger.info(
@@ -179,7 +179,7 @@ def _try_merging(adapted: PeftModel) -> tuple[PreTrainedModel | None, str]:
     try:
         merged, merging = merge(adapted)
     except (ValueError, NotImplementedError, AttributeError, TypeError, RuntimeError) as error:
-        from tasks.core.generation.memory import is_out_of_memory
+        from tasks.core.memory.device_memory import is_out_of_memory
 
         if is_out_of_memory(error):
             raise

@@ -14,7 +14,7 @@ def explained(model_id: str) -> Iterator[None]:
 
     The model libraries' progress bars and tables are off inside: they mean nothing to a log.
     """
-    from tasks.core.generation.memory import forget_traceback, is_out_of_memory
+    from tasks.core.memory.device_memory import forget_traceback, is_out_of_memory
 
     out_of_memory: BaseException | None = None
     try:

@@ -40,8 +40,8 @@ def identity_of(
     source: ModelSource, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase
 ) -> ModelIdentity:
     """Identity of located files; the settings' dtype and quantisation are part of it."""
-    from tasks.core.data.prompts import chat_template_sha256
     from tasks.core.prompts.thought_markers import find_markers
+    from tasks.core.prompts.tokens import chat_template_sha256
 
     base, adapter = source.base, source.adapter
     named = base if adapter is None else adapter
@@ -69,7 +69,7 @@ def _template_end(
     source: ModelSource, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase
 ) -> str | None:
     """The end token that only the chat template names; None where the model's configuration has it as well."""
-    from tasks.core.data.chat_template import turn_end_id
+    from tasks.core.prompts.chat_template import turn_end_id
 
     end = turn_end_id(tokenizer)
     generation = checking.read_json(source.base.directory / "generation_config.json")

@@ -135,7 +135,7 @@ def _write_safetensors(gguf_path: Path, directory: Path) -> None:
     from transformers.utils.quantization_config import GgufConfig
 
     from tasks.core.models.explaining import explained
-    from tasks.core.models.tokenizing import without_invented_tokens
+    from tasks.core.models.gguf import without_invented_tokens
 
     with explained(str(gguf_path)):
         model = AutoModelForCausalLM.from_pretrained(

@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from tasks.core.errors import ConfigError, ModelLoadError, ModelNotFoundError
 from tasks.core.models import checking
-from tasks.core.models.bases import base_of
 from tasks.core.models.config_figures import check_figures
 from tasks.core.models.explaining import explained
-from tasks.core.models.locating import ModelFiles, locate
+from tasks.core.models.locating import ModelFiles, base_of, locate
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING
 
 from tasks.core.errors import ModelLoadError
 from tasks.core.models.checking import check_vocabulary
 from tasks.core.models.explaining import explained
+from tasks.core.models.gguf import without_invented_tokens
 from tasks.core.models.specs import ModelSource, gguf_argument
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 
 def tokenizer_of(source: ModelSource, config: PretrainedConfig) -> PreTrainedTokenizerBase:
@@ -52,33 +52,26 @@ def tokenizer_of(source: ModelSource, config: PretrainedConfig) -> PreTrainedTok
     return tokenizer
 
 
-def without_invented_tokens(
-    tokenizer: PreTrainedTokenizerBase, embedding_rows: int
-) -> PreTrainedTokenizerBase:
-    """Drop tokens that a GGUF file does not have but transformers' default settings add behind its last one.
-
-    Without this, each GGUF model whose vocabulary lacks <|endoftext|> would seem not to fit its tokenizer.
-    """
-    from tokenizers import Tokenizer
-    from transformers import PreTrainedTokenizerFast
-
-    state = json.loads(tokenizer.backend_tokenizer.to_str())
-    invented = {token["content"] for token in state["added_tokens"] if token["id"] >= embedding_rows}
-    if not invented:
-        return tokenizer
-    state["added_tokens"] = [token for token in state["added_tokens"] if token["content"] not in invented]
-    roles = {role: token for role, token in tokenizer.special_tokens_map.items() if token not in invented}
-    return PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer.from_str(json.dumps(state)),
-        chat_template=tokenizer.chat_template,
-        model_max_length=tokenizer.model_max_length,
-        clean_up_tokenization_spaces=False,
-        **roles,
-    )
-
-
 def as_list(token_ids: int | list[int] | None) -> list[int]:
     """Configurations name one end token, several or none."""
     if token_ids is None:
         return []
     return [token_ids] if isinstance(token_ids, int) else list(token_ids)
+
+
+def eos_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """All ids that end an answer: the model's generation config's, the tokenizer's, and the chat template's.
+
+    The last is the token that closes an assistant's turn. A base model that is tuned with a template learns to
+    write that token, and its configuration often names another one.
+    """
+    from tasks.core.prompts.chat_template import turn_end_id
+
+    configured = model.generation_config.eos_token_id
+    ids: list[int] = []
+    if isinstance(configured, int):
+        ids.append(configured)
+    elif configured is not None:
+        ids.extend(int(token_id) for token_id in configured)
+    ids.extend(int(end) for end in (tokenizer.eos_token_id, turn_end_id(tokenizer)) if end is not None)
+    return tuple(dict.fromkeys(ids))

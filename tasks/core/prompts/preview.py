@@ -12,7 +12,7 @@ from itertools import groupby, islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tasks.core.data.prompts import IGNORED_LABEL, PromptBuilder, TrainingRow
+from tasks.core.prompts.tokens import IGNORED_LABEL, PromptBuilder, TrainingRow
 from tasks.core.records import Example
 
 if TYPE_CHECKING:

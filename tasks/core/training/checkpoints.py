@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 
 from tasks.core.errors import StorageError, first_line
 from tasks.core.files import flush_to_disk, write_atomically
-from tasks.core.generation.memory import is_out_of_memory
+from tasks.core.memory.device_memory import is_out_of_memory
 from tasks.core.training.validation import best_validation
 
 logger = logging.getLogger(__name__)

@@ -10,7 +10,7 @@ from typing import Any, cast
 from tenacity import RetryCallState, Retrying, retry_if_result
 
 from tasks.core.errors import OutOfMemoryError, first_line
-from tasks.core.generation.memory import is_out_of_memory, release
+from tasks.core.memory.device_memory import is_out_of_memory, release
 from tasks.core.training.job import BatchPlan, Fitted, Job
 from tasks.core.training.session import fit_once
 

@@ -13,13 +13,13 @@ from tasks.core.config import FineTunerConfig
 from tasks.core.config.changes import Changes, changes_of
 from tasks.core.errors import RunKeyMismatchError
 from tasks.core.files import write_atomically
-from tasks.core.models.registry import MANIFEST_NAME
+from tasks.core.models.trained.registry import MANIFEST_NAME
 from tasks.core.records import Record
 from tasks.core.training import checkpoints
 
 if TYPE_CHECKING:
     from tasks.core.records import ModelIdentity
-    from tasks.core.training.rows import TrainingData
+    from tasks.core.training.methods.rows import TrainingData
 
 logger = logging.getLogger(__name__)
 

@@ -14,9 +14,9 @@ from tasks.core.errors import ConfigError
 from tasks.core.models.specs import ModelSpec
 from tasks.core.records import LossPoint, ModelIdentity
 from tasks.core.training.adapting import changes_base
+from tasks.core.training.methods.rows import TrainingData
 from tasks.core.training.precision import Precision
 from tasks.core.training.progress import TrainingProgress
-from tasks.core.training.rows import TrainingData
 from tasks.core.training.schedule import Schedule
 from tasks.core.training.validation import Validated
 from tasks.core.training.weights import merged

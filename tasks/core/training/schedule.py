@@ -19,7 +19,7 @@ from tasks.core.errors import TrainingError
 if TYPE_CHECKING:
     from torch.optim.lr_scheduler import LambdaLR
 
-    from tasks.core.training.rows import TokenizedRows
+    from tasks.core.training.methods.rows import TokenizedRows
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ class Schedule:
 
 def schedule_of(config: FineTunerConfig, rows: TokenizedRows) -> Schedule:
     """The updates of a training on these rows. Raises TrainingError when no token of them is learnt."""
-    from tasks.core.training.packing import pack
+    from tasks.core.training.methods.packing import pack
 
     learnt = rows.target_count
     if learnt == 0:

@@ -13,16 +13,16 @@ from typing import TYPE_CHECKING, Any
 from tasks.core.config import FineTunerConfig
 from tasks.core.data.preflight import check_disk_space
 from tasks.core.errors import TrainingError
-from tasks.core.generation.memory import is_out_of_memory
+from tasks.core.memory.device_memory import is_out_of_memory
 from tasks.core.models.loading import load_model_and_tokenizer
+from tasks.core.prompts.unlearnt_markers import warn_of_unseen_markers
 from tasks.core.records import LossPoint
 from tasks.core.training import checkpoints
 from tasks.core.training.adapting import choose_attention, make_trainable, moves_base
 from tasks.core.training.job import BatchPlan, Fitted, Job
-from tasks.core.training.markers import warn_of_unseen_markers
-from tasks.core.training.packing import check_packing, pack
+from tasks.core.training.methods.packing import check_packing, pack
+from tasks.core.training.methods.rows import RowSet
 from tasks.core.training.progress import TrainingMeter
-from tasks.core.training.rows import RowSet
 from tasks.core.training.validation import Validated, best_validation, is_exhausted, untrained_loss
 from tasks.core.training.weights import checksums, save_weights, trained_weights_are_finite
 
@@ -107,7 +107,7 @@ def _build_trainer(
 
 
 def _batches(rows: RowSet, config: FineTunerConfig, pad_token_id: int) -> Batches:
-    from tasks.core.training.batches import Collator
+    from tasks.core.training.methods.batches import Collator
     from tasks.core.training.trainer import Batches
 
     sequences = pack(rows.rows.lengths, config.max_sequence_length) if config.packing else None

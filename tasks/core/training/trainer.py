@@ -19,10 +19,10 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from tasks.core.errors import TrainingError
 from tasks.core.interruption import raise_if_interrupted
 from tasks.core.training import checkpoints
-from tasks.core.training.answer_loss import AnswerHead, summed_loss
-from tasks.core.training.batches import Collator, LengthGroupedOrder, Sequences
+from tasks.core.training.methods.answer_loss import AnswerHead, summed_loss
+from tasks.core.training.methods.batches import Collator, LengthGroupedOrder, Sequences
+from tasks.core.training.methods.rows import TokenizedRows
 from tasks.core.training.progress import TrainingMeter
-from tasks.core.training.rows import TokenizedRows
 from tasks.core.training.schedule import from_above_zero
 from tasks.core.training.validation import best_validation, is_exhausted
 from tasks.core.training.weights import save_weights

@@ -10,10 +10,10 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tasks.core.data.chat_template import set_template
 from tasks.core.errors import TrainingError
 from tasks.core.files import flush_to_disk
 from tasks.core.models.adapters import merge
+from tasks.core.prompts.chat_template import set_template
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -86,7 +86,7 @@ def _save_ends(
     model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, directory: Path
 ) -> None:
     """Name all tokens that end an answer where transformers and vLLM look for them, for an adapter too."""
-    from tasks.core.generation.stopping import eos_token_ids
+    from tasks.core.models.tokenizing import eos_token_ids
 
     config = copy.deepcopy(model.generation_config)
     config.eos_token_id = list(eos_token_ids(model, tokenizer))

@@ -1,0 +1,40 @@
+"""The process of `flows.server.temporary_server`; run by path, it imports nothing of ours."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+
+_WATCH_SECONDS = 1.0
+_STOP_SECONDS = 5.0
+
+
+def serve(command_id: int, listener: socket.socket) -> None:
+    """Serve on a socket until the command with this process id has ended, or a signal says so."""
+    threading.Thread(
+        target=_end_with_command, args=(command_id,), name="end-with-command", daemon=True
+    ).start()
+    import uvicorn
+
+    config = uvicorn.Config(
+        "prefect.server.api.server:create_app",
+        factory=True, log_level="error", lifespan="on", timeout_graceful_shutdown=1,
+    )  # fmt: skip
+    uvicorn.Server(config).run(sockets=[listener])
+
+
+def _end_with_command(command_id: int) -> None:
+    """A command that was killed cannot end its server; the system then gives the server another parent."""
+    while os.getppid() == command_id:
+        time.sleep(_WATCH_SECONDS)
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(_STOP_SECONDS)
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    serve(int(sys.argv[1]), socket.socket(fileno=int(sys.argv[2])))

@@ -1,0 +1,244 @@
+"""Metrics that a judge model scores. Verdicts are kept, so a row is judged once, whatever is changed later."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import numpy as np
+
+from tasks.core.metrics.judge.judge import NoVerdict
+from tasks.core.metrics.judge.prompts import (
+    AccuracyVerdict,
+    FactualVerdict,
+    JudgePrompt,
+    RelevancyVerdict,
+    Texts,
+    Verdict,
+    accuracy_prompt,
+    factual_prompt,
+    preference_prompt,
+    relevancy_prompt,
+)
+from tasks.core.metrics.metric import (
+    NO_REFERENCE,
+    BatchScores,
+    FloatArray,
+    Metric,
+    MetricFamily,
+    NeedsModels,
+    ScoredRun,
+    ScoreRows,
+    Sources,
+)
+from tasks.core.metrics.similarity_metrics import SEMANTIC_SIMILARITY, SimilarityScore, cosines
+from tasks.core.records import Prediction
+
+NO_CLAIM = "the judge found no claim in the reference"
+NO_PARTNER = "there is no answer to compare with"
+_FACTUAL_WEIGHT = 0.75
+_TOP_RATING = 2
+_FAILS = "the judge has no verdict"
+
+FACTUAL_CORRECTNESS = Metric(
+    "factual_correctness",
+    "F1 over claims: those of the answer that the reference supports, and those of the reference it covers.",
+    "Min et al. 2023 (claims); Es et al. 2023, Ragas (F1)",
+    unscored_when=f"{NO_REFERENCE}, {NO_CLAIM}, or {_FAILS}",
+)
+ANSWER_ACCURACY = Metric(
+    "answer_accuracy",
+    "How far the judge finds answer and reference to say the same, asked twice with the roles swapped.",
+    "Ragas, answer accuracy",
+    unscored_when=f"{NO_REFERENCE}, or {_FAILS}",
+)
+ANSWER_RELEVANCY = Metric(
+    "answer_relevancy",
+    "Similarity of the question to questions that the judge writes for the answer; 0 if noncommittal.",
+    "Es et al. 2023 (Ragas)",
+    unscored_when=f"{_FAILS}, or an embedding endpoint fails",
+)
+ANSWER_CORRECTNESS = Metric(
+    "answer_correctness",
+    "0.75 times factual_correctness and 0.25 times semantic_similarity.",
+    "Ragas, answer correctness",
+    unscored_when="factual_correctness or semantic_similarity is",
+)
+PREFERENCE = Metric(
+    "preference",
+    "Share of rows on which the judge prefers this answer to the other run's; a tie is a half.",
+    "Zheng et al. 2023 (both orders are asked)",
+    unscored_when=f"{NO_PARTNER}, or {_FAILS}",
+)
+
+
+def ask_rows(
+    sources: Sources, prompts: dict[int, list[JudgePrompt]], reasons: list[str | None]
+) -> dict[int, list[Verdict]]:
+    """Verdicts of each row that has them all; for the others the first reason is noted."""
+    flat = [prompt for row_prompts in prompts.values() for prompt in row_prompts]
+    verdicts = iter(sources.judge.ask(flat)) if flat else iter(())
+    complete: dict[int, list[Verdict]] = {}
+    for i, row_prompts in prompts.items():
+        outcomes = [next(verdicts) for _ in row_prompts]
+        missing = next((outcome for outcome in outcomes if isinstance(outcome, NoVerdict)), None)
+        if missing is None:
+            complete[i] = cast(list[Verdict], outcomes)
+        else:
+            reasons[i] = missing.reason
+    return complete
+
+
+def _start(
+    rows: Sequence[Prediction], *, with_reference: bool
+) -> tuple[FloatArray, list[str | None], list[int]]:
+    """Values (0 for error rows, which the caller's policy settles), reasons, and the rows to judge."""
+    reasons = [NO_REFERENCE if with_reference and row.ground_truth is None else None for row in rows]
+    values = np.array([np.nan if row.error is None else 0.0 for row in rows])
+    judged = [i for i, row in enumerate(rows) if reasons[i] is None and row.error is None]
+    return values, reasons, judged
+
+
+@dataclass(frozen=True, slots=True)
+class FactualScore:
+    """F1 of claims (0 to 1): true positives are supported claims of the answer, false positives its others,
+
+    false negatives the claims of the reference that the answer does not cover. One call a row.
+    """
+
+    sources: Sources
+
+    def __call__(self, rows: Sequence[Prediction]) -> BatchScores:
+        """Judge a batch."""
+        values, reasons, judged = _start(rows, with_reference=True)
+        prompts = {
+            i: [factual_prompt(rows[i].question, rows[i].predicted_answer, rows[i].references)]
+            for i in judged
+        }
+        for i, (verdict,) in ask_rows(self.sources, prompts, reasons).items():
+            f1 = cast(FactualVerdict, verdict).f1
+            if f1 is None:
+                reasons[i] = NO_CLAIM
+            else:
+                values[i] = f1
+        return BatchScores({FACTUAL_CORRECTNESS.name: values}, reasons)
+
+
+def accuracy_prompts(question: str, answer: str, reference: Texts) -> list[JudgePrompt]:
+    """Answer against reference, and the other way round."""
+    return [accuracy_prompt(question, answer, reference), accuracy_prompt(question, reference, answer)]
+
+
+@dataclass(frozen=True, slots=True)
+class AccuracyScore:
+    """Mean of two ratings (0, 1, 2; divided by 2): answer against reference, and the other way round."""
+
+    sources: Sources
+
+    def __call__(self, rows: Sequence[Prediction]) -> BatchScores:
+        """Judge a batch; two calls a row."""
+        values, reasons, judged = _start(rows, with_reference=True)
+        prompts = {}
+        for i in judged:
+            prompts[i] = accuracy_prompts(rows[i].question, rows[i].predicted_answer, rows[i].references)
+        for i, verdicts in ask_rows(self.sources, prompts, reasons).items():
+            ratings = [cast(AccuracyVerdict, verdict).rating / _TOP_RATING for verdict in verdicts]
+            values[i] = sum(ratings) / len(ratings)
+        return BatchScores({ANSWER_ACCURACY.name: values}, reasons)
+
+
+@dataclass(frozen=True, slots=True)
+class RelevancyScore:
+    """Mean cosine (0 to 1) of the question and questions written for the answer; 0 when it is noncommittal.
+
+    It tells whether the answer is about the question, not whether it is right. Needs no reference.
+    """
+
+    sources: Sources
+
+    def __call__(self, rows: Sequence[Prediction]) -> BatchScores:
+        """Judge and embed a batch; one call a row."""
+        values, reasons, judged = _start(rows, with_reference=False)
+        prompts = {i: [relevancy_prompt(rows[i].predicted_answer)] for i in judged}
+        pairs: list[tuple[int, str]] = []
+        for i, (verdict,) in ask_rows(self.sources, prompts, reasons).items():
+            found = cast(RelevancyVerdict, verdict)
+            values[i] = 0.0
+            pairs += [] if found.noncommittal else [(i, question) for question in found.questions]
+        if pairs:
+            texts = [question for _, question in pairs] + [rows[i].question for i, _ in pairs]
+            vectors, failures = self.sources.embedder.embed(texts)
+            similar = cosines(vectors[: len(pairs)], vectors[len(pairs) :])
+            sums, counts = np.zeros(len(rows)), np.zeros(len(rows))
+            for place, (i, _) in enumerate(pairs):
+                reasons[i] = reasons[i] or failures[place] or failures[place + len(pairs)]
+                sums[i], counts[i] = sums[i] + similar[place], counts[i] + 1
+            values = np.where(counts > 0, sums / np.maximum(counts, 1), values)
+        values[[i for i, reason in enumerate(reasons) if reason is not None]] = np.nan
+        return BatchScores({ANSWER_RELEVANCY.name: values}, reasons)
+
+
+@dataclass(frozen=True, slots=True)
+class CorrectnessScore:
+    """Weighted mean (0 to 1) of facts and meaning, with Ragas' weights; shares its calls with FactualScore."""
+
+    sources: Sources
+
+    def __call__(self, rows: Sequence[Prediction]) -> BatchScores:
+        """Judge and embed a batch."""
+        facts = FactualScore(self.sources)(rows)
+        meaning = SimilarityScore(self.sources)(rows)
+        values = (
+            _FACTUAL_WEIGHT * facts.values[FACTUAL_CORRECTNESS.name]
+            + (1 - _FACTUAL_WEIGHT) * meaning.values[SEMANTIC_SIMILARITY.name]
+        )
+        reasons = [first or second for first, second in zip(facts.reasons, meaning.reasons, strict=True)]
+        return BatchScores({ANSWER_CORRECTNESS.name: values}, reasons)
+
+
+def score_nothing(rows: Sequence[Prediction]) -> BatchScores:
+    """Leave all rows unscored by `preference`, until `with_preference` has both runs."""
+    return BatchScores({PREFERENCE.name: np.full(len(rows), np.nan)}, [NO_PARTNER] * len(rows))
+
+
+def prompt_sha256(metric: str) -> str:
+    """Digest of what a judge is asked for a metric, whatever the row; another one is another way to judge."""
+    asked = {
+        FACTUAL_CORRECTNESS.name: factual_prompt("", "", ""),
+        ANSWER_CORRECTNESS.name: factual_prompt("", "", ""),
+        ANSWER_ACCURACY.name: accuracy_prompt("", "", ""),
+        ANSWER_RELEVANCY.name: relevancy_prompt(""),
+        PREFERENCE.name: preference_prompt("", "", "", ""),
+    }
+    return asked[metric].digest(metric)
+
+
+def _bind_factual(run: ScoredRun) -> ScoreRows:
+    return FactualScore(run.sources)
+
+
+def _bind_accuracy(run: ScoredRun) -> ScoreRows:
+    return AccuracyScore(run.sources)
+
+
+def _bind_relevancy(run: ScoredRun) -> ScoreRows:
+    return RelevancyScore(run.sources)
+
+
+def _bind_correctness(run: ScoredRun) -> ScoreRows:
+    return CorrectnessScore(run.sources)
+
+
+JUDGE_FAMILIES = (
+    *(
+        MetricFamily(metric.name, (metric,), NeedsModels(metric.name), in_process=True, bind=bind)
+        for metric, bind in (
+            (FACTUAL_CORRECTNESS, _bind_factual),
+            (ANSWER_ACCURACY, _bind_accuracy),
+            (ANSWER_RELEVANCY, _bind_relevancy),
+            (ANSWER_CORRECTNESS, _bind_correctness),
+        )
+    ),
+    MetricFamily(PREFERENCE.name, (PREFERENCE,), score_nothing, in_process=True),
+)

@@ -1,0 +1,1 @@
+"""Models that score answers: texts go in, vectors or similarities come out; `scoring_models.py` makes each."""

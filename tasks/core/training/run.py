@@ -1,0 +1,284 @@
+"""Fine-tune a base model on training rows: from settings to a complete model directory.
+
+settings -> rows -> identity -> (reuse | resume | train) -> weights, card, manifest -> Hub
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tasks.core import interruption
+from tasks.core.config import FineTunerConfig
+from tasks.core.errors import ModelLoadError, RunKeyMismatchError, RunLockedError
+from tasks.core.models.digests import weights_sha256
+from tasks.core.models.trained import registry
+from tasks.core.provenance import library_version, library_versions, now
+from tasks.core.records import ModelManifest
+from tasks.core.runs.run_dir import RunDir
+from tasks.core.training import checkpoints
+from tasks.core.training.identity import IDENTITY_NAME, TrainingIdentity, claim, read_identity
+from tasks.core.training.progress import TrainingProgress
+
+if TYPE_CHECKING:
+    from tasks.core.training.job import Fitted, Job
+
+__all__ = ["TrainedModel", "TrainingProgress", "train"]
+
+logger = logging.getLogger(__name__)
+
+_LIBRARIES = ("torch", "transformers", "peft", "accelerate", "datasets", "bitsandbytes")
+
+
+@dataclass(frozen=True, slots=True)
+class TrainedModel:
+    """A complete model directory and its manifest. `reused` tells that nothing had to be trained."""
+
+    model_dir: Path
+    manifest: ModelManifest
+    reused: bool = False
+
+
+def train(
+    config: FineTunerConfig,
+    *,
+    models_dir: Path,
+    run_name: str | None = None,
+    on_progress: Callable[[TrainingProgress], None] | None = None,
+    started_at: datetime | None = None,
+) -> TrainedModel:
+    """Train as `config` says into `models_dir/<run_name>` and return the complete model.
+
+    A finished run of the same settings and data is returned as it is; an unfinished one goes on from its newest
+    whole checkpoint. Without `run_name`, `config.run_name` or, if that is unset, base and time (`started_at`, or
+    now) name the run; an interrupted run of the same settings is then found and finished. Raises ConfigError,
+    DataError, ModelNotFoundError, ModelLoadError, RunKeyMismatchError, RunLockedError, OutOfMemoryError,
+    TrainingError, StorageError.
+    """
+    from tasks.core.training.job import check_schedule
+
+    check_schedule(config)
+    if run_name is not None or config.run_name is not None:  # a bad name is told before the long work
+        registry.model_dir(models_dir, run_name or config.full_run_name(""))
+    job, identity = _prepare(config, on_progress)
+    model_dir = _choose_dir(config, models_dir, run_name, identity, started_at or datetime.now())
+    interruption.keeps(lambda: _kept(model_dir))
+    with RunDir(model_dir).locked():
+        trained = _finished(model_dir, identity, resume=config.resume)
+        if trained is None:
+            trained = _train_into(model_dir, job)
+    if config.push_to_hub:
+        from tasks.core.training.hub import push
+
+        push(model_dir, hf_user_id=config.hf_user_id)
+    return trained
+
+
+def _kept(model_dir: Path) -> str:
+    """What an interrupted training keeps."""
+    if registry.why_incomplete(model_dir) is None:
+        return f"the model {model_dir} is complete; {interruption.way_on()} goes on after it"
+    checkpoint_dir = checkpoints.newest_whole(model_dir / checkpoints.CHECKPOINTS)
+    if checkpoint_dir is None:
+        return "the training has no checkpoint yet (fine_tuner.save_steps), the same command begins it again"
+    step = checkpoints.step_of(checkpoint_dir)
+    return f"{step:,} updates are kept; {interruption.way_on()} goes on from update {step + 1:,}"
+
+
+def _prepare(
+    config: FineTunerConfig, on_progress: Callable[[TrainingProgress], None] | None
+) -> tuple[Job, TrainingIdentity]:
+    """Read base, tokenizer and rows: enough to tell what this training is, before weights are loaded."""
+    from tasks.core.models.context_length import context_length_of, possible_length
+    from tasks.core.models.loading import ModelSpec, identify, load_tokenizer
+    from tasks.core.models.placement import choose_device
+    from tasks.core.training.job import Job
+    from tasks.core.training.methods.rows import read_training_data
+    from tasks.core.training.precision import choose_precision
+    from tasks.core.training.schedule import schedule_of
+
+    device = choose_device(config.device)
+    spec = replace(
+        ModelSpec.of_base(config),
+        dtype=None,  # training chooses its own
+        device=device if config.device != "auto" or device in ("cpu", "mps") else "auto",
+        for_training=True,
+    )
+    base = identify(spec)
+    precision = choose_precision(config, base.dtype, device)
+    possible = possible_length(context_length_of(spec), max_sequence_length=config.max_sequence_length)
+    config = config.model_copy(update={"max_sequence_length": possible})
+    data = read_training_data(config, load_tokenizer(spec))
+    identity = TrainingIdentity.of(config, base, data, precision.compute)
+    schedule = schedule_of(config, data.train.rows)
+    spec = replace(spec, dtype=precision.weights)
+    job = Job(config, spec, base, data, schedule, precision, device, on_progress)
+    return job, identity
+
+
+def _choose_dir(
+    config: FineTunerConfig,
+    models_dir: Path,
+    run_name: str | None,
+    identity: TrainingIdentity,
+    started_at: datetime,
+) -> Path:
+    if run_name is None and config.run_name is None and config.resume:
+        interrupted = _interrupted_run(config, models_dir, identity)
+        if interrupted is not None:
+            logger.info("%s was interrupted and has the same settings and data: finishing it", interrupted)
+            return interrupted
+    time = started_at.astimezone().strftime("%Y%m%d-%H%M%S")
+    return registry.model_dir(models_dir, run_name or name_of_training(config, time))
+
+
+def name_of_training(config: FineTunerConfig, time: str) -> str:
+    """The configured name of a training, or one made of base model and time, with prefix and suffix."""
+    if config.run_name is not None:
+        return config.full_run_name("")
+    made = f"{registry.slug(config.base_model_id)}-{time}"
+    return registry.made_up_name(made, config.run_name_prefix, config.run_name_suffix)
+
+
+def _interrupted_run(config: FineTunerConfig, models_dir: Path, identity: TrainingIdentity) -> Path | None:
+    """The newest unnamed run that began with this identity, has a checkpoint and is neither done nor running."""
+    made = f"{registry.slug(config.base_model_id)}-" + "[0-9]" * 8 + "-" + "[0-9]" * 6
+    pattern = config.full_run_name(made)
+    for model_dir in sorted(models_dir.glob(pattern), reverse=True):
+        if registry.why_incomplete(model_dir) is None or read_identity(model_dir) != identity:
+            continue
+        if checkpoints.newest_whole(model_dir / checkpoints.CHECKPOINTS) is None:
+            continue
+        try:
+            with RunDir(model_dir).locked():
+                return model_dir
+        except RunLockedError:
+            continue
+    return None
+
+
+def _finished(model_dir: Path, identity: TrainingIdentity, *, resume: bool) -> TrainedModel | None:
+    """The model, if this very training was finished here before; the directory belongs to it afterwards."""
+    is_complete = registry.why_incomplete(model_dir) is None
+    if is_complete and read_identity(model_dir) is None:
+        raise RunKeyMismatchError(
+            f"{model_dir} holds a model of unknown settings (it has no identity.json)",
+            "set fine_tuner.run_name to another name, or move that model away",
+        )
+    if not is_complete and not resume:
+        checkpoints.remove_all(model_dir / checkpoints.CHECKPOINTS)
+        (model_dir / IDENTITY_NAME).unlink(missing_ok=True)
+    claim(model_dir, identity)
+    if not is_complete:
+        return None
+    manifest = registry.read_manifest(model_dir)
+    if manifest.weights_sha256 not in (None, weights_sha256(model_dir)):
+        raise ModelLoadError(
+            f"{model_dir} was trained before, but its files have changed since: they are no longer that training's",
+            "put them back from a copy; or delete the directory, or set another fine_tuner.run_name, to train anew",
+        )
+    logger.info("%s was trained before with the same settings and data; it is used as it is", model_dir)
+    return TrainedModel(model_dir, manifest, reused=True)
+
+
+def _train_into(model_dir: Path, job: Job) -> TrainedModel:
+    """Train and publish: weights, tokenizer and card first, the manifest last."""
+    from tasks.core.training.card import model_card
+    from tasks.core.training.fitting import fit
+    from tasks.core.training.weights import publish_files
+
+    started_at = now()
+    logger.info("training %s on %s in %s", model_dir.name, job.device, job.precision.compute)
+    logger.info(
+        "%s rows, %s tokens, %s of them learnt; updates: %s",
+        *(f"{job.schedule.rows:,}", f"{job.data.train.rows.token_count:,}"),
+        *(f"{job.schedule.learnt_tokens:,}", job.schedule.described),
+    )
+    if job.schedule.warning is not None:
+        logger.warning("%s", job.schedule.warning)
+    fitted = fit(job, model_dir / checkpoints.CHECKPOINTS)
+    manifest = _manifest(model_dir, job, fitted, started_at)
+    publish_files(
+        fitted.publishable(job),
+        fitted.tokenizer,
+        model_dir,
+        base_model_id=manifest.base_model_id,
+        card=model_card(manifest),
+        initial_adapter_dir=fitted.initial_adapter_dir,
+        chat_template=job.data.template.source,
+    )
+    manifest = manifest.model_copy(update={"weights_sha256": weights_sha256(model_dir)})
+    registry.write_manifest(model_dir, manifest)
+    logger.info(
+        "%s is complete: last loss %s after %d steps",
+        model_dir,
+        _rounded(manifest.final_loss),
+        manifest.steps,
+    )
+    return TrainedModel(model_dir, manifest)
+
+
+def _manifest(model_dir: Path, job: Job, fitted: Fitted, started_at: str) -> ModelManifest:
+    config, base, train_rows, validation = job.config, job.base, job.data.train, job.data.validation
+    finished_at = now()
+    return ModelManifest(
+        run_name=model_dir.name,
+        kind="full" if job.publishes_full_model else "adapter",
+        base_model_id=_lasting_name(config.base_model_id),
+        base_model_revision=base.revision,
+        base_weights_sha256=base.weights_sha256,
+        chat_template_sha256=job.data.chat_template_sha256,
+        training_data_id=train_rows.data_id,
+        training_rows_sha256=train_rows.sha256,
+        training_dataset_sha256=train_rows.dataset_sha256,
+        training_row_count=train_rows.dataset_count,
+        skipped_row_count=train_rows.skipped_count,
+        truncated_row_count=train_rows.truncated_count,
+        earlier_answer_row_count=train_rows.earlier_count,
+        unlearnt_answer_count=train_rows.unlearnt_count,
+        thinking_row_count=train_rows.thinking_count,
+        thoughts=job.data.template.thoughts,
+        validation_data_id=None if validation is None else validation.data_id,
+        settings={
+            **config.model_dump(mode="json"),
+            "compute_dtype": job.precision.compute,
+            "rows_at_once": fitted.plan.micro_batch,
+            "pieces_in_step": fitted.plan.accumulation,
+            "memory_events": list(fitted.memory_events),
+        },
+        losses=fitted.losses,
+        final_loss=_last(point.loss for point in fitted.losses),
+        final_validation_loss=_last(point.validation_loss for point in fitted.losses),
+        best_step=None if fitted.best is None else fitted.best.step,
+        best_validation_loss=None if fitted.best is None else fitted.best.loss,
+        planned_steps=fitted.planned_steps,
+        stopped_early=fitted.steps < fitted.planned_steps,
+        steps=fitted.steps,
+        trained_tokens=fitted.trained_tokens,
+        seconds=round(fitted.seconds, 2),
+        started_at=started_at,
+        finished_at=finished_at,
+        ordered_at=registry.moment_after_all(model_dir.parent, finished_at),
+        library_versions=library_versions(_LIBRARIES),
+        device=job.device,
+        tuneproof_version=library_version("tuneproof"),
+    )
+
+
+def _lasting_name(base_model_id: str) -> str:
+    """A local base by its full path, so that the adapter finds it from any working directory."""
+    path = Path(base_model_id).expanduser()
+    return str(path.resolve()) if path.exists() else base_model_id
+
+
+def _last(losses: Iterable[float | None]) -> float | None:
+    known = [loss for loss in losses if loss is not None]
+    return known[-1] if known else None
+
+
+def _rounded(loss: float | None) -> str:
+    return "unknown" if loss is None else f"{loss:.4f}"

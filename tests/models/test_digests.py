@@ -1,0 +1,76 @@
+"""Digests: equal for equal answers, different otherwise, each file read once."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tasks.core.models import digests
+from tests.conftest import build_tiny_model, build_tiny_tokenizer
+from tests.making.model_files import edit_json
+
+pytestmark = pytest.mark.usefixtures("own_cache")
+
+
+def test_equal_weights_in_two_directories_have_one_digest(tiny_model_dir: Path, model_copy: Path) -> None:
+    edit_json(
+        model_copy / "config.json", _name_or_path="elsewhere", transformers_version="4.0", use_cache=False
+    )
+    assert digests.weights_sha256(model_copy) == digests.weights_sha256(tiny_model_dir)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda d: build_tiny_model(build_tiny_tokenizer(), seed=9).save_pretrained(d),
+        lambda d: edit_json(
+            d / "config.json", rope_parameters={"rope_theta": 5000.0, "rope_type": "default"}
+        ),
+        lambda d: edit_json(d / "generation_config.json", eos_token_id=[2, 3]),
+        lambda d: edit_json(d / "tokenizer.json", version="1.1"),
+        lambda d: (d / "modeling_own.py").write_text("code"),
+    ],
+    ids=["weights", "rope", "end tokens", "tokenizer", "code"],
+)
+def test_what_changes_answers_changes_the_digest(model_copy: Path, change: Any) -> None:
+    before = digests.weights_sha256(model_copy)
+    change(model_copy)
+    assert digests.weights_sha256(model_copy) != before
+
+
+def test_a_file_is_read_once_until_it_changes(model_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = model_copy / "model.safetensors"
+    first = digests.file_sha256(path)
+    read: list[Path] = []
+    real_open = Path.open
+    monkeypatch.setattr(Path, "open", lambda self, *a, **k: (read.append(self), real_open(self, *a, **k))[1])
+    assert digests.file_sha256(path) == first
+    assert path not in read
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    status = path.stat()
+    path.write_bytes(bytes(content))
+
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))  # same size and time, as rsync can leave it
+    assert digests.file_sha256(path) != first
+
+
+def test_a_damaged_digest_cache_is_made_anew(model_copy: Path, tmp_path: Path) -> None:
+    path = model_copy / "model.safetensors"
+    first = digests.file_sha256(path)
+    memory_path = tmp_path / "cache" / "digests.json"
+    memory_path.write_text("{broken")
+    assert digests.file_sha256(path) == first
+    assert json.loads(memory_path.read_text())[str(path)]["sha256"] == first
+
+
+def test_digests_work_where_nothing_can_be_remembered(
+    model_copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("not a directory")
+    monkeypatch.setenv("TUNEPROOF_CACHE", str(tmp_path / "file" / "cache"))
+    assert len(digests.weights_sha256(model_copy)) == 64
