@@ -17,9 +17,9 @@ from flows.parameters import (
     load_settings,
 )
 from flows.server.steady import SteadyFlow
+from tasks.answering import check_inference
 from tasks.core.storage.store import Store
 from tasks.core.training.run import TrainedModel  # Prefect reads the annotation for the form
-from tasks.processing import check_inference
 from tasks.server.devices import held_device
 from tasks.server.events import emit_model_trained
 from tasks.server.telling import is_phase

@@ -20,19 +20,24 @@ from flows.parameters import (
     load_settings,
 )
 from flows.server.steady import SteadyFlow
+from tasks.answering import (
+    answer_rows,
+    is_repeated,
+    process_dataset,
+    publish_predictions,
+    repeat_some_rows,
+    show_predictions,
+)
 from tasks.core.config import Config
 from tasks.core.errors import NoAnswerError
 from tasks.core.evaluation.noise import find_repeat
+from tasks.core.generation.plan import RunPlan
 from tasks.core.models.trained.registry import data_slug, slug
 from tasks.core.records import RunManifest
 from tasks.core.runs.published import refuse_without_answers
 from tasks.discovery import discover_baseline, discover_champion, discover_model
-from tasks.generation import generate_in_shards, generate_responses, publish_predictions, show_predictions
-from tasks.inferencer import Inferencer, PreparedRows
-from tasks.loading import load_model_and_tokenizer
+from tasks.inferencer import Inferencer
 from tasks.memory_budgets import PrefectBudgetStore
-from tasks.processing import process_dataset
-from tasks.repeating import is_repeated, repeat_some_rows
 from tasks.server.devices import held_device
 from tasks.server.events import emit_predictions_ready
 from tasks.ui.run_logs import send_core_logs_to_prefect
@@ -89,57 +94,54 @@ def infer(
         budget_store=PrefectBudgetStore(),
     )
     discover_model(inferencer)
-    prepared = process_dataset(inferencer)
-    rename_run(*_telling(prepared, inferencer.settings.testing_data_id))
-    manifest = inferencer.finished(prepared)
+    plan = process_dataset(inferencer)
+    rename_run(*_telling(plan, inferencer.settings.testing_data_id))
+    manifest = inferencer.finished(plan)
     found_done = manifest is not None
     if manifest is not None:
-        show_predictions(prepared, manifest)
+        show_predictions(plan, manifest)
         if manifest.error_count < manifest.row_count:
-            _measure_noise_if_missing(inferencer, prepared, manifest)
+            _measure_noise_if_missing(inferencer, plan, manifest)
     else:
-        manifest = _generate(inferencer, prepared)
-    refuse_without_answers(prepared.run.predictions_path, manifest)
+        manifest = _generate(inferencer, plan)
+    refuse_without_answers(plan.run.predictions_path, manifest)
     if compare_with_base:
         infer_with_base_model(inferencer.config, manifest)
         infer_with_champion(inferencer.config, manifest)
-    emit_predictions_ready(inferencer.runs.url_of(prepared.run.path), manifest)
+    emit_predictions_ready(inferencer.runs.url_of(plan.run.path), manifest)
     if found_done:
-        what = f"{prepared.run.path} is complete ({manifest.row_count} rows): nothing to generate"
+        what = f"{plan.run.path} is complete ({manifest.row_count} rows): nothing to generate"
         return already_done(what, manifest)
     return manifest
 
 
-def _telling(prepared: PreparedRows, dataset: str | Sequence[str] | None) -> tuple[str, ...]:
+def _telling(plan: RunPlan, dataset: str | Sequence[str] | None) -> tuple[str, ...]:
     """Model, dataset and number of rows."""
-    identity = prepared.identity
+    identity = plan.identity
     return slug(identity.model.model_id), data_slug(dataset or "rows"), told_rows(identity.row_count)
 
 
-def _generate(inferencer: Inferencer, prepared: PreparedRows) -> RunManifest:
+def _generate(inferencer: Inferencer, plan: RunPlan) -> RunManifest:
     """Answer what is missing and publish, alone on the GPU."""
     settings, limit = inferencer.settings, inferencer.config.pipeline.gpu_concurrency_limit
     with held_device(settings.device, limit, all_of_them=settings.num_shards > 1):
         try:
-            if settings.num_shards > 1:
-                answers = generate_in_shards(inferencer, prepared)
-            else:
-                if not inferencer.generates_in_child:
-                    load_model_and_tokenizer(inferencer)
-                answers = generate_responses(inferencer, prepared)
-            manifest = publish_predictions(inferencer, prepared, answers)
+            manifest = publish_predictions(inferencer, plan, answer_rows(inferencer, plan))
             if manifest.error_count < manifest.row_count:
-                repeat_some_rows(inferencer, prepared, manifest)
+                repeat_some_rows(inferencer, plan, manifest)
         finally:
             inferencer.release_model()
     return manifest
 
 
-def _measure_noise_if_missing(inferencer: Inferencer, prepared: PreparedRows, manifest: RunManifest) -> None:
+def _measure_noise_if_missing(inferencer: Inferencer, plan: RunPlan, manifest: RunManifest) -> None:
     """Repeat some rows of a finished run whose process ended before it did."""
-    if find_repeat(prepared.run.path) is None and is_repeated(inferencer, manifest):
+    if find_repeat(plan.run.path) is None and is_repeated(plan, manifest):
         with held_device(inferencer.settings.device, inferencer.config.pipeline.gpu_concurrency_limit):
-            repeat_some_rows(inferencer, prepared, manifest)
+            try:
+                repeat_some_rows(inferencer, plan, manifest)
+            finally:
+                inferencer.release_model()
 
 
 def infer_with_base_model(config: Config, candidate: RunManifest) -> RunManifest | None:

@@ -16,6 +16,7 @@ from flows.naming import name_of_run, rename_run
 from flows.parameters import ConfigSource, Count, Phases, Settings, Text, chosen_phases, load_settings
 from flows.promotion import promote_if_decided
 from flows.server.steady import SteadyFlow
+from tasks.answering import check_inference
 from tasks.core.config import Config
 from tasks.core.evaluation.evaluate import evaluation_files
 from tasks.core.evaluation.summary import EvaluationSummary
@@ -25,7 +26,6 @@ from tasks.core.promotion.promotion import Promotion
 from tasks.core.records import RunManifest
 from tasks.core.storage.store import Store
 from tasks.evaluator import Evaluator
-from tasks.processing import check_inference
 from tasks.scoring import check_evaluation
 from tasks.server.events import emit_model_trained, emit_predictions_ready
 from tasks.ui.artifacts import show_file, show_lineage, show_scores

@@ -1,135 +1,159 @@
-"""Generation and reference scores in this process, for a whole run or one shard of it."""
+"""Test rows to published answers: the Prefect tasks of inference."""
 
 from __future__ import annotations
 
 import logging
-import multiprocessing
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
-from tasks.core.errors import EvaluationError
-from tasks.core.generation import likelihood
-from tasks.core.generation.answering import answer_missing, index_run, missing_mask, remember_budget
-from tasks.core.generation.engines.choosing import choose_engine
-from tasks.core.generation.runners.isolation import ChildDiedError
-from tasks.core.interruption import is_interrupted, raise_if_interrupted
-from tasks.core.prompts.answer_reading import AnswerReader
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from tasks import before_training
+from tasks.core.config import Config
+from tasks.core.errors import TuneproofError
+from tasks.core.evaluation.noise import repeat_of, why_no_noise
+from tasks.core.generation.answering import index_run
+from tasks.core.generation.plan import RunPlan
+from tasks.core.generation.runners.choosing import choose_runner
+from tasks.core.generation.runners.here import Here
+from tasks.core.interruption import keeps, way_on
+from tasks.core.records import RunManifest
 from tasks.core.runs.ledger import LedgerIndex
-from tasks.core.runs.run_dir import RunDir
-from tasks.core.runs.shards import Shard, all_shards
-
-if TYPE_CHECKING:
-    from tasks.core.records import RunManifest
-    from tasks.inferencer import Inferencer, PreparedRows
+from tasks.core.runs.progress import GenerationProgress
+from tasks.core.runs.published import read_predictions
+from tasks.inferencer import Inferencer
+from tasks.mapped_shards import Mapped
+from tasks.server.retrying import RETRIES, RETRY_DELAYS_SECONDS, retry_if_passing
+from tasks.ui.artifacts import show_file, show_sample_predictions
+from tasks.ui.assets import record_predictions
+from tasks.ui.progress import shown_progress
+from tasks.ui.terminal_bar import left_text
 
 logger = logging.getLogger(__name__)
 
-
-def answer_here(inferencer: Inferencer, prepared: PreparedRows, shard: Shard | None = None) -> LedgerIndex:
-    """Answer what is missing with the model in this process; the caller holds the lock."""
-    model, settings = inferencer.load_model_and_tokenizer(), inferencer.generation_settings()
-    budget = inferencer.token_budget()
-    with prepared.sync.sending(prepared.run if shard is None else prepared.run.shard(shard)):
-        choice = choose_engine(
-            inferencer.settings.engine,
-            model,
-            settings,
-            longest_tokens=inferencer.settings.max_sequence_length,
-        )
-        inferencer.engine_name = choice.engine.name
-        index = answer_missing(
-            prepared.run,
-            prepared.rows,
-            prompts=inferencer.prompt_builder(),
-            choice=choice,
-            budget=budget,
-            settings=settings,
-            device=model.device,
-            report=inferencer.on_progress,
-            shard=shard,
-            reader=AnswerReader(model.tokenizer, settings.thought_markers, settings.stop_strings),
-        )
-    remember_budget(model, budget, inferencer.budget_store)
-    return index
+_IN_THIS_PROCESS: dict[str, Any] = {"cache_policy": NO_CACHE, "persist_result": False}
+_READING: dict[str, Any] = {
+    **_IN_THIS_PROCESS,
+    "retries": RETRIES,
+    "retry_delay_seconds": RETRY_DELAYS_SECONDS,
+    "retry_condition_fn": retry_if_passing,
+}
 
 
-def answer_shard(inferencer: Inferencer, prepared: PreparedRows, shard: Shard) -> None:
-    """Answer one shard and score its references, under its lock; in a child when `generates_in_child`."""
-    # A worker of a cluster may be one that Python lets have no children.
-    if inferencer.generates_in_child and not multiprocessing.current_process().daemon:
-        from tasks.isolated_inference import generate_in_child
-
-        try:
-            generate_in_child(inferencer, prepared, shard, stopped=is_interrupted)
-        except ChildDiedError:
-            raise_if_interrupted()  # then it was ended from here, and is not to be begun again
-            raise
-        return
-    with prepared.run.shard(shard).locked():
-        if missing_mask(prepared.run, prepared.rows, shard).any():
-            answer_here(inferencer, prepared, shard)
-        inferencer.score_references(prepared, shard)
-        prepared.sync.push_part(prepared.run.shard(shard))
+@task(**_READING)
+def check_inference(config: Config, *, is_next: bool) -> None:
+    """Raise what inference would refuse after the training, see `tasks.before_training`."""
+    before_training.check_inference(config, is_next=is_next)
 
 
-def score_references(
-    inferencer: Inferencer, prepared: PreparedRows, shard: Shard | None = None
-) -> likelihood.ReferenceScore | None:
-    """Measure, read, or join from all shards, the perplexity of the references; None when it is not asked for.
+@task(**_READING)
+def process_dataset(inferencer: Inferencer) -> RunPlan:
+    """Open the test data, map its columns and bind the rows to their run directory."""
+    return inferencer.plan()
 
-    Rows that ended in an error are left out: what made generation fail, a crash even, would come again.
-    """
-    if not inferencer.settings.score_references:
-        return None
-    run = prepared.run
-    path = run.references_path if shard is None else run.shard_references_path(shard)
-    known = _published_digest(run) if shard is None else None
-    found = likelihood.read_reference_score(path, run.run_key, known)
-    if found is not None and (shard is not None or _is_as_published(run, found)):
-        return found
-    measured = [run.shard_references_path(one) for one in all_shards(inferencer.settings.num_shards)]
-    if shard is None and all(
-        likelihood.read_reference_score(file, run.run_key) is not None for file in measured
-    ):
-        return likelihood.merge_references(path, measured, prepared.rows, run.run_key)
-    answered = ~index_run(run, prepared.rows).failed
-    return likelihood.score_references(
-        path,
-        prepared.rows,
-        run.run_key,
-        model=inferencer.load_model_and_tokenizer(),
-        prompts=inferencer.prompt_builder(),
-        budget=inferencer.token_budget(),
-        wanted=answered if shard is None else answered & shard.mask(prepared.rows.ids),
+
+@task(**_READING)
+def load_model_and_tokenizer(inferencer: Inferencer) -> None:
+    """Load the discovered model; it stays in this process, with the inferencer."""
+    inferencer.load_model_and_tokenizer()
+
+
+def answer_rows(inferencer: Inferencer, plan: RunPlan) -> LedgerIndex:
+    """Answer what is missing where the settings say: here, in a child, or shard by shard as tasks of their own."""
+    mapped = Mapped(inferencer)
+    runner = choose_runner(plan, inferencer, mapped=mapped)
+    if runner is mapped:
+        with _shown(inferencer, plan):
+            return mapped.answer(plan, inferencer.on_progress)
+    if isinstance(runner, Here):
+        load_model_and_tokenizer(inferencer)
+    return generate_responses(inferencer, plan)
+
+
+@task(**_IN_THIS_PROCESS)
+def generate_responses(inferencer: Inferencer, plan: RunPlan) -> LedgerIndex:
+    """Answer every row that is not answered yet. Out of memory is handled further down; rows are never lost."""
+    with _shown(inferencer, plan):
+        return inferencer.generate_responses(plan)
+
+
+@contextmanager
+def _shown(inferencer: Inferencer, plan: RunPlan) -> Iterator[None]:
+    keeps(lambda: _kept(plan))
+    with shown_progress("generation", plan.run_name) as show:
+
+        def report(progress: GenerationProgress) -> None:
+            show(progress.rows_done, progress.rows_total, progress_text(progress))
+
+        inferencer.on_progress = report
+        yield
+
+
+def _kept(plan: RunPlan) -> str:
+    """What an interrupted generation keeps, by the ledgers."""
+    total = len(plan.rows)
+    finished = index_run(plan.run, plan.rows).finished
+    if finished == total:
+        return f"all {total:,} answers are kept; {way_on()} goes on after them"
+    return f"{finished:,} of {total:,} answers are kept; {way_on()} goes on from row {finished + 1:,}"
+
+
+def progress_text(progress: GenerationProgress) -> str:
+    """Give `450k rows, 12/s, 3.4k tok/s, 1:20 left, 0 OOM, 2 errors, budget 131k`, short enough for one line."""
+    parts = (
+        f"{_short(progress.rows_done)} rows",
+        f"{_short(progress.rows_per_second)}/s",
+        f"{_short(progress.tokens_per_second)} tok/s",
+        left_text(progress.eta_seconds),
+        f"{_short(progress.out_of_memory_count)} OOM",
+        f"{_short(progress.error_rows)} error{'' if progress.error_rows == 1 else 's'}",
+        f"budget {_short(progress.limit_tokens)}" if progress.limit_tokens else "",
     )
+    return ", ".join(filter(None, parts))
 
 
-def has_references(run: RunDir, manifest: RunManifest) -> bool:
-    """Whether the references of a finished run were scored, and the file is still what the manifest says."""
-    found = likelihood.sum_references(run.references_path)
-    if found is None or manifest.reference_tokens != found.tokens:
-        return False
-    return manifest.references_sha256 in (None, found.sha256)  # earlier versions kept no digest
+def _short(number: float) -> str:
+    """Give a number in at most four characters: 0.7, 12, 1.2k, 45k, 3.1M."""
+    for unit in ("", "k", "M", "G"):
+        if number < 9.95:
+            return f"{number:.0f}{unit}" if number == int(number) else f"{number:.1f}{unit}"
+        if number < 999.5:
+            return f"{number:.0f}{unit}"
+        number /= 1000
+    return f"{number:.0f}T"
 
 
-def _published_digest(run: RunDir) -> str | None:
+@task(**_IN_THIS_PROCESS)
+def publish_predictions(inferencer: Inferencer, plan: RunPlan, index: LedgerIndex) -> RunManifest:
+    """Write all answers in dataset order, then the manifest; show a sample."""
+    manifest = inferencer.publish(plan, index)
+    show_predictions(plan, manifest)
+    record_predictions(plan.run.path, manifest)
+    return manifest
+
+
+def show_predictions(plan: RunPlan, manifest: RunManifest) -> None:
+    """Show a sample of the answers and a link to all of them."""
+    path = plan.run.predictions_path
+    show_sample_predictions(manifest.run_name, read_predictions(path))
+    show_file("predictions", manifest.run_name, path, plan.store)
+
+
+def is_repeated(plan: RunPlan, manifest: RunManifest) -> bool:
+    """Tell whether rows of a run are answered again: they are wanted, and can depend on the batches."""
+    return plan.config.gate.noise_rows > 0 and why_no_noise(manifest) is None
+
+
+@task(**_IN_THIS_PROCESS)
+def repeat_some_rows(inferencer: Inferencer, plan: RunPlan, manifest: RunManifest) -> None:
+    """Answer a few rows again for the gate, if their answers can depend on the batches; never fails the run."""
+    if not is_repeated(plan, manifest):
+        return
     try:
-        return run.read_manifest().references_sha256
-    except EvaluationError:
-        return None
-
-
-def _is_as_published(run: RunDir, found: likelihood.ReferenceScore) -> bool:
-    """Whether a manifest, if there is one, knows these reference scores.
-
-    Where it knows others it is taken away, and the scores with it: the run is unfinished again.
-    """
-    try:
-        manifest = run.read_manifest()
-    except EvaluationError:
-        return True
-    if manifest.references_sha256 in (None, found.sha256):
-        return True
-    logger.warning("%s is not what was published: the references are scored again", run.references_path)
-    run.manifest_path.unlink(missing_ok=True)
-    run.references_path.unlink(missing_ok=True)
-    return False
+        row_count = inferencer.answer_again(repeat_of(plan)).row_count
+        plan.sync.pull()  # at a URL the repeat is a run with a mirror of its own
+        logger.info("%d rows are answered twice, to measure the noise", row_count)
+    except TuneproofError as error:
+        logger.warning("the noise could not be measured: %s", error)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from tasks.core.config import Config, InferencerConfig
 from tasks.core.errors import RunKeyMismatchError
+from tasks.core.generation.settings import column_mapping
+from tasks.core.generation.settings import run_name as run_name_of
 from tasks.core.storage.store import Store
-from tasks.inference_settings import column_mapping
-from tasks.inference_settings import run_name as run_name_of
 
 SOME_TIME = "00000000-000000"
 """Stands in a name for the time at which a training will begin."""

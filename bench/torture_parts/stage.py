@@ -172,10 +172,10 @@ def load_libraries() -> None:
         Trainer,
     )
 
-    import tasks.answering
     import tasks.core.evaluation.evaluate
     import tasks.core.generation.engines.inflight
     import tasks.core.generation.likelihood
+    import tasks.core.generation.runners.here
     import tasks.core.models.loading
     import tasks.core.training.fitting
     import tasks.core.training.run

@@ -492,7 +492,7 @@ def _may_begin(
 
     phases = phases or pipeline_phases(config)
     if common.dry_run:
-        from tasks.planning import make_plan
+        from tasks.dry_run import make_plan
 
         results.show_plan(make_plan(config, phases, run=run, baseline=baseline))
         return False

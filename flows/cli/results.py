@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from tasks.core.records import RunManifest
     from tasks.core.report.leaderboard import Leaderboard, RunGroup
     from tasks.core.training.run import TrainedModel
-    from tasks.planning import Plan
+    from tasks.dry_run import Plan
 
 _LISTED_METRICS = 3
 

@@ -77,10 +77,10 @@ def _check_inference(config: Config, *, after_training: bool) -> None:
 
 
 def _check_answering_model(config: Config) -> None:
+    from tasks.core.generation.settings import model_run_names
     from tasks.core.models.locating import is_offline
     from tasks.core.models.trained.discovery import find_model
     from tasks.core.storage.store import Store
-    from tasks.inference_settings import model_run_names
 
     settings = config.inferencer
     is_remote = any(map(is_url, (config.pipeline.models_dir, settings.model or "")))

@@ -14,9 +14,9 @@ from tasks.core.config.changes import changes_of
 from tasks.core.config.sections import SECTIONS, Section
 from tasks.core.evaluation.evaluate import settings_of
 from tasks.core.evaluation.summary import EvaluationSettings
+from tasks.core.generation.settings import generation_settings
 from tasks.core.records import ModelIdentity, RunIdentity
 from tasks.core.training.identity import TrainingIdentity
-from tasks.inference_settings import generation_settings
 
 IDENTITY_OF_THE_DEFAULTS = (
     '{"long_prompts": "truncate_left", "max_sequence_length": 4096, "full_finetuning": false, "rank": 16, '

@@ -9,7 +9,7 @@ import pytest
 
 from tasks.core.config import load_config
 from tasks.core.config.phases import EVALUATION, FINE_TUNING, INFERENCE
-from tasks.planning import make_plan
+from tasks.dry_run import make_plan
 from tests.making.model_runs import make_run
 
 

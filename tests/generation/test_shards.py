@@ -348,7 +348,7 @@ def test_each_worker_of_a_local_dask_cluster_has_a_gpu_of_its_own(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     pytest.importorskip("distributed")
-    monkeypatch.setattr("tasks.shard_work.visible_gpus", lambda device: ("3", "5"))
+    monkeypatch.setattr("tasks.core.generation.runners.shards.visible_gpus", lambda device: ("3", "5"))
     infer_in_flow_with(Seated, overrides, num_shards=2, shard_runner="dask")
     run = run_of(overrides)
     assert published(run) == whole

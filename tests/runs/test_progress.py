@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
+from tasks.answering import progress_text
 from tasks.core.config import Config, load_config
 from tasks.core.runs.progress import GenerationProgress
 from tasks.core.runs.run_dir import RunDir
 from tasks.core.runs.sessions import Session, append_session
-from tasks.generation import progress_text
 from tasks.inferencer import Inferencer
 from tasks.ui.progress import shown_progress
 

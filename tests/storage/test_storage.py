@@ -343,7 +343,7 @@ def test_a_run_that_another_machine_gave_other_settings_is_not_taken_for_finishe
 def test_rows_answered_twice_are_sent_too_and_found_here_and_on_another_machine(
     overrides: dict[str, Any], bucket: str, machine: Machine
 ) -> None:
-    from tasks.repeating import repeat_some_rows
+    from tasks.answering import repeat_some_rows
 
     first = Inferencer(
         load_config(

@@ -6,21 +6,27 @@ measured on a few rows; a difference between two models that is no larger says n
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
+from tasks.core.config import with_overrides
 from tasks.core.errors import EvaluationError
 from tasks.core.evaluation.figures import TIE, rounded
 from tasks.core.evaluation.gate.inputs import NoiseFloor
 from tasks.core.evaluation.scoring import ScoreTable
+from tasks.core.generation.plan import RunPlan
 from tasks.core.metrics.metric import Metric
 from tasks.core.records import RunManifest
 from tasks.core.runs.run_dir import RunDir
+from tasks.core.storage.store import Store
 
 REPEAT_PREFIX = "repeat-"
 # Its rows do not see each other: proven by tests for float32 (see docs/architecture.md).
 _EXACT_ENGINE = "inflight"
+# Few enough together that each row has other neighbours than before.
+_BATCHES = 4
 
 
 def repeat_name(rows: int) -> str:
@@ -31,6 +37,34 @@ def repeat_name(rows: int) -> str:
 def evenly_spread(count: int, total: int) -> frozenset[int]:
     """Positions of `count` rows from all parts of `total`; all of them where there are fewer."""
     return frozenset(total * i // count for i in range(count)) if count < total else frozenset(range(total))
+
+
+def repeat_of(plan: RunPlan) -> RunPlan:
+    """Plan `gate.noise_rows` rows, from all parts of a run, once more, as a run of its own inside the run's folder."""
+    chosen = evenly_spread(plan.config.gate.noise_rows, len(plan.rows))
+    rows, directory = plan.rows.only(chosen), plan.store.address_of(plan.run_name)
+    config = with_overrides(
+        plan.config,
+        {
+            "pipeline.runs_dir": directory,
+            "gate.noise_rows": len(chosen),
+            "inferencer.run_name": repeat_name(len(chosen)),
+            "inferencer.run_name_prefix": "",
+            "inferencer.run_name_suffix": "",
+            "inferencer.batch_size": -(-len(chosen) // _BATCHES),
+            "inferencer.num_shards": 1,
+            "inferencer.score_references": False,
+        },
+    )
+    of_these = {"rows_sha256": rows.rows_sha256, "row_count": len(rows)}
+    return replace(
+        plan,
+        rows=rows,
+        identity=plan.identity.model_copy(update=of_these),
+        config=config,
+        run_name=repeat_name(len(chosen)),
+        store=Store(directory),
+    )
 
 
 def why_no_noise(manifest: RunManifest) -> str | None:

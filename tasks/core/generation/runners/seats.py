@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 VISIBLE_DEVICES = "CUDA_VISIBLE_DEVICES"
 
@@ -42,3 +43,21 @@ def share_cores(processes: int) -> None:
         import torch
 
         torch.set_num_threads(max(1, cpu_cores() // processes))
+
+
+@dataclass(frozen=True, slots=True)
+class Seat:
+    """Where a process works: on which GPU (None: on the cores), shared by how many processes."""
+
+    gpu: str | None = None
+    processes: int = 1
+
+    def take(self) -> None:
+        """Keep this process to its GPU or its share of the cores; call it before the model is loaded."""
+        if self.gpu is not None:
+            os.environ[VISIBLE_DEVICES] = self.gpu
+        else:
+            share_cores(self.processes)
+
+
+ALONE = Seat()

@@ -7,24 +7,20 @@ import socket
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from multiprocessing.connection import Connection
-from typing import TYPE_CHECKING
 
 from tasks.core.config import with_overrides
 from tasks.core.generation.answering import budget_key, index_run, missing_mask
 from tasks.core.generation.likelihood import read_reference_score
+from tasks.core.generation.plan import Report, RunPlan
 from tasks.core.generation.runners.deaths import Admitted, DeathLadder, Step
 from tasks.core.generation.runners.isolation import ChildDiedError, ChildEnd, run_in_child
-from tasks.core.memory.budget import BudgetStore, HandedOnStore, MemoryEvent
+from tasks.core.interruption import is_interrupted, raise_if_interrupted
+from tasks.core.memory.budget import HandedOnStore, MemoryEvent
 from tasks.core.provenance import now
 from tasks.core.records import Completion
-from tasks.core.runs.ledger import Ledger, LedgerIndex, count_lines
+from tasks.core.runs.ledger import Ledger, LedgerIndex, Mask, count_lines
 from tasks.core.runs.progress import GenerationProgress
 from tasks.core.runs.sessions import Session, append_session
-from tasks.core.runs.shards import Shard
-from tasks.part_work import ALONE, PartWork, Seat, hand_over
-
-if TYPE_CHECKING:
-    from tasks.inferencer import Inferencer, PreparedRows
 
 logger = logging.getLogger(__name__)
 
@@ -48,63 +44,65 @@ class Heard:
     last: Admitted = field(default_factory=lambda: Admitted(0, 0))
 
 
-def generate_in_child(
-    inferencer: Inferencer,
-    prepared: PreparedRows,
-    shard: Shard | None = None,
-    *,
-    seat: Seat = ALONE,
-    stopped: Callable[[], bool] | None = None,
-) -> LedgerIndex:
-    """Generate in children until the ledger is whole: after a death with half the tokens, from the ledger on.
+class Child:
+    """Answers a run or a shard in child processes until the ledger is whole: after a death with half the tokens.
 
-    With `shard` only its rows, else those of the whole run. A row that is alone at two deaths becomes an error
-    row. Raises ChildDiedError when the child was ended by somebody, or keeps dying where no smaller batch is left
-    to try; it is ended when `stopped` says so.
+    A row that is alone at two deaths becomes an error row. The child is ended when `stopped` says so.
     """
-    inferencer.release_model()
-    work = hand_over(inferencer, prepared, shard, seat)
-    work = replace(work, config=with_overrides(work.config, IN_CHILD))
-    deaths = _Deaths(prepared, shard, inferencer.budget_store)
-    while True:
-        heard = Heard()
 
-        def hear(message: Began | Admitted | GenerationProgress, heard: Heard = heard) -> None:
+    def __init__(self, stopped: Callable[[], bool] = is_interrupted) -> None:
+        self._stopped = stopped
+
+    def answer(self, plan: RunPlan, report: Report | None = None) -> LedgerIndex:
+        """Answer what is missing and score the references.
+
+        Raises ChildDiedError when the child was ended by somebody, or keeps dying where no smaller batch is left
+        to try.
+        """
+        work = replace(plan, config=with_overrides(plan.config, IN_CHILD))
+        deaths = _Deaths(plan)
+        while True:
+            heard = Heard()
+            try:
+                end = self._run(work, deaths, heard, report)
+            except BaseException:
+                deaths.count_answered()
+                deaths.remember(heard)
+                raise
+            if end is None:
+                break
+            step = deaths.write_down(end, heard)
+            if deaths.missing == 0 and _has_references(plan):
+                break
+            if step == "give_up":
+                deaths.remember(heard)
+                raise_if_interrupted()  # then it was ended from here, and is not to be begun again
+                held = heard.last
+                raise ChildDiedError(
+                    f"the generating process ended with {end.cause} at {held.rows} rows, {held.tokens} tokens",
+                    "run the same command again to resume; all rows finished so far are kept",
+                )
+        return index_run(plan.run, plan.rows)
+
+    def _run(self, work: RunPlan, deaths: _Deaths, heard: Heard, report: Report | None) -> ChildEnd | None:
+        def hear(message: Began | Admitted | GenerationProgress) -> None:
             if isinstance(message, Began):
                 heard.began = message
             elif isinstance(message, Admitted):
                 heard.last = message
-            elif inferencer.on_progress is not None:
-                inferencer.on_progress(message)
+            elif report is not None:
+                report(message)
 
-        work = replace(work, budget_store=HandedOnStore(inferencer.budget_store, deaths.ladder.learned))
-        try:
-            end = run_in_child(_generate, work, hear, stopped)
-        except BaseException:
-            deaths.count_answered()
-            deaths.remember(heard)
-            raise
-        if end is None:
-            return index_run(prepared.run, prepared.rows)
-        step = deaths.write_down(end, heard)
-        if deaths.missing == 0 and _has_references(inferencer, prepared, shard):
-            return index_run(prepared.run, prepared.rows)
-        if step == "give_up":
-            deaths.remember(heard)
-            held = heard.last
-            raise ChildDiedError(
-                f"the generating process ended with {end.cause} at {held.rows} rows, {held.tokens} tokens",
-                "run the same command again to resume; all rows finished so far are kept",
-            )
+        handed_on = HandedOnStore(work.budget_store, deaths.ladder.learned)
+        return run_in_child(_answer, replace(work, budget_store=handed_on), hear, self._stopped)
 
 
 class _Deaths:
     """The deaths of one run's or shard's children: what they left, and what follows from them."""
 
-    def __init__(self, prepared: PreparedRows, shard: Shard | None, store: BudgetStore) -> None:
+    def __init__(self, plan: RunPlan) -> None:
         self.ladder = DeathLadder()
-        self._prepared, self._shard, self._store = prepared, shard, store
-        self._part = prepared.run if shard is None else prepared.run.shard(shard)
+        self._plan, self._part = plan, plan.place
         self.missing = self._count_missing()
 
     def count_answered(self) -> int:
@@ -118,7 +116,7 @@ class _Deaths:
         """Keep a limit that holds for the next run; a child that ends well keeps it itself."""
         learned = self.ladder.learned
         if heard.began is not None and self.ladder.holds and learned is not None and learned.failed_tokens:
-            self._store.save(heard.began.budget_key, learned)
+            self._plan.budget_store.save(heard.began.budget_key, learned)
 
     def write_down(self, end: ChildEnd, heard: Heard) -> Step:
         """Note a death in the sessions, and the row that it was for in the ledger; return what comes next."""
@@ -146,7 +144,7 @@ class _Deaths:
         """A session of no time that tells of a death; what the child did is in the child's own."""
         return Session(
             engine=began.engine,
-            shard=None if self._shard is None else self._shard.name,
+            shard=None if self._plan.part is None else self._plan.part.name,
             host=socket.gethostname(),
             started_at=now("milliseconds"),
             seconds=0.0,
@@ -159,44 +157,44 @@ class _Deaths:
 
     def _fail_row(self, row_id: str, message: str, *, for_memory: bool) -> None:
         cause = "out of memory with this row alone" if for_memory else "no answer with this row alone, twice"
-        with self._part.locked(), Ledger(self._part.ledger_path, self._prepared.run.run_key) as ledger:
+        with self._part.locked(), Ledger(self._part.ledger_path, self._plan.run.run_key) as ledger:
             ledger.append(Completion(row_id, "", "error", 0, 0, 0.0, 1, error=f"{cause}: {message}"))
         self.missing -= 1
 
     def _count_missing(self) -> int:
-        return int(missing_mask(self._prepared.run, self._prepared.rows, self._shard).sum())
+        return int(self._missing().sum())
 
     def _is_missing(self, row_id: str) -> bool:
-        missing = missing_mask(self._prepared.run, self._prepared.rows, self._shard)
-        return bool(missing[self._prepared.rows.ids == row_id.encode()].any())
+        return bool(self._missing()[self._plan.rows.ids == row_id.encode()].any())
+
+    def _missing(self) -> Mask:
+        return missing_mask(self._plan.run, self._plan.rows, self._plan.part)
 
 
-def _has_references(inferencer: Inferencer, prepared: PreparedRows, shard: Shard | None) -> bool:
+def _has_references(plan: RunPlan) -> bool:
     """Whether the child had nothing left to do after the last row."""
-    run = prepared.run
-    path = run.references_path if shard is None else run.shard_references_path(shard)
-    return not inferencer.settings.score_references or read_reference_score(path, run.run_key) is not None
+    is_wanted = plan.config.inferencer.score_references
+    return not is_wanted or read_reference_score(plan.references_path, plan.run.run_key) is not None
 
 
-def _generate(connection: Connection, work: PartWork) -> None:
+def _answer(connection: Connection, work: RunPlan) -> None:
     """Run in the child: do generation and reference scores, telling the parent of every batch."""
-    inferencer = work.take_over()
-    inferencer.on_progress = connection.send
+    answerer, plan = work.take_over()
+    answerer.on_progress = connection.send
     began = False
 
     def tell(rows: int, tokens: int, alone: str | None) -> None:
         nonlocal began
         if not began:
-            model = inferencer.load_model_and_tokenizer()
-            connection.send(Began(budget_key(model), inferencer.engine_name, model.device))
+            model = answerer.load_model_and_tokenizer()
+            connection.send(Began(budget_key(model), answerer.engine_name, model.device))
             began = True
         connection.send(Admitted(rows, tokens, alone))
 
-    inferencer.on_admit = tell
-    prepared = inferencer.process_dataset(inferencer.load_dataset())
-    if work.shard is not None:
-        inferencer.answer_shard(prepared, work.shard)
+    answerer.on_admit = tell
+    if plan.part is not None:
+        answerer.answer_shard(plan, plan.part)
         return
-    inferencer.generate_responses(prepared)
-    with prepared.locked():
-        inferencer.score_references(prepared)
+    answerer.generate_responses(plan)
+    with plan.locked():
+        answerer.score_references(plan)

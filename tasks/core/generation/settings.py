@@ -1,4 +1,4 @@
-"""From the section [inferencer] to what the core takes: model to load, columns, generation settings, run name."""
+"""From the section [inferencer] to what a plan has: model to load, columns, generation settings, run name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run in shards under Prefect: mapped tasks, under the task runner that the settings choose."""
+"""Where a plan is answered under Prefect: shards as mapped tasks, under the task runner that the settings choose."""
 
 from __future__ import annotations
 
@@ -21,15 +21,16 @@ from prefect.task_runners import ProcessPoolTaskRunner, TaskRunner, ThreadPoolTa
 from tasks.core.config import InferencerConfig
 from tasks.core.errors import ConfigError, RunLockedError, TuneproofError
 from tasks.core.generation.answering import index_run
+from tasks.core.generation.plan import Report, RunPlan
 from tasks.core.generation.runners.isolation import ChildDiedError
+from tasks.core.generation.runners.pool import begin, own_seat
+from tasks.core.generation.runners.seats import Seat
+from tasks.core.generation.runners.shards import RETRIES, pending_shards, seats, supervised
 from tasks.core.interruption import interruptible_threads, raise_if_interrupted, unheard_by_children
 from tasks.core.runs.ledger import LedgerIndex
 from tasks.core.runs.shards import Shard
-from tasks.inferencer import Inferencer, PreparedRows
-from tasks.part_work import PartWork, Seat, hand_over
+from tasks.inferencer import Inferencer
 from tasks.server.retrying import is_passing
-from tasks.shard_process import begin, own_seat
-from tasks.shard_work import RETRIES, pending_shards, seats, supervised
 from tasks.ui.run_logs import send_core_logs_to_prefect
 
 if TYPE_CHECKING:
@@ -54,9 +55,7 @@ def retry_shard(task: Task[Any, Any], task_run: TaskRun, state: State[Any]) -> b
 
 
 def _name_of_shard() -> str:
-    parameters = task_run.parameters
-    shard = parameters["shard"] if "shard" in parameters else parameters["work"].shard
-    return f"shard {shard.name}"
+    return f"shard {task_run.parameters['plan'].place.path.name}"
 
 
 _SHARD_TASK: dict[str, Any] = {
@@ -70,59 +69,71 @@ _SHARD_TASK: dict[str, Any] = {
 
 
 @task(**_SHARD_TASK)
-def answer_shard(work: PartWork, places: tuple[Seat, ...] = ()) -> None:
+def answer_shard(plan: RunPlan, places: tuple[Seat, ...] = ()) -> None:
     """Answer one shard in this process, which may be on another machine; `places` are a local Dask cluster's."""
     send_core_logs_to_prefect()
     seat = _seat_of_dask_worker(places) if places else own_seat()
-    (work if seat is None else replace(work, seat=seat)).answer()
-    get_run_logger().info("shard %s is complete", work.shard.name if work.shard else "")
+    answerer, own_plan = (plan if seat is None else replace(plan, seat=seat)).take_over()
+    assert own_plan.part is not None
+    answerer.answer_shard(own_plan, own_plan.part)
+    get_run_logger().info("shard %s is complete", own_plan.part.name)
 
 
 @task(**_SHARD_TASK)
-def answer_shard_here(inferencer: Inferencer, prepared: PreparedRows, shard: Shard) -> None:
+def answer_shard_here(inferencer: Inferencer, plan: RunPlan) -> None:
     """Answer one shard with the model of this process."""
     raise_if_interrupted()
-    inferencer.answer_shard(prepared, shard)
+    assert plan.part is not None
+    inferencer.answer_shard(plan, plan.part)
 
 
-def answer_in_tasks(inferencer: Inferencer, prepared: PreparedRows) -> LedgerIndex:
-    """Answer all shards as mapped tasks and return where each row's line is. Holds the run directory's lock.
+class Mapped:
+    """Answers the shards of a run as mapped tasks; call it within a flow.
 
-    Call it within a flow. A shard that fails is retried alone; shards whose process died with the whole pool
-    are submitted again. Raises the first shard's error when no retry is left; what was answered is kept.
+    With the runner `threads` the model of `inferencer` answers.
     """
-    with supervised(inferencer, prepared) as pending:
-        for attempt in range(RETRIES + 1):
-            if not pending:
-                break
-            try:
-                _map(inferencer, prepared, pending)
-            except BrokenExecutor as exc:
-                if attempt == RETRIES:
-                    raise ChildDiedError(
-                        f"processes that answer shards keep dying ({exc})",
-                        'run it again to resume; isolation = "process" survives running out of memory',
-                    ) from exc
-                logger.warning("a process died with its shard (%s); unfinished shards are begun again", exc)
-            prepared.sync.pull()  # shards may have been answered on other machines
-            pending = pending_shards(inferencer, prepared, index_run(prepared.run, prepared.rows))
-    return index_run(prepared.run, prepared.rows)
 
+    def __init__(self, inferencer: Inferencer) -> None:
+        self._inferencer = inferencer
 
-def _map(inferencer: Inferencer, prepared: PreparedRows, pending: Sequence[Shard]) -> None:
-    settings, places = inferencer.settings, seats(inferencer, len(pending))
-    with _same_server(), _runner(settings, places) as runner:
-        if isinstance(runner, ThreadPoolTaskRunner):
-            shared = {"inferencer": unmapped(inferencer), "prepared": unmapped(prepared)}
-            futures = runner.map(answer_shard_here, {**shared, "shard": pending})
-        else:
-            inferencer.release_model()
-            works = [hand_over(inferencer, prepared, shard) for shard in pending]
-            local_dask = settings.shard_runner == "dask" and not settings.shard_address
-            own_places = unmapped(places if local_dask else ())
-            with unheard_by_children():  # a pool begins its processes when it gets work
-                futures = runner.map(answer_shard, {"work": works, "places": own_places})
-        _raise_first_error(futures)
+    def answer(self, plan: RunPlan, report: Report | None = None) -> LedgerIndex:
+        """Answer all shards and return where each row's line is. Holds the run directory's lock.
+
+        A shard that fails is retried alone; shards whose process died with the whole pool are submitted again.
+        Raises the first shard's error when no retry is left; what was answered is kept.
+        """
+        with supervised(plan, report) as pending:
+            for attempt in range(RETRIES + 1):
+                if not pending:
+                    break
+                try:
+                    self._map(plan, pending)
+                except BrokenExecutor as exc:
+                    if attempt == RETRIES:
+                        raise ChildDiedError(
+                            f"processes that answer shards keep dying ({exc})",
+                            'run it again to resume; isolation = "process" survives running out of memory',
+                        ) from exc
+                    told = "a process died with its shard (%s); unfinished shards are begun again"
+                    logger.warning(told, exc)
+                plan.sync.pull()  # shards may have been answered on other machines
+                pending = pending_shards(plan, index_run(plan.run, plan.rows))
+        return index_run(plan.run, plan.rows)
+
+    def _map(self, plan: RunPlan, pending: Sequence[Shard]) -> None:
+        settings, places = plan.config.inferencer, seats(plan, len(pending))
+        plans = [replace(plan, part=shard) for shard in pending]
+        with _same_server(), _runner(settings, places) as runner:
+            if isinstance(runner, ThreadPoolTaskRunner):
+                given = {"inferencer": unmapped(self._inferencer), "plan": plans}
+                futures = runner.map(answer_shard_here, given)
+            else:
+                self._inferencer.release_model()
+                local_dask = settings.shard_runner == "dask" and not settings.shard_address
+                own_places = unmapped(places if local_dask else ())
+                with unheard_by_children():  # a pool begins its processes when it gets work
+                    futures = runner.map(answer_shard, {"plan": plans, "places": own_places})
+            _raise_first_error(futures)
 
 
 def _raise_first_error(futures: Sequence[PrefectFuture[Any]]) -> None:

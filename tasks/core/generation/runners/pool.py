@@ -9,7 +9,7 @@ from multiprocessing.connection import wait
 from multiprocessing.queues import Queue
 from multiprocessing.synchronize import Event
 
-from tasks.part_work import Seat
+from tasks.core.generation.runners.seats import Seat
 
 _CHECK_SECONDS = 0.5
 _STOPPED = 3
