@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated
 
 from prefect import flow
@@ -34,12 +36,23 @@ Metrics = Annotated[
 ]
 
 
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """Folders of the runs that a pipeline has let answer, to be compared with."""
+
+    runs: tuple[Path, ...]
+
+
+# The form asks for a text; a pipeline passes what it has run.
+Baseline = Annotated[Answered | Text, WithJsonSchema({"type": "string"})]
+
+
 @SteadyFlow.of
 @flow(name="evaluate", flow_run_name=name_of_run)
 def evaluate(
     config: ConfigSource = "",
     run: Text = "",
-    baseline: Text = "",
+    baseline: Baseline = "",
     metrics: Metrics = (),
     confidence: Confidence = 0,
     only_new: bool = False,
@@ -62,7 +75,9 @@ def evaluate(
     loaded = load_settings(
         config, settings, evaluator__confidence=confidence, evaluator__metrics=metrics or None
     )
-    evaluator = Evaluator(loaded, run=run, baseline=baseline)
+    is_given = isinstance(baseline, Answered)
+    named, opponents = (None, baseline.runs) if is_given else (baseline, ())
+    evaluator = Evaluator(loaded, run=run, baseline=named, opponents=opponents)
     # A retry goes on: the run may have ended after the scores and before what follows them.
     earlier = evaluator.earlier_summary() if only_new and flow_run.run_count < 2 else None
     if earlier is not None:

@@ -79,37 +79,31 @@ def infer(
         settings: Any other setting as section.key=value, e.g. inferencer.top_p=0.9; beats the file.
     """
     send_core_logs_to_prefect()
-    inferencer = Inferencer(
-        load_settings(
-            config,
-            settings,
-            inferencer__model=model,
-            inferencer__testing_data_id=dataset,
-            inferencer__run_name=run_name,
-            inferencer__max_rows=max_rows,
-            inferencer__max_new_tokens=max_new_tokens,
-            inferencer__temperature=temperature,
-            **chosen_quantization(quantization),
-        ),
-        budget_store=PrefectBudgetStore(),
-    )
+    given = {"model": model, "testing_data_id": dataset, "run_name": run_name, "max_rows": max_rows}
+    given |= {"max_new_tokens": max_new_tokens, "temperature": temperature}
+    named = {f"inferencer__{key}": value for key, value in given.items()}
+    loaded = load_settings(config, settings, **named, **chosen_quantization(quantization))
+    return _infer(Inferencer(loaded, budget_store=PrefectBudgetStore()), compare_with_base=compare_with_base)
+
+
+def _infer(inferencer: Inferencer, *, compare_with_base: bool) -> RunManifest:
     discover_model(inferencer)
     plan = process_dataset(inferencer)
     rename_run(*_telling(plan, inferencer.settings.testing_data_id))
-    manifest = inferencer.finished(plan)
-    found_done = manifest is not None
-    if manifest is not None:
+    found = inferencer.finished(plan)
+    if found is None:
+        manifest = _generate(inferencer, plan)
+    else:
+        manifest = found
         show_predictions(plan, manifest)
         if manifest.error_count < manifest.row_count:
             _measure_noise_if_missing(inferencer, plan, manifest)
-    else:
-        manifest = _generate(inferencer, plan)
     refuse_without_answers(plan.run.predictions_path, manifest)
     if compare_with_base:
         infer_with_base_model(inferencer.config, manifest)
         infer_with_champion(inferencer.config, manifest)
     emit_predictions_ready(inferencer.runs.url_of(plan.run.path), manifest)
-    if found_done:
+    if found is not None:
         what = f"{plan.run.path} is complete ({manifest.row_count} rows): nothing to generate"
         return already_done(what, manifest)
     return manifest
@@ -138,10 +132,7 @@ def _measure_noise_if_missing(inferencer: Inferencer, plan: RunPlan, manifest: R
     """Repeat some rows of a finished run whose process ended before it did."""
     if find_repeat(plan.run.path) is None and is_repeated(plan, manifest):
         with held_device(inferencer.settings.device, inferencer.config.pipeline.gpu_concurrency_limit):
-            try:
-                repeat_some_rows(inferencer, plan, manifest)
-            finally:
-                inferencer.release_model()
+            repeat_some_rows(inferencer, plan, manifest)
 
 
 def infer_with_base_model(config: Config, candidate: RunManifest) -> RunManifest | None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prefect import flow
 
 from flows.cli.console import TOLD_BY_COMMAND
-from flows.evaluation import evaluate
+from flows.evaluation import Answered, evaluate
 from flows.finetuning import finetune
 from flows.inference import infer, infer_with_base_model, infer_with_champion
 from flows.naming import name_of_run, rename_run
@@ -100,7 +101,8 @@ def finetune_infer_evaluate(
         baseline = infer_with_base_model(loaded, candidate) if chosen.compare_with_base else None
         champion = infer_with_champion(loaded, candidate)
     if chosen.enable_evaluation and not (chosen.stop_after_finetuning or chosen.stop_after_inference):
-        evaluation = evaluate(loaded, run=_folder(loaded, candidate))
+        opponents = Answered(tuple(_run_path(loaded, run) for run in (baseline, champion) if run is not None))
+        evaluation = evaluate(loaded, run=_folder(loaded, candidate), baseline=opponents)
         promotion = promote_if_decided(loaded, evaluation)
     _log_what_was_left_out(trained, candidate, evaluation)
     _show_results(loaded, trained, candidate, evaluation)
@@ -112,6 +114,10 @@ def finetune_infer_evaluate(
 
 def _folder(config: Config, run: RunManifest | None) -> str | None:
     return None if run is None else Store(config.pipeline.runs_dir).address_of(run.run_name)
+
+
+def _run_path(config: Config, run: RunManifest) -> Path:
+    return Store(config.pipeline.runs_dir).local / run.run_name
 
 
 def _show_results(
@@ -129,11 +135,11 @@ def _show_results(
         show_file("predictions", candidate.run_name, predictions_path, runs)
     if evaluation is None:
         return
-    evaluator = Evaluator(config, run=_folder(config, candidate))
-    files = evaluation_files(evaluator.find_runs().candidate_path)
+    path = Evaluator(config).find_runs().candidate_path if candidate is None else _run_path(config, candidate)
+    files = evaluation_files(path)
     show_scores(evaluation.candidate.run_name, evaluation)
-    show_file("report", evaluation.candidate.run_name, files.report_path, evaluator.runs)
-    show_file("spreadsheet", evaluation.candidate.run_name, files.spreadsheet_path, evaluator.runs)
+    show_file("report", evaluation.candidate.run_name, files.report_path, runs)
+    show_file("spreadsheet", evaluation.candidate.run_name, files.spreadsheet_path, runs)
     show_lineage(evaluation, files.directory)
     verdict = evaluation.verdict
     told = f"verdict: {verdict.decision.upper()}. {verdict.reasons[0]}" if verdict else evaluation.answer

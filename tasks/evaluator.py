@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from tasks.core.evaluation.opponents.remote_runs import (
 )
 from tasks.core.evaluation.opponents.run_lookup import (
     NAMELESS_OPPONENTS,
+    FinishedRun,
     find_opponents,
     locate_run,
     newest_run,
@@ -66,8 +68,9 @@ class Evaluator:
     A model is used only by metrics that need one: a judge, an embedding model.
 
     `config_manager` is a Config, the path of a TOML file, or None for ./config.toml and defaults. `run` and
-    `baseline` are run names or paths and override the config's. `judge_api_key` is for a key that is kept
-    elsewhere than in the environment. `run()` does all steps in order:
+    `baseline` are run names or paths and override the config's. `opponents` are folders of runs that were made to be
+    compared with: other runs are searched only for an opponent that is not among them. `judge_api_key` is for a key
+    that is kept elsewhere than in the environment. `run()` does all steps in order:
 
         find_runs -> score -> report
     """
@@ -78,6 +81,7 @@ class Evaluator:
         *,
         run: str | Path | None = None,
         baseline: str | Path | None = None,
+        opponents: Sequence[Path] = (),
         judge_api_key: SecretStr | None = None,
     ) -> None:
         self.config = as_config(config_manager)
@@ -86,6 +90,7 @@ class Evaluator:
         """Told how many verdicts of the judge are there, of how many."""
         self._run = run
         self._baseline = baseline
+        self._opponents = tuple(opponents)
         self._found: ComparedRuns | None = None
 
     @property
@@ -112,7 +117,8 @@ class Evaluator:
             if models.is_remote:
                 bring_promoted(models)
             baseline = str(self._baseline or self.settings.baseline)
-            found = find_opponents(baseline, candidate, trained, models_dir, runs_dir)
+            known = [FinishedRun(path, RunDir(path).read_manifest()) for path in self._opponents]
+            found = find_opponents(baseline, candidate, trained, models_dir, runs_dir, known)
             for reason in filter(None, (found.baseline.reason, found.missing_champion)):
                 logger.warning("not compared: %s", reason)
             for path in (found.baseline.path, found.champion):

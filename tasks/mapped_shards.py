@@ -21,7 +21,7 @@ from prefect.task_runners import ProcessPoolTaskRunner, TaskRunner, ThreadPoolTa
 from tasks.core.config import InferencerConfig
 from tasks.core.errors import ConfigError, RunLockedError, TuneproofError
 from tasks.core.generation.answering import index_run
-from tasks.core.generation.plan import Report, RunPlan
+from tasks.core.generation.plan import Answerer, Report, RunPlan
 from tasks.core.generation.runners.isolation import ChildDiedError
 from tasks.core.generation.runners.pool import begin, own_seat
 from tasks.core.generation.runners.seats import Seat
@@ -29,7 +29,6 @@ from tasks.core.generation.runners.shards import RETRIES, pending_shards, seats,
 from tasks.core.interruption import interruptible_threads, raise_if_interrupted, unheard_by_children
 from tasks.core.runs.ledger import LedgerIndex
 from tasks.core.runs.shards import Shard
-from tasks.inferencer import Inferencer
 from tasks.server.retrying import is_passing
 from tasks.ui.run_logs import send_core_logs_to_prefect
 
@@ -80,21 +79,21 @@ def answer_shard(plan: RunPlan, places: tuple[Seat, ...] = ()) -> None:
 
 
 @task(**_SHARD_TASK)
-def answer_shard_here(inferencer: Inferencer, plan: RunPlan) -> None:
+def answer_shard_here(answerer: Answerer, plan: RunPlan) -> None:
     """Answer one shard with the model of this process."""
     raise_if_interrupted()
     assert plan.part is not None
-    inferencer.answer_shard(plan, plan.part)
+    answerer.answer_shard(plan, plan.part)
 
 
 class Mapped:
     """Answers the shards of a run as mapped tasks; call it within a flow.
 
-    With the runner `threads` the model of `inferencer` answers.
+    With the runner `threads` it is `answerer` that does the work.
     """
 
-    def __init__(self, inferencer: Inferencer) -> None:
-        self._inferencer = inferencer
+    def __init__(self, answerer: Answerer) -> None:
+        self._answerer = answerer
 
     def answer(self, plan: RunPlan, report: Report | None = None) -> LedgerIndex:
         """Answer all shards and return where each row's line is. Holds the run directory's lock.
@@ -125,10 +124,10 @@ class Mapped:
         plans = [replace(plan, part=shard) for shard in pending]
         with _same_server(), _runner(settings, places) as runner:
             if isinstance(runner, ThreadPoolTaskRunner):
-                given = {"inferencer": unmapped(self._inferencer), "plan": plans}
+                given = {"answerer": unmapped(self._answerer), "plan": plans}
                 futures = runner.map(answer_shard_here, given)
             else:
-                self._inferencer.release_model()
+                self._answerer.release_model()
                 local_dask = settings.shard_runner == "dask" and not settings.shard_address
                 own_places = unmapped(places if local_dask else ())
                 with unheard_by_children():  # a pool begins its processes when it gets work

@@ -9,13 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from tasks.core.config import EvaluatorConfig
+from tasks.core.config import EvaluatorConfig, load_config
 from tasks.core.errors import EvaluationError
 from tasks.core.evaluation.evaluate import score_run
 from tasks.core.evaluation.opponents.run_lookup import finished_runs, newest_run
 from tasks.core.own_digest import with_own_digest
 from tasks.core.runs.manifest import next_order
 from tasks.core.runs.run_dir import RunDir
+from tasks.evaluator import Evaluator
 from tests.making.evaluation_runs import sums, write_run
 
 
@@ -81,3 +82,34 @@ def test_a_manifest_in_which_a_figure_was_changed_is_damaged(tmp_path: Path) -> 
         run.manifest_path.write_text(damaged)
         with pytest.raises(EvaluationError, match="is damaged"):
             run.read_manifest()
+
+
+def test_opponents_that_a_pipeline_has_run_are_taken_and_no_others_searched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs_dir, rows = tmp_path / "runs", sums(4, 2)
+    tuned = write_run(runs_dir / "tuned", rows, adapter="b" * 64)
+    given = write_run(runs_dir / "base", rows)
+    write_run(runs_dir / "base-of-somebody", rows, finished_at="2026-01-03T00:00:00+00:00")
+    places = {"pipeline.runs_dir": str(runs_dir), "pipeline.models_dir": str(tmp_path / "models")}
+    config = load_config(None, places, {})
+    alone = Evaluator(config, run="tuned").find_runs()
+    assert alone.baseline_path == runs_dir / "base-of-somebody"
+
+    def search(runs_dir: Path) -> None:
+        raise AssertionError("runs are searched")
+
+    monkeypatch.setattr("tasks.core.evaluation.opponents.run_lookup.finished_runs", search)
+    runs = Evaluator(config, run="tuned", opponents=(given,)).find_runs()
+    assert (runs.candidate_path, runs.baseline_path, runs.baseline_kind) == (tuned, given, "base")
+
+
+def test_a_given_opponent_of_other_rows_or_weights_is_not_taken_for_the_base(tmp_path: Path) -> None:
+    runs_dir, rows = tmp_path / "runs", sums(4, 2)
+    write_run(runs_dir / "tuned", rows, adapter="b" * 64)
+    base = write_run(runs_dir / "base", rows)
+    stranger = write_run(runs_dir / "stranger", rows, weights="f" * 64)
+    elsewhere = write_run(runs_dir / "elsewhere", rows, rows_sha256="e" * 64)
+    places = {"pipeline.runs_dir": str(runs_dir), "pipeline.models_dir": str(tmp_path / "models")}
+    evaluator = Evaluator(load_config(None, places, {}), run="tuned", opponents=(stranger, elsewhere))
+    assert evaluator.find_runs().baseline_path == base

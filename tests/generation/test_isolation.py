@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import pickle
 import signal
 import time
 import uuid
 from collections.abc import Callable
+from dataclasses import FrozenInstanceError, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -18,12 +20,20 @@ import psutil
 import pytest
 
 from tasks.core.config import load_config
-from tasks.core.errors import DataError
+from tasks.core.errors import DataError, RunKeyMismatchError
+from tasks.core.generation.plan import RunPlan
+from tasks.core.generation.runners.child import Child
+from tasks.core.generation.runners.choosing import choose_runner
+from tasks.core.generation.runners.here import Here
 from tasks.core.generation.runners.isolation import ChildDiedError, is_isolated, run_in_child
+from tasks.core.generation.runners.processes import Processes
+from tasks.core.generation.runners.seats import Seat
 from tasks.core.memory.budget import FileBudgetStore, TokenBudget
 from tasks.core.runs.ledger import LedgerIndex
 from tasks.core.runs.run_dir import RunDir
-from tasks.inferencer import Inferencer, PreparedRows
+from tasks.core.runs.shards import Shard
+from tasks.inferencer import Inferencer
+from tests.making.model_files import edit_json
 
 ROWS = 14
 
@@ -66,7 +76,7 @@ class BearsAllButOne(Fragile):
 class DiesAfterTheLastRow(Inferencer):
     """Has a segmentation fault when all rows are answered, as some libraries do while they end."""
 
-    def generate_responses(self, prepared: PreparedRows) -> LedgerIndex:
+    def generate_responses(self, prepared: RunPlan) -> LedgerIndex:
         index = super().generate_responses(prepared)
         if not self.generates_in_child:
             os.kill(os.getpid(), signal.SIGSEGV)
@@ -232,6 +242,54 @@ def test_auto_isolates_generation_on_a_gpu_only(
     devices = ["cuda:0", "cpu"]
     monkeypatch.setattr("tasks.core.models.placement.available_devices", lambda: devices)
     assert is_isolated(isolation, device) is expected
+
+
+@pytest.mark.parametrize(
+    ("more", "part", "expected"),
+    [
+        ({"isolation": "none"}, None, Here),
+        ({"isolation": "process"}, None, Child),
+        ({"isolation": "none"}, Shard(0, 2), Here),
+        ({"isolation": "process"}, Shard(0, 2), Child),
+        (
+            {"num_shards": 2, "shard_runner": "threads", "isolation": "process"},
+            None,
+            Here,
+        ),  # its shards: children
+        ({"num_shards": 2, "shard_runner": "processes"}, None, Processes),
+        ({"num_shards": 2, "shard_runner": "dask", "isolation": "none"}, Shard(1, 2), Here),
+    ],
+)
+def test_where_a_plan_is_answered_follows_from_its_settings_and_its_part(
+    overrides: dict[str, Any], more: dict[str, Any], part: Shard | None, expected: type
+) -> None:
+    changed = {f"inferencer.{key}": value for key, value in more.items()}
+    inferencer = Inferencer(load_config(None, {**overrides, **changed}))
+    plan = inferencer.plan()
+    assert isinstance(choose_runner(replace(plan, part=part), inferencer), expected)
+    mapped = Here(inferencer)
+    is_split = part is None and "num_shards" in more
+    assert (choose_runner(replace(plan, part=part), inferencer, mapped=mapped) is mapped) is is_split
+
+
+def test_a_plan_is_the_same_after_its_way_to_another_process(overrides: dict[str, Any]) -> None:
+    plan = Fragile(load_config(None, overrides)).plan()
+    there = pickle.loads(pickle.dumps(replace(plan, part=Shard(1, 3), seat=Seat("5", 2))))
+    assert (there.identity, there.spec, there.config) == (plan.identity, plan.spec, plan.config)
+    assert (there.run_name, there.store, there.answerer) == (plan.run_name, plan.store, Fragile)
+    assert (there.part, there.seat) == (Shard(1, 3), Seat("5", 2))
+    assert list(there.rows.examples()) == list(plan.rows.examples())
+    with pytest.raises(FrozenInstanceError):
+        there.run_name = "other"
+
+
+def test_another_process_that_has_other_weights_refuses_the_plan(
+    overrides: dict[str, Any], model_copy: Path
+) -> None:
+    plan = Inferencer(load_config(None, {**overrides, "inferencer.model": str(model_copy)})).plan()
+    edit_json(model_copy / "config.json", rms_norm_eps=0.5)
+    with pytest.raises(RunKeyMismatchError, match="weights"):
+        plan.take_over()
 
 
 def test_generation_is_isolated_by_default_in_deployments_but_not_elsewhere() -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 
 import pytest
 
-from tasks.core.errors import DataError
-from tasks.core.records import Completion, Example
+from tasks.core.errors import DataError, StorageError
+from tasks.core.records import Completion, Example, Message
 from tasks.core.runs.ledger import Ledger, index_ledgers
 from tasks.core.runs.rows import LONGEST_ID_BYTES, RunRows, index_rows
 
@@ -38,3 +39,42 @@ def test_an_id_that_occurs_twice_is_refused() -> None:
 
 def test_no_rows_are_no_error() -> None:
     assert len(rows()) == 0
+
+
+@pytest.mark.parametrize("most_bytes", [0, 5000, 10**9])
+def test_rows_are_given_as_they_were_read_as_often_as_they_are_asked_for(
+    most_bytes: int, monkeypatch: pytest.MonkeyPatch, own_cache: Path
+) -> None:
+    monkeypatch.setattr("tasks.core.runs.kept_rows.MOST_BYTES_KEPT", most_bytes)
+    turns = (Message("user", "Rome"), Message("assistant", "Italy", "thoughts"), Message("user", "Bern"))
+    read = [
+        Example(f"id-{n}", f"question {n}", reference=str(n), messages=turns if n % 2 else None)
+        for n in range(2500)
+    ]
+    indexed = index_rows(lambda: iter(read))
+    first, second = indexed.examples(), indexed.examples()
+    assert [next(first), next(second), next(first)] == [read[0], read[0], read[1]]
+    assert list(first) == read[2:] and list(second) == read[1:]
+    assert list(indexed.only({3, 2400}).examples()) == [read[3], read[2400]]
+
+
+@pytest.mark.parametrize(("most_bytes", "travels"), [(0, False), (10**9, True)])
+def test_rows_travel_to_another_process_unless_they_are_too_many(
+    most_bytes: int, travels: bool, monkeypatch: pytest.MonkeyPatch, own_cache: Path
+) -> None:
+    monkeypatch.setattr("tasks.core.runs.kept_rows.MOST_BYTES_KEPT", most_bytes)
+    indexed = rows("a", "b")
+    there = pickle.loads(pickle.dumps(indexed))
+    assert (there.ids.tolist(), there.rows_sha256) == (indexed.ids.tolist(), indexed.rows_sha256)
+    assert there.are_here is travels
+    if travels:
+        assert list(there.examples()) == list(indexed.examples())
+    assert indexed.are_here
+
+
+def test_rows_that_cannot_be_written_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tasks.core.runs.kept_rows.MOST_BYTES_KEPT", 0)
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("TUNEPROOF_CACHE", str(tmp_path / "file"))
+    with pytest.raises(StorageError, match="too many for memory"):
+        rows("a", "b")

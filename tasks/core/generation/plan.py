@@ -112,6 +112,9 @@ class Answerer(Protocol):
     def load_model_and_tokenizer(self) -> LoadedModel:
         """Load the model, once."""
 
+    def release_model(self) -> None:
+        """Let go of the model and give its memory back."""
+
     def prompt_builder(self) -> PromptBuilder:
         """Return what makes prompts for the loaded model."""
 

@@ -7,13 +7,12 @@ from pathlib import Path
 
 from tasks.core.config import InferencerConfig
 from tasks.core.errors import ModelLoadError, ModelNotFoundError
+from tasks.core.evaluation.opponents.run_lookup import KEY_LENGTH, search_runs
 from tasks.core.models.loading import ModelSpec, identify
 from tasks.core.models.trained.champion import current_champion, refuse_changed
 from tasks.core.models.trained.registry import read_manifest, slug, why_incomplete
 from tasks.core.records import RunIdentity, RunManifest
 from tasks.core.runs.run_dir import RunDir
-
-KEY_LENGTH = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,19 +78,14 @@ def find_champion(
     run_name = _run_name(slug(name), candidate, identity)
     found = [
         manifest
-        for path in (sorted(runs_dir.iterdir()) if runs_dir.is_dir() else ())
-        if (manifest := RunDir(path).finished_manifest_of(identity.run_key)) is not None
+        for run in search_runs(runs_dir, lambda manifest: manifest.run_key == identity.run_key)
+        if (manifest := RunDir(run.path).finished_manifest()) is not None
     ]
     # A model that was trained again can have the same weights: the champion's own run comes first.
     found.sort(key=lambda manifest: manifest.identity.model.model_id != model_id)
     if found:
         return Champion(model_id, dtype, found[0].run_name, found[0])
     return Champion(model_id, dtype, run_name, None)
-
-
-def made_to_compare(run: RunManifest) -> bool:
-    """Tell whether a base model or champion answered as somebody's opponent: its name holds the start of its key."""
-    return f"-{run.run_key[:KEY_LENGTH]}" in run.run_name
 
 
 def _run_name(model: str, candidate: RunManifest, identity: RunIdentity) -> str:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from tasks.core.errors import EvaluationError, TuneproofError
-from tasks.core.evaluation.opponents.baseline import made_to_compare
 from tasks.core.evaluation.opponents.remote_runs import (
     bring_manifests,
     bring_run,
@@ -23,6 +23,8 @@ from tasks.core.models.trained.registry import read_manifest
 from tasks.core.records import ModelManifest, RunManifest
 from tasks.core.runs.run_dir import RunDir
 
+KEY_LENGTH = 8
+"""Characters of a run key in the name of a run that was made to compare."""
 NAMELESS_OPPONENTS = ("base", "champion", "none")
 """Baselines that are no name of a run."""
 
@@ -66,6 +68,20 @@ def finished_runs(runs_dir: Path) -> list[FinishedRun]:
         except (TuneproofError, OSError):
             continue
     return sorted(runs, key=lambda run: (run.manifest.finish_order, run.path.name), reverse=True)
+
+
+def search_runs(
+    runs_dir: Path, is_right: Callable[[RunManifest], bool], known: Sequence[FinishedRun] = ()
+) -> list[FinishedRun]:
+    """Those of the `known` runs that are right; where none is, those of all finished runs, newest first."""
+    return [run for run in known if is_right(run.manifest)] or [
+        run for run in finished_runs(runs_dir) if is_right(run.manifest)
+    ]
+
+
+def made_to_compare(run: RunManifest) -> bool:
+    """Tell whether a base model or champion answered as somebody's opponent: its name holds the start of its key."""
+    return f"-{run.run_key[:KEY_LENGTH]}" in run.run_name
 
 
 def locate_run(run: str | Path, runs_dir: Path) -> Path:
@@ -126,7 +142,12 @@ def training_manifest(candidate_path: Path) -> ModelManifest | None:
         return None
 
 
-def find_base_run(candidate_path: Path, trained: ModelManifest | None, runs_dir: Path) -> BaseRun:
+def find_base_run(
+    candidate_path: Path,
+    trained: ModelManifest | None,
+    runs_dir: Path,
+    known: Sequence[FinishedRun] = (),
+) -> BaseRun:
     """The newest run of the candidate's base model over the same rows; same settings are preferred."""
     if not candidate_path.is_dir():
         return BaseRun(None, "a file of predictions says nothing about its base model")
@@ -135,13 +156,14 @@ def find_base_run(candidate_path: Path, trained: ModelManifest | None, runs_dir:
     if trained is None and model.adapter_sha256 is None:
         return BaseRun(None, f"{model.model_id} is no fine-tuned model of this project, so it has no base")
     base_weights = model.weights_sha256 if model.adapter_sha256 else trained and trained.base_weights_sha256
-    runs = [
-        run
-        for run in finished_runs(runs_dir)
-        if run.manifest.identity.model.weights_sha256 == base_weights
-        and run.manifest.identity.model.adapter_sha256 is None
-        and run.manifest.identity.rows_sha256 == candidate.identity.rows_sha256
-    ]
+
+    def is_of_base(run: RunManifest) -> bool:
+        is_base = (
+            run.identity.model.weights_sha256 == base_weights and run.identity.model.adapter_sha256 is None
+        )
+        return is_base and run.identity.rows_sha256 == candidate.identity.rows_sha256
+
+    runs = search_runs(runs_dir, is_of_base, known)
     if not runs:
         base = trained.base_model_id if trained else model.base_model_id
         return BaseRun(None, f"{runs_dir} has no run of the base model {base} over the same rows")
@@ -153,21 +175,27 @@ def _setting_differences(candidate: RunManifest, base: RunManifest) -> int:
 
 
 def find_opponents(
-    baseline: str, candidate_path: Path, trained: ModelManifest | None, models_dir: Path, runs_dir: Path
+    baseline: str,
+    candidate_path: Path,
+    trained: ModelManifest | None,
+    models_dir: Path,
+    runs_dir: Path,
+    known: Sequence[FinishedRun] = (),
 ) -> Opponents:
     """The runs to compare with for the config's `baseline`: "base", "champion", "none", a run name or a path.
 
     The champion, if there is one, is compared in any case, except with "none". Without a champion, "champion"
-    means the base model.
+    means the base model. `known` are runs that were made for this comparison: where they are of the right model and
+    rows, no others are searched.
     """
     if baseline == "none":
         return Opponents(BaseRun(None))
-    champion = find_champion_run(candidate_path, models_dir, runs_dir)
+    champion = find_champion_run(candidate_path, models_dir, runs_dir, known)
     if baseline == "champion" and champion is not None and champion.path is not None:
         return Opponents(champion, "champion")
     kind: Opponent = "base" if baseline in ("base", "champion") else "run"
     against = (
-        find_base_run(candidate_path, trained, runs_dir)
+        find_base_run(candidate_path, trained, runs_dir, known)
         if kind == "base"
         else BaseRun(locate_run(baseline, runs_dir))
     )
@@ -176,7 +204,9 @@ def find_opponents(
     return Opponents(against, kind, champion.path, champion.reason)
 
 
-def find_champion_run(candidate_path: Path, models_dir: Path, runs_dir: Path) -> BaseRun | None:
+def find_champion_run(
+    candidate_path: Path, models_dir: Path, runs_dir: Path, known: Sequence[FinishedRun] = ()
+) -> BaseRun | None:
     """The promoted model's run over the candidate's rows; None when no model is promoted.
 
     Raises ModelLoadError when nobody can say which model is promoted.
@@ -196,13 +226,12 @@ def find_champion_run(candidate_path: Path, models_dir: Path, runs_dir: Path) ->
     if changed is not None:
         return BaseRun(None, f"{changed[0].upper()}{changed[1:]}, so nothing can be better than it")
     candidate, digest = RunDir(candidate_path).read_manifest(), weights_sha256(directory)
-    runs = [
-        run
-        for run in finished_runs(runs_dir)
-        if run.manifest.identity.rows_sha256 == candidate.identity.rows_sha256
-        and digest
-        == (run.manifest.identity.model.adapter_sha256 or run.manifest.identity.model.weights_sha256)
-    ]
+
+    def is_of_champion(run: RunManifest) -> bool:
+        weights = run.identity.model.adapter_sha256 or run.identity.model.weights_sha256
+        return weights == digest and run.identity.rows_sha256 == candidate.identity.rows_sha256
+
+    runs = search_runs(runs_dir, is_of_champion, known)
     if not runs:
         how = "`tuneproof infer --inferencer.model promoted` on the same rows gives one"
         return BaseRun(None, f"The champion {name} has no run over these rows; {how}")
