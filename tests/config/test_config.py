@@ -21,11 +21,9 @@ from tasks.core.config import (
     as_config,
     load_config,
 )
+from tasks.core.config.metric_names import DEFAULT_METRICS
 from tasks.core.config.sections import (
     SECTIONS,
-    ComputedMetric,
-    EmbeddedMetric,
-    JudgedMetric,
     OptimizerName,
     ReportTarget,
     RunNaming,
@@ -503,11 +501,12 @@ def test_a_key_in_the_place_of_its_place_is_refused_without_being_shown(
     assert "geheim" not in str(caught.value)
 
 
-def test_every_metric_that_can_be_named_is_one_that_the_evaluation_computes() -> None:
+def test_every_metric_of_the_catalogue_can_be_named_and_the_default_ones_ask_no_model() -> None:
     from tasks.core.metrics.catalogue import available
 
-    named = {*get_args(ComputedMetric), *get_args(EmbeddedMetric), *get_args(JudgedMetric)}
-    assert {family.name for family in available()} == named
+    names = tuple(family.name for family in available())
+    assert EvaluatorConfig(metrics=names, llm="judge").metrics == names
+    assert not [family.name for family in available() if family.models and family.name in DEFAULT_METRICS]
 
 
 def test_a_run_name_that_the_settings_accept_is_one_that_the_registry_accepts() -> None:

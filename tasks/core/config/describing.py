@@ -13,7 +13,7 @@ from pydantic import StringConstraints
 from pydantic.fields import FieldInfo
 
 from tasks.core.config.secrets import hide_secrets
-from tasks.core.config.sections import InWords
+from tasks.core.config.sections import InWords, Names
 
 _PLAIN = {str: "text", bool: "true or false", int: "a whole number", float: "a number", NoneType: '"null"'}
 
@@ -38,7 +38,9 @@ def nearest(name: Any, known: Iterable[str]) -> str | None:
 
 
 def choices(annotation: Any) -> list[Any]:
-    """Give the fixed values that a type allows (its Literals), in order."""
+    """Give the fixed values that a type allows (its Literals and names), in order."""
+    if isinstance(annotation, Names):
+        return list(annotation.known())
     if get_origin(annotation) is Literal:
         return list(get_args(annotation))
     return [choice for part in get_args(annotation) for choice in choices(part)]
@@ -69,8 +71,10 @@ def _in_words(annotation: Any, metadata: Iterable[Any] = ()) -> str:
 
 
 def _words_of_parts(annotation: Any) -> list[str]:
-    """Give what the parts of a union say of themselves."""
-    metadata = [item for part in get_args(annotation) for item in getattr(part, "__metadata__", ())]
+    """Give what a type, or the parts of a union, say of themselves."""
+    metadata = [
+        item for part in (annotation, *get_args(annotation)) for item in getattr(part, "__metadata__", ())
+    ]
     return [item.text for item in metadata if isinstance(item, InWords)]
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import UnionType
@@ -29,11 +29,13 @@ from tasks.core.config.changes import (
     NOTHING,
     WEIGHTS,
     Effect,
+    ScoringModel,
     answers,
     figures,
     setting,
     weights,
 )
+from tasks.core.config.metric_names import DEFAULT_METRICS, check_metric_name, known_metrics, metric_names
 from tasks.core.config.question_template import QuestionTemplate
 from tasks.core.errors import ConfigError
 from tasks.core.run_names import why_no_name
@@ -58,16 +60,6 @@ ReportTarget = Literal[
     "none", "all", "tensorboard", "wandb", "mlflow", "comet_ml", "neptune", "trackio", "swanlab",
     "clearml", "dagshub", "dvclive", "azure_ml", "codecarbon", "flyte",
 ]  # fmt: skip
-ComputedMetric = Literal[
-    "exact_match", "f1", "squad_exact_match", "squad_f1", "bleu_score", "chrf", "rouge_score", "contains",
-    "numeric_match", "gsm8k_strict", "gsm8k_flexible", "regex_match",
-    "json_valid", "json_match", "length", "token_length", "empty_rate", "refusal_rate", "truncation_rate",
-    "cut_in_thoughts_rate", "perplexity",
-]  # fmt: skip
-JudgedMetric = Literal[
-    "factual_correctness", "answer_accuracy", "answer_relevancy", "answer_correctness", "preference"
-]
-EmbeddedMetric = Literal["semantic_similarity", "bert_score"]
 LongPrompts = Literal["truncate_left", "refuse"]
 LOCAL_MODEL = "local:"
 KEY_PLACE = re.compile(r"^(\$\{\w+\}|secret:[a-z0-9][a-z0-9-]*)$")
@@ -79,6 +71,13 @@ class InWords:
     """What a type allows, where its bounds do not say it themselves."""
 
     text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Names:
+    """The names that a type allows, where they are known elsewhere."""
+
+    known: Callable[[], list[str]]
 
 
 def _safe_run_name(name: str) -> str:
@@ -116,9 +115,10 @@ def given_markers(setting: Literal["auto", "none"] | tuple[str, ...]) -> tuple[s
 
 
 DtypeName = Literal["float32", "float16", "bfloat16"]
-MetricWithColon = Annotated[
+MetricName = Annotated[
     str,
-    StringConstraints(pattern=r"^[A-Za-z_][\w.]*:.+$"),
+    AfterValidator(check_metric_name),
+    Names(metric_names),
     InWords("regex_match:PATTERN, module:function (a metric of your own)"),
 ]
 DeviceName = Annotated[
@@ -727,8 +727,8 @@ class EvaluatorConfig(RunNaming):
         figures("answers"),
         description="Run to evaluate, as in [inferencer]; none = the one of the inferencer's settings.",
     )
-    metrics: tuple[ComputedMetric | EmbeddedMetric | JudgedMetric | MetricWithColon, ...] = setting(
-        ("exact_match", "f1", "bleu_score", "chrf", "rouge_score"),
+    metrics: tuple[MetricName, ...] = setting(
+        DEFAULT_METRICS,
         FIGURES,
         description="Metrics to compute; see docs/metrics.md for what each one means and needs.",
     )
@@ -846,19 +846,26 @@ class EvaluatorConfig(RunNaming):
     @classmethod
     def _each_metric_once(cls, metrics: tuple[str, ...]) -> tuple[str, ...]:
         if not metrics:
-            raise ValueError(f"must name at least one of {', '.join(get_args(ComputedMetric))}")
+            computed = (name for name, models in known_metrics().items() if not models)
+            raise ValueError(f"must name at least one of {', '.join(computed)}")
         return tuple(dict.fromkeys(metrics))
+
+    def metrics_asking(self, model: ScoringModel) -> tuple[str, ...]:
+        """Those of the metrics that ask this model."""
+        if set(self.metrics) <= set(DEFAULT_METRICS):  # they ask none, and nothing is loaded to find that out
+            return ()
+        known = known_metrics()
+        return tuple(name for name in self.metrics if model in known.get(name, ()))
 
     @property
     def judged_metrics(self) -> tuple[str, ...]:
         """Those of the metrics that a judge model scores."""
-        return tuple(name for name in self.metrics if name in get_args(JudgedMetric))
+        return self.metrics_asking("judge")
 
     @property
     def embedded_metrics(self) -> tuple[str, ...]:
         """Those of the metrics that an embedding model takes part in."""
-        wanted = ("semantic_similarity", "answer_relevancy", "answer_correctness")
-        return tuple(name for name in self.metrics if name in wanted)
+        return self.metrics_asking("embedding")
 
     @property
     def uses_an_endpoint(self) -> bool:
@@ -873,7 +880,7 @@ class EvaluatorConfig(RunNaming):
         judge, embedding = (name or LOCAL_MODEL for name in (self.llm, self.embedding))
         judged = bool(self.judged_metrics) and judge.startswith(LOCAL_MODEL)
         embedded = bool(self.embedded_metrics) and embedding.startswith(LOCAL_MODEL)
-        return judged or embedded or "bert_score" in self.metrics
+        return judged or embedded or bool(self.metrics_asking("bert_score"))
 
     @model_validator(mode="after")
     def _what_the_judge_needs(self) -> Self:

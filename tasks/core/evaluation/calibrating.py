@@ -10,7 +10,7 @@ import numpy as np
 
 from tasks.core.errors import EvaluationError
 from tasks.core.evaluation.preference import preference_of, preference_prompts
-from tasks.core.metrics.catalogue import resolve
+from tasks.core.metrics.catalogue import prompt_sha256, resolve
 from tasks.core.metrics.judge.agreement import (
     FloatArray,
     Leaning,
@@ -25,7 +25,6 @@ from tasks.core.metrics.judge.judge_metrics import (
     PREFERENCE,
     accuracy_prompts,
     ask_rows,
-    prompt_sha256,
 )
 from tasks.core.metrics.judge.labels import LabelFile, LabelledRow
 from tasks.core.metrics.judge.prompts import AccuracyVerdict, PreferenceVerdict, Verdict

@@ -31,7 +31,6 @@ from tasks.core.evaluation.summary import (
 from tasks.core.leftovers import remove_leftovers
 from tasks.core.metrics.catalogue import reported, resolve
 from tasks.core.metrics.models.scoring_models import ScoringModels
-from tasks.core.metrics.similarity_metrics import BERT_SCORE
 from tasks.core.provenance import library_version, library_versions, now
 from tasks.core.records import ModelManifest
 
@@ -140,17 +139,12 @@ def settings_of(config: EvaluatorConfig) -> EvaluationSettings:
     Settings of a judge, an embedding model or bert_score that no metric asks for are as if they were not set.
     """
     given, defaults = config.model_dump(mode="json"), type(config)().model_dump(mode="json")
-    used = {
-        "judge": bool(config.judged_metrics),
-        "embedding": bool(config.embedded_metrics),
-        "bert_score": BERT_SCORE.name in config.metrics,
-    }
     declared = changes_of(type(config)).items()
     figures = {
         key: changes for key, changes in declared if changes.effect == "figures" and not changes.within
     }
     values = {
-        key: (given if changes.used_by is None or used[changes.used_by] else defaults)[key]
+        key: (given if changes.used_by is None or config.metrics_asking(changes.used_by) else defaults)[key]
         for key, changes in figures.items()
     }
     values["thought_markers"] = given_markers(config.thought_markers)

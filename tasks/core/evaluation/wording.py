@@ -15,24 +15,19 @@ from tasks.core.evaluation.summary import (
     RunSummary,
     ScoreInterval,
 )
+from tasks.core.metrics.catalogue import known_metric
 from tasks.core.metrics.usage import EmbeddingUsage, JudgeUsage
 
-LABELS = {
-    "exact_match": "Exact match",
-    "f1": "F1",
-    "bleu_score": "BLEU",
-    "chrf": "chrF",
-    "rouge1": "ROUGE-1",
-    "rouge2": "ROUGE-2",
-    "rougeL": "ROUGE-L",
-}
 _OUTCOMES = ("passed", "failed", "undecided", "skipped")
 MINUS = "\N{MINUS SIGN}"
 
 
 def label(name: str) -> str:
     """A metric's name as people write it."""
-    return LABELS.get(name, name if ":" in name else name.replace("_", " ").capitalize())
+    known = known_metric(name)
+    if known is not None and known.label is not None:
+        return known.label
+    return name if ":" in name else name.replace("_", " ").capitalize()
 
 
 def is_share(minimum: float, maximum: float | None) -> bool:
@@ -116,7 +111,7 @@ def _is_shown(compared: MetricComparison, confidence: float) -> bool:
 
 def _in_sentence(metric: MetricSummary) -> str:
     name = label(metric.name)
-    return name.lower() if name in {"Exact match"} or name.lower().replace(" ", "_") == metric.name else name
+    return name.lower() if name.lower().replace(" ", "_") == metric.name else name
 
 
 def _range(interval: ScoreInterval | None, share: bool, confidence: float, *, signed: bool) -> str:
@@ -221,12 +216,13 @@ def _run_notes(run: RunSummary, who: str) -> Iterator[str]:
         wrong = max((metric.errors_counted_as_wrong for metric in run.metrics), default=0)
         treatment = "they count as wrong" if wrong else "they are left out of the scores"
         yield f"{run.error_rows:,} of {run.rows:,} rows of the {who} have no answer because of an error; {treatment}."
-    bleu = run.metric("bleu_score")
-    if bleu is not None and bleu.value == 0 and bleu.mean_of_rows:
-        yield (
-            f"BLEU of the {who} is 0 because no four words in a row match anywhere, as with very short answers; "
-            f"the mean of its rows is {shown(bleu.mean_of_rows, True)}."
-        )
+    for metric in run.metrics:
+        known = known_metric(metric.name)
+        if known is not None and known.why_zero and metric.value == 0 and metric.mean_of_rows:
+            mean = shown(metric.mean_of_rows, is_share(metric.minimum, metric.maximum))
+            yield (
+                f"{label(metric.name)} of the {who} is 0 because {known.why_zero}; the mean of its rows is {mean}."
+            )
     if run.truncated_rows:
         yield f"{run.truncated_rows:,} of {run.rows:,} answers of the {who} were cut at the token limit."
     if run.cut_prompt_rows:

@@ -9,7 +9,7 @@ from functools import partial
 import numpy as np
 
 from tasks.core.metrics.answer_metrics import score_without_reference
-from tasks.core.metrics.metric import BatchScores, Direction, Kind, Metric, MetricFamily
+from tasks.core.metrics.metric import BatchScores, Direction, Kind, Metric, MetricFamily, WatchedRate
 from tasks.core.records import Prediction
 
 NO_TOKEN_COUNT = "the run did not count tokens"
@@ -83,6 +83,7 @@ def _behaviour(
     direction: Direction = "lower",
     maximum: float = 1.0,
     unscored: str = "",
+    watched_rate: WatchedRate | None = None,
 ) -> Metric:
     return Metric(
         name,
@@ -93,6 +94,7 @@ def _behaviour(
         maximum=maximum,
         unscored_when="an error row" + (f", or {unscored}" if unscored else ""),
         errors_are_wrong=False,
+        watched_rate=watched_rate,
     )
 
 
@@ -121,7 +123,7 @@ BEHAVIOUR_FAMILIES = (
     ),
     MetricFamily(
         "empty_rate",
-        (_behaviour("empty_rate", "The answer is empty or only white space.", "text"),),
+        (_behaviour("empty_rate", "The answer is empty or only white space.", "text", watched_rate="empty"),),
         partial(score_without_reference, metric="empty_rate", function=_is_empty),
     ),
     MetricFamily(
@@ -137,6 +139,7 @@ BEHAVIOUR_FAMILIES = (
                 "The answer was cut at the token limit.",
                 "finish reason of the run",
                 unscored=NO_FINISH_REASON,
+                watched_rate="cut",
             ),
         ),
         _score_truncation,

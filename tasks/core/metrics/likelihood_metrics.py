@@ -114,5 +114,14 @@ def _bind(run: ScoredRun) -> ScoreRows:
 
 
 LIKELIHOOD_FAMILIES = (
-    MetricFamily("perplexity", (PERPLEXITY,), ReferenceLikelihoods(None), in_process=True, bind=_bind),
+    MetricFamily(
+        "perplexity",
+        (PERPLEXITY,),
+        ReferenceLikelihoods(None),
+        in_process=True,
+        bind=_bind,
+        needs="the run's `reference_likelihoods.jsonl` (`inferencer.score_references`)",
+        note="calls no model when scoring. It counts tokens of the model's own tokenizer: compare it only between "
+        "models that share one. Its figure is that of all references together, not the mean of the rows.",
+    ),
 )

@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from tasks.core.config.changes import ScoringModel
 from tasks.core.errors import EvaluationError
 from tasks.core.records import Prediction
 
 if TYPE_CHECKING:
     from tasks.core.metrics.judge.judge import Judge
+    from tasks.core.metrics.judge.prompts import JudgePrompt
     from tasks.core.metrics.models.embedding import Embedder
     from tasks.core.metrics.models.token_matching import TokenMatcher
 
@@ -23,6 +25,8 @@ FloatArray = NDArray[np.float64]
 Kind = Literal["binary", "continuous"]
 Direction = Literal["higher", "lower", "none"]
 ErrorPolicy = Literal["wrong", "excluded"]
+WatchedRate = Literal["empty", "cut", "error"]
+"""What the gate watches of any two runs, whatever is measured."""
 
 NO_REFERENCE = "no reference"
 ERROR_ROW = "error row"
@@ -52,7 +56,11 @@ MEAN = Corpus("mean of the rows", 2, _mean_of_sums)
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """One reported figure: values of a row lie in [`minimum`, `maximum`]."""
+    """One reported figure: values of a row lie in [`minimum`, `maximum`]. All that is told of it is declared here.
+
+    `label` is the name as people write it, by default the name with blanks. `why_zero` says why a figure of 0 may
+    tell less than the mean of its rows. `watched_rate` is the rate that it shows, if the gate watches that anyway.
+    """
 
     name: str
     description: str
@@ -66,6 +74,9 @@ class Metric:
     errors_are_wrong: bool = True
     about_the_answer: bool = True
     """False: rows with an error are scored like all others."""
+    label: str | None = None
+    why_zero: str | None = None
+    watched_rate: WatchedRate | None = None
 
     @property
     def worst(self) -> float:
@@ -124,7 +135,10 @@ class MetricFamily:
 
     `score` is only given rows without an error. It must be importable (no closure) unless
     `in_process` is true, because rows may be scored in other processes. A family that needs more than the
-    rows has `bind`, which makes its `score` for one run.
+    rows has `bind`, which makes its `score` for one run; `models` are those that it asks then, whose settings are
+    part of what its figures depend on. `needs` and `note` are its words in the documentation. A judged family says
+    what it `asks` (of no row in particular: its digest tells one way of judging from another), and whether a row
+    that a person labelled for it must have a reference.
     """
 
     name: str
@@ -132,6 +146,11 @@ class MetricFamily:
     score: ScoreRows
     in_process: bool = False
     bind: Callable[[ScoredRun], ScoreRows] | None = None
+    models: tuple[ScoringModel, ...] = ()
+    needs: str = "nothing"
+    note: str | None = None
+    asks: Callable[[], JudgePrompt] | None = None
+    labels_need_reference: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,7 +39,12 @@ from tasks.core.metrics.ngram_figures import (
 )
 from tasks.core.records import Prediction
 
-ROUGE_NAMES = ("rouge1", "rouge2", "rougeL")
+ROUGE = {
+    "rouge1": ("ROUGE-1", "words"),
+    "rouge2": ("ROUGE-2", "word pairs"),
+    "rougeL": ("ROUGE-L", "longest common word sequence"),
+}
+"""Name, label, and what is counted."""
 
 
 def exact_match(answer: str, reference: str) -> float:
@@ -158,7 +163,7 @@ def _score_rouge(rows: Sequence[Prediction]) -> BatchScores:
     lengths = counts[:, 0].copy()
     lengths[:, 2] = [common_subsequence_length(reference, answer) for answer, reference in pairs.texts]
     by_metric = (counts[:, 0], counts[:, 1], lengths)
-    measured = {name: _f_measure(found) for name, found in zip(ROUGE_NAMES, by_metric, strict=True)}
+    measured = {name: _f_measure(found) for name, found in zip(ROUGE, by_metric, strict=True)}
     return BatchScores(
         {name: pairs.spread(values, pairs.best(values), np.nan) for name, values in measured.items()},
         pairs.reasons,
@@ -172,8 +177,6 @@ def _f_measure(counts: FloatArray) -> FloatArray:
     f_measure: FloatArray = np.divide(2 * common, total, out=np.zeros_like(total), where=total > 0)
     return f_measure
 
-
-_ROUGE_UNITS = {"rouge1": "words", "rouge2": "word pairs", "rougeL": "longest common word sequence"}
 
 OVERLAP_FAMILIES = (
     MetricFamily(
@@ -231,6 +234,8 @@ OVERLAP_FAMILIES = (
                 "bleu_score",
                 "Word n-grams of the answer that the reference has, up to four words, with brevity penalty.",
                 "sacrebleu, tokenizer 13a; rows: sentence BLEU with effective order",
+                label="BLEU",
+                why_zero="no four words in a row match anywhere, as with very short answers",
                 corpus=Corpus("corpus BLEU", BLEU_WIDTH, bleu_figure),
             ),
         ),
@@ -243,6 +248,7 @@ OVERLAP_FAMILIES = (
                 "chrf",
                 "Character n-grams shared by answer and reference, up to six characters; recall counts more.",
                 "sacrebleu, chrF2",
+                label="chrF",
                 corpus=Corpus("corpus chrF", CHRF_WIDTH, chrf_figure),
             ),
         ),
@@ -255,8 +261,9 @@ OVERLAP_FAMILIES = (
                 name,
                 f"Shared {unit} of answer and reference (F1); characters of scripts without blanks count as words.",
                 "rouge-score, no stemming; other scripts than Latin too",
+                label=label,
             )
-            for name, unit in _ROUGE_UNITS.items()
+            for name, (label, unit) in ROUGE.items()
         ),
         _score_rouge,
     ),

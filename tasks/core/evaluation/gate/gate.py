@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tasks.core.errors import EvaluationError
-from tasks.core.evaluation.gate.gate_checks import Checks, is_same_model
+from tasks.core.evaluation.gate.checks import case_of, findings, notes
 from tasks.core.evaluation.gate.inputs import GateInputs, NoiseFloor
+from tasks.core.evaluation.gate.metric_checks import is_same_model
 from tasks.core.evaluation.nights import ChallengeBook, challenge_of, look_at
 from tasks.core.evaluation.scoring import ScoreTable
 from tasks.core.evaluation.summary import (
@@ -93,10 +94,10 @@ def primary_of(metrics: Sequence[Metric], settings: GateConfig) -> Metric | None
 
 def decide(inputs: GateInputs, primary: Metric, settings: GateConfig) -> Verdict:
     """Reach the verdict; every check and its figures are in it."""
-    looked_at = Checks(inputs, primary, settings)
-    findings = looked_at.findings()
-    checks = tuple(finding.check for finding in findings)
-    rejecting = [found.check for found in findings if found.rejects and found.check.outcome == "failed"]
+    case = case_of(inputs, primary, settings)
+    found = findings(case)
+    checks = tuple(finding.check for finding in found)
+    rejecting = [one.check for one in found if one.rejects and one.check.outcome == "failed"]
     open_ones = [check for check in checks if check.outcome in ("failed", "undecided")]
     decision: Decision = "reject" if rejecting else "inconclusive" if open_ones else "promote"
     told = rejecting or open_ones or [checks[0], *(c for c in checks[1:] if c.outcome == "passed")]
@@ -107,7 +108,7 @@ def decide(inputs: GateInputs, primary: Metric, settings: GateConfig) -> Verdict
         against_run=inputs.opponent.run_name,
         reasons=tuple(check.detail for check in told),
         checks=checks,
-        notes=tuple(looked_at.notes()),
+        notes=tuple(notes(case)),
         missing_champion=inputs.missing_champion,
         challenge=inputs.challenge,
         noise_floor=inputs.noise.value,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from tasks.core.evaluation.summary import (
     Challenge,
@@ -14,9 +13,6 @@ from tasks.core.evaluation.summary import (
     RunSummary,
 )
 from tasks.core.metrics.judge.calibration import JudgeStanding
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,18 +1,10 @@
-"""What the gate looks at besides the scores: where the answers come from, and what the model was trained on."""
+"""Checks of what is known besides the scores: who judged, whose answers these are, what was trained on."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Literal
-
-from tasks.core.evaluation.summary import GateCheck
+from tasks.core.evaluation.gate.case import Case, Found, finding
 from tasks.core.evaluation.wording import percent
 
-if TYPE_CHECKING:
-    from tasks.core.config import GateConfig
-    from tasks.core.evaluation.gate.inputs import GateInputs
-
-Outcome = Literal["passed", "failed", "undecided", "skipped"]
 _MOST_QUOTED = 2
 _SETTINGS_OF_MODELS = frozenset(("quantization", "dtype"))
 """What belongs to a model's identity and is a setting all the same: how its weights are held."""
@@ -20,71 +12,66 @@ _COMPARED = frozenset(("thoughts", "rows"))
 """Markers of thoughts are the model's own, as its template is; rows have a check of their own."""
 
 
-def check(name: str, outcome: Outcome, detail: str) -> GateCheck:
-    """One thing the gate looked at; `detail` is a sentence."""
-    return GateCheck(name=name, outcome=outcome, detail=detail)
-
-
-def origin_checks(inputs: GateInputs, settings: GateConfig) -> Iterator[GateCheck]:
-    """Whether both runs compare: the same opponent, settings and template, and test questions that are new."""
-    if inputs.missing_champion is not None:
-        yield check("Compared with the champion", "undecided", f"{inputs.missing_champion}.")
-    yield _settings_check(inputs)
-    yield _template_check(inputs)
-    yield _overlap_check(inputs, settings)
-
-
-def may_decide(inputs: GateInputs, metric: str) -> bool:
-    """Whether a metric may speak for or against a model: a judged one only where its judge agrees with people."""
-    return all(judge.may_decide for judge in inputs.judges if judge.metric == metric)
-
-
-def judged_check(inputs: GateInputs, deciding: Sequence[str]) -> GateCheck | None:
-    """Whether the judge of each deciding metric was compared with people; None where none of them is judged."""
-    judges = [judge for judge in inputs.judges if judge.metric in deciding]
+def judge_agrees(case: Case) -> Found:
+    """Whether the judge of each deciding metric was compared with people, where one is judged."""
+    judges = [judge for judge in case.inputs.judges if judge.metric in case.deciding]
     if not judges:
-        return None
+        return
     open_ones = [judge for judge in judges if not judge.may_decide]
     told = " ".join(judge.told for judge in open_ones or judges)
-    return check("The judge agrees with people", "undecided" if open_ones else "passed", told)
+    yield finding("The judge agrees with people", "undecided" if open_ones else "passed", told)
 
 
-def _settings_check(inputs: GateInputs) -> GateCheck:
-    mine, theirs, name = inputs.candidate.identity, inputs.opponent.identity, "Same settings"
+def champion_compared(case: Case) -> Found:
+    """Whether a champion that exists was compared."""
+    if case.inputs.missing_champion is not None:
+        yield finding("Compared with the champion", "undecided", f"{case.inputs.missing_champion}.")
+
+
+def same_settings(case: Case) -> Found:
+    """Whether both models answered with the same settings."""
+    mine, theirs, name = case.inputs.candidate.identity, case.inputs.opponent.identity, "Same settings"
     if mine is None or theirs is None:
-        return check(name, "skipped", "A plain file of answers says nothing about its settings.")
+        yield finding(name, "skipped", "A plain file of answers says nothing about its settings.")
+        return
     of_the_models = {*mine.model.content(), *theirs.model.content()} - _SETTINGS_OF_MODELS
     others = [other for other in theirs.differences(mine) if other.name not in {*of_the_models, *_COMPARED}]
     if others:
         listed = "; ".join(map(str, others))
-        return check(name, "failed", f"Both runs must have the same settings; other: {listed}.")
-    return check(name, "passed", "Both models answered with the same settings.")
+        yield finding(name, "failed", f"Both runs must have the same settings; other: {listed}.")
+    else:
+        yield finding(name, "passed", "Both models answered with the same settings.")
 
 
-def _template_check(inputs: GateInputs) -> GateCheck:
-    name = "Same chat template"
-    if inputs.same_template is None:
-        return check(name, "skipped", "The candidate's training is not known.")
-    if inputs.same_template:
-        return check(name, "passed", "Training and answers used the same chat template.")
-    told = "The candidate was trained with another chat template than it answers with."
-    return check(name, "failed", told)
+def same_template(case: Case) -> Found:
+    """Whether the candidate answered with the chat template that it was trained with."""
+    name, is_same = "Same chat template", case.inputs.same_template
+    if is_same is None:
+        yield finding(name, "skipped", "The candidate's training is not known.")
+    elif is_same:
+        yield finding(name, "passed", "Training and answers used the same chat template.")
+    else:
+        told = "The candidate was trained with another chat template than it answers with."
+        yield finding(name, "failed", told)
 
 
-def _overlap_check(inputs: GateInputs, settings: GateConfig) -> GateCheck:
-    overlap, name = inputs.overlap, "Test questions are new"
+def new_questions(case: Case) -> Found:
+    """Whether the test questions are not in the training data."""
+    overlap, name = case.inputs.overlap, "Test questions are new"
     if isinstance(overlap, str):
-        return check(name, "skipped", f"Training data was not compared: {overlap}.")
+        yield finding(name, "skipped", f"Training data was not compared: {overlap}.")
+        return
     same = overlap.exact_test_rows + overlap.near_test_rows
-    allowed = f"{percent(settings.maximum_overlap)} are allowed"
+    allowed = f"{percent(case.settings.maximum_overlap)} are allowed"
     told = (
         f"{same:,} of {overlap.test_rows:,} test questions are in the training data "
         f"({overlap.exact_test_rows:,} exactly, {overlap.near_test_rows:,} nearly; {allowed})"
     )
-    if overlap.share <= settings.maximum_overlap:
-        return check(name, "passed", f"{told}.")
+    if overlap.share <= case.settings.maximum_overlap:
+        yield finding(name, "passed", f"{told}.")
+        return
     quoted = "; ".join(f"“{_shortened(question)}”" for question in overlap.questions[:_MOST_QUOTED])
-    return check(name, "failed", f"{told}: {quoted}")
+    yield finding(name, "failed", f"{told}: {quoted}")
 
 
 def _shortened(question: str, length: int = 80) -> str:

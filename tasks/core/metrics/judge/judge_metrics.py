@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import cast
 
 import numpy as np
@@ -202,18 +203,6 @@ def score_nothing(rows: Sequence[Prediction]) -> BatchScores:
     return BatchScores({PREFERENCE.name: np.full(len(rows), np.nan)}, [NO_PARTNER] * len(rows))
 
 
-def prompt_sha256(metric: str) -> str:
-    """Digest of what a judge is asked for a metric, whatever the row; another one is another way to judge."""
-    asked = {
-        FACTUAL_CORRECTNESS.name: factual_prompt("", "", ""),
-        ANSWER_CORRECTNESS.name: factual_prompt("", "", ""),
-        ANSWER_ACCURACY.name: accuracy_prompt("", "", ""),
-        ANSWER_RELEVANCY.name: relevancy_prompt(""),
-        PREFERENCE.name: preference_prompt("", "", "", ""),
-    }
-    return asked[metric].digest(metric)
-
-
 def _bind_factual(run: ScoredRun) -> ScoreRows:
     return FactualScore(run.sources)
 
@@ -231,14 +220,64 @@ def _bind_correctness(run: ScoredRun) -> ScoreRows:
 
 
 JUDGE_FAMILIES = (
-    *(
-        MetricFamily(metric.name, (metric,), NeedsModels(metric.name), in_process=True, bind=bind)
-        for metric, bind in (
-            (FACTUAL_CORRECTNESS, _bind_factual),
-            (ANSWER_ACCURACY, _bind_accuracy),
-            (ANSWER_RELEVANCY, _bind_relevancy),
-            (ANSWER_CORRECTNESS, _bind_correctness),
-        )
+    MetricFamily(
+        FACTUAL_CORRECTNESS.name,
+        (FACTUAL_CORRECTNESS,),
+        NeedsModels(FACTUAL_CORRECTNESS.name),
+        in_process=True,
+        bind=_bind_factual,
+        models=("judge",),
+        needs="a judge",
+        note="takes answer and reference apart into claims. Claims of the answer that the reference supports are "
+        "right, its others are wrong, claims of the reference that the answer leaves out are missing; the value is "
+        "F1 = 2 right / (2 right + wrong + missing).",
+        asks=partial(factual_prompt, "", "", ""),
     ),
-    MetricFamily(PREFERENCE.name, (PREFERENCE,), score_nothing, in_process=True),
+    MetricFamily(
+        ANSWER_ACCURACY.name,
+        (ANSWER_ACCURACY,),
+        NeedsModels(ANSWER_ACCURACY.name),
+        in_process=True,
+        bind=_bind_accuracy,
+        models=("judge",),
+        needs="a judge (two calls a row)",
+        note="is the mean of two ratings (0, a half, 1), with answer and reference in either order.",
+        asks=partial(accuracy_prompt, "", "", ""),
+    ),
+    MetricFamily(
+        ANSWER_RELEVANCY.name,
+        (ANSWER_RELEVANCY,),
+        NeedsModels(ANSWER_RELEVANCY.name),
+        in_process=True,
+        bind=_bind_relevancy,
+        models=("judge", "embedding"),
+        needs="a judge and an embedding model",
+        note="tells whether the answer is about the question, not whether it is right.",
+        asks=partial(relevancy_prompt, ""),
+        labels_need_reference=False,
+    ),
+    MetricFamily(
+        ANSWER_CORRECTNESS.name,
+        (ANSWER_CORRECTNESS,),
+        NeedsModels(ANSWER_CORRECTNESS.name),
+        in_process=True,
+        bind=_bind_correctness,
+        models=("judge", "embedding"),
+        needs="a judge and an embedding model; shares its call with `factual_correctness`",
+        asks=partial(factual_prompt, "", "", ""),
+    ),
+    MetricFamily(
+        PREFERENCE.name,
+        (PREFERENCE,),
+        score_nothing,
+        in_process=True,
+        models=("judge",),
+        needs="a judge (two calls a row) and a run to compare with",
+        note="is 1, a half or 0 for a row. Both orders are asked, and a verdict that changes with the order is a tie. "
+        "The candidate's figure is its win rate with ties as halves; the baseline's is the rest. In the comparison, "
+        "wins, ties and losses are those of the judge, and the difference is the share of wins minus the share of "
+        "losses.",
+        asks=partial(preference_prompt, "", "", "", ""),
+        labels_need_reference=False,
+    ),
 )

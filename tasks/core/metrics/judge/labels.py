@@ -6,13 +6,13 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import orjson
 
-from tasks.core.config.sections import JudgedMetric
 from tasks.core.errors import DataError
-from tasks.core.metrics.judge.judge_metrics import ANSWER_ACCURACY, ANSWER_RELEVANCY, PREFERENCE
+from tasks.core.metrics.catalogue import available, family_of
+from tasks.core.metrics.judge.judge_metrics import ANSWER_ACCURACY, PREFERENCE
 
 _TOP_RATING = 2
 _PREFERRED = {"a": 1.0, "tie": 0.5, "b": 0.0}
@@ -79,8 +79,9 @@ def _metric_of(row: Mapping[str, Any], metric: str | None, place: str) -> str:
     name = row.get("metric", metric)
     if name is None and "answer_a" in row:
         name = PREFERENCE.name
-    if name not in get_args(JudgedMetric):
-        listed = ", ".join(get_args(JudgedMetric))
+    judged = [family.name for family in available() if family.asks is not None]
+    if name not in judged:
+        listed = ", ".join(judged)
         told = "names no metric" if name is None else f"names the metric {name!r}, which no judge scores"
         raise DataError(f"{place} {told}", f'give --metric or "metric" in the row, one of {listed}')
     return str(name)
@@ -95,9 +96,8 @@ def _labelled(row: Mapping[str, Any], number: int, metric: str, path: Path, *, r
     is_preference = metric == PREFERENCE.name
     answer = _text(row, "answer_a" if is_preference else "predicted_answer", place)
     other = _text(row, "answer_b", place) if is_preference else None
-    needs_reference = metric not in (PREFERENCE.name, ANSWER_RELEVANCY.name)
-    reference = row.get("ground_truth")
-    if needs_reference or reference is not None:
+    family, reference = family_of(metric), row.get("ground_truth")
+    if family is None or family.labels_need_reference or reference is not None:
         reference = _text(row, "ground_truth", place)
     label = _preferred(row, place) if is_preference else _value(row, place, rated=rated)
     return LabelledRow(number, metric, _text(row, "question", place), answer, reference, label, other)

@@ -15,11 +15,11 @@ from pydantic import SecretStr
 from tasks.core.config.sections import LOCAL_MODEL
 from tasks.core.errors import EvaluationError
 from tasks.core.files import cache_dir
+from tasks.core.metrics.catalogue import prompt_sha256
 from tasks.core.metrics.judge import endpoint, local
 from tasks.core.metrics.judge.calibration import CalibrationBook, JudgeStanding, standing_of
 from tasks.core.metrics.judge.endpoint import Endpoint, EndpointJudge, Prices
 from tasks.core.metrics.judge.judge import Judge, JudgeBackend, Progress
-from tasks.core.metrics.judge.judge_metrics import prompt_sha256
 from tasks.core.metrics.judge.local import LocalJudge
 from tasks.core.metrics.judge.replies import ReplyStore
 from tasks.core.metrics.models.embedding import (
@@ -29,7 +29,6 @@ from tasks.core.metrics.models.embedding import (
     LocalEmbedder,
 )
 from tasks.core.metrics.models.token_matching import TokenMatcher
-from tasks.core.metrics.similarity_metrics import BERT_SCORE
 from tasks.core.metrics.usage import EmbeddingUsage, JudgeUsage
 
 if TYPE_CHECKING:
@@ -106,7 +105,7 @@ class ScoringModels:
             self._backend().check()
         if config.embedded_metrics:
             self.embedder.check()
-        if BERT_SCORE.name in config.metrics:
+        if config.metrics_asking("bert_score"):
             self.token_matcher.check()
 
     def probe(self) -> None:
