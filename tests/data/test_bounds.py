@@ -13,7 +13,7 @@ import pytest
 
 from tasks.core.data import columns
 from tasks.core.data.columns import ColumnMapping, examples
-from tasks.core.data.formats import limits, parquet_sizes
+from tasks.core.data.formats import limits, parquet_files
 from tasks.core.data.sources import load_rows
 from tasks.core.errors import DataError, ModelLoadError, StorageError, TemplateError
 from tasks.core.models.loading import ModelSpec, identify, load_model_and_tokenizer
@@ -134,7 +134,7 @@ def test_a_parquet_cell_of_one_text_many_times_over_is_refused(tmp_path: Path) -
 def test_a_parquet_file_of_long_rows_is_read_in_parts(tmp_path: Path) -> None:
     write_repeated(tmp_path / "rows.parquet", text="b" * 1_000_000, rows=100)
 
-    assert parquet_sizes.rows_at_once(tmp_path / "rows.parquet", 1000) == 67
+    assert parquet_files.rows_at_once(tmp_path / "rows.parquet", 1000) == 67
     assert [len(row.question) for row in read(tmp_path / "rows.parquet")] == [1_000_000] * 100
 
 

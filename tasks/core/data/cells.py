@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from tasks.core.data.formats.arrow_files import python_values
 from tasks.core.data.formats.json_texts import read_json
+from tasks.core.data.formats.tables import python_values
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -22,11 +22,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tasks.core.data.formats.arrow_files import EXACT_IN_A_FLOAT, table_batches
+from tasks.core.data.formats.catalogue import FORMATS, kind_of, read_rows, table_format_of
+from tasks.core.data.formats.format import Row, TableFormat
 from tasks.core.data.formats.json_texts import write_json
-from tasks.core.data.formats.limits import MOST_COLUMNS, check_width
+from tasks.core.data.formats.limits import MOST_COLUMNS, check_width, named_paths
+from tasks.core.data.formats.tables import EXACT_IN_A_FLOAT, table_batches
 from tasks.core.data.preflight import check_disk_space
-from tasks.core.data.text_formats import TABLE_SUFFIXES, Row, kind_of, read_rows
 from tasks.core.errors import DataError, StorageError
 from tasks.core.files import cache_dir
 
@@ -104,13 +105,15 @@ def _write_arrow(paths: Sequence[Path], list_name: str | None, cached_path: Path
     import pyarrow as pa
 
     notes: list[_Note] = []
-    if any(kind_of(path) in TABLE_SUFFIXES for path in paths):
-        if others := [path.name for path in paths if kind_of(path) not in TABLE_SUFFIXES]:
+    tables = [(path, known) for path in paths if (known := table_format_of(path)) is not None]
+    if tables:
+        if others := [path.name for path in paths if table_format_of(path) is None]:
+            typed = " or ".join(one.name for one in FORMATS if isinstance(one, TableFormat))
             raise DataError(
-                f"{_names(paths)} mixes Parquet or Arrow with other kinds of files ({', '.join(others[:5])}).",
+                f"{named_paths(paths)} mixes {typed} with other kinds of files ({', '.join(others[:5])}).",
                 "Keep one kind of file there, or name the files of one kind.",
             )
-        features, batches = table_batches(paths)
+        features, batches = table_batches(tables)
     else:
         features, batches = _row_batches(paths, list_name, notes)
     cached_path.parent.mkdir(parents=True, exist_ok=True)
@@ -124,7 +127,7 @@ def _write_arrow(paths: Sequence[Path], list_name: str | None, cached_path: Path
                 writer.write_batch(batch.replace_schema_metadata(schema.metadata))
                 row_count += batch.num_rows
         if row_count == 0:
-            raise DataError(f"{_names(paths)} holds no rows.", "Check that this is the right file.")
+            raise DataError(f"{named_paths(paths)} holds no rows.", "Check that this is the right file.")
         partial_path.replace(cached_path)
     finally:
         partial_path.unlink(missing_ok=True)
@@ -138,7 +141,7 @@ def _drop_old_copies(folder: Path) -> None:
                 path.unlink()
 
 
-# --- text formats: JSON Lines, JSON, CSV
+# --- formats without types
 
 
 @dataclass
@@ -261,7 +264,3 @@ class _Repeated:
             if more
             else self._shown
         )
-
-
-def _names(paths: Sequence[Path]) -> str:
-    return str(paths[0]) if len(paths) == 1 else f"{paths[0].parent} ({len(paths)} files)"

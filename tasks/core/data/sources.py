@@ -15,9 +15,9 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tasks.core.data.formats.arrow_files import gaps_and_whole_numbers, whole_numbers
+from tasks.core.data.formats.catalogue import kind_of, suffixes
+from tasks.core.data.formats.tables import gaps_and_whole_numbers, whole_numbers
 from tasks.core.data.local_files import open_files
-from tasks.core.data.text_formats import SUFFIXES, kind_of
 from tasks.core.errors import DataError, first_line
 from tasks.core.files import exists, is_folder
 
@@ -280,7 +280,9 @@ def _local_files(data_id: str, split: str | None) -> list[Path] | None:
         return None if _is_saved(path) else _files_in(path, split)
     if exists(path):
         if kind_of(path) is None:
-            raise DataError(f"{path} is no data file that can be read.", f"Use one of {', '.join(SUFFIXES)}.")
+            raise DataError(
+                f"{path} is no data file that can be read.", f"Use one of {', '.join(suffixes())}."
+            )
         if not path.is_file():  # opening a pipe would wait for whoever writes to it
             raise DataError(f"{path} is a pipe or a device and no file.", "Write its rows into a file first.")
         return [path]
@@ -300,7 +302,7 @@ def _matching(pattern: Path) -> list[Path]:
         named = ", ".join(path.name for path in found[:5])
         raise DataError(
             f"The pattern {pattern} matches no data file, only {named}.",
-            f"Use files of {', '.join(SUFFIXES)}.",
+            f"Use files of {', '.join(suffixes())}.",
         )
     fixed = next(parent for parent in pattern.parents if not any(mark in str(parent) for mark in "*?["))
     if not fixed.is_dir():
@@ -334,7 +336,7 @@ def _files_in(folder: Path, split: str | None) -> list[Path]:
     )
     if not files:
         raise DataError(
-            f"The folder {folder} holds no data files.", f"Put files of {', '.join(SUFFIXES)} there."
+            f"The folder {folder} holds no data files.", f"Put files of {', '.join(suffixes())} there."
         )
     return _of_split(files, split, f"The folder {folder}", folder, is_strict=True)
 

@@ -7,11 +7,14 @@ import io
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
+from tasks.core.data.formats.format import RowFormat
 from tasks.core.data.formats.limits import LONGEST_LINE_BYTES, bounded_lines, check_width
+from tasks.core.data.formats.texts import excerpt, open_text
 from tasks.core.errors import DataError
 
 if TYPE_CHECKING:
@@ -22,20 +25,19 @@ _NO_DELIMITER = "\x1f"
 """A file of one column: its cells may hold every mark, so nothing that is written delimits them."""
 _SAMPLE_CHARACTERS = 1 << 18
 _SAMPLE_ROWS = 100
-_EXCERPT_CHARACTERS = 80
 _LINE_END = re.compile(r"\r\n|\r|\n")
 _SEPARATOR_LINE = re.compile(r'"?sep=(.)"?[ ]*\Z', re.IGNORECASE | re.DOTALL)
 
 
-def read_csv(file: IO[bytes], path: Path, *, is_tabbed: bool) -> Iterator[Mapping[str, str]]:
-    """The rows of an open CSV file (UTF-8); `path` is for messages, `is_tabbed` tells that tabs delimit.
+def _rows(path: Path, *_others: object, is_tabbed: bool) -> Iterator[Mapping[str, str]]:
+    """The rows of a CSV file; `is_tabbed` tells that tabs delimit.
 
     The delimiter is that of a first line `sep=;`, else the one of comma, tab, semicolon and bar that the header
     has outside of quotes and that fits the rows. Blanks behind a delimiter do not belong to the cell.
     Raises DataError with file and line.
     """
     csv.field_size_limit(LONGEST_LINE_BYTES)
-    with io.TextIOWrapper(file, encoding="utf-8-sig", newline="") as text:
+    with io.TextIOWrapper(open_text(path), encoding="utf-8-sig", newline="") as text:
         reader, lines_before = None, 0
         try:
             delimiter, lines_before = ("\t", 0) if is_tabbed else _delimiter_of(text)
@@ -59,6 +61,10 @@ def read_csv(file: IO[bytes], path: Path, *, is_tabbed: bool) -> Iterator[Mappin
             ) from error
 
 
+CSV = RowFormat((".csv",), partial(_rows, is_tabbed=False))
+TSV = RowFormat((".tsv",), partial(_rows, is_tabbed=True))
+
+
 def _read_cells(reader: Reader, path: Path, delimiter: str, lines_before: int) -> Iterator[Mapping[str, str]]:
     header = next((cells for cells in reader if not _is_blank(cells)), None)
     if header is None:
@@ -72,7 +78,7 @@ def _read_cells(reader: Reader, path: Path, delimiter: str, lines_before: int) -
         if len(cells) != len(names):
             raise DataError(
                 f"{path}, line {lines_before + reader.line_num}: {len(cells)} cells, but the header has {len(names)}: "
-                f"{_excerpt(delimiter.join(cells))}",
+                f"{excerpt(delimiter.join(cells))}",
                 f"Put quotes around cells that hold {_named(delimiter)}, a quote or a line break.",
             )
         yield dict(zip(names, cells, strict=True))
@@ -128,8 +134,3 @@ def _refuse_repeated(names: Sequence[str], path: Path) -> None:
 
 def _named(delimiter: str) -> str:
     return {",": "a comma", "\t": "a tab", ";": "a semicolon", "|": "a bar"}.get(delimiter, repr(delimiter))
-
-
-def _excerpt(line: str) -> str:
-    text = line.strip()
-    return text if len(text) <= _EXCERPT_CHARACTERS else text[:_EXCERPT_CHARACTERS] + "…"

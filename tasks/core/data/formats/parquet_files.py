@@ -1,17 +1,37 @@
-"""How large the values of a Parquet file are in memory: a file of a kilobyte may hold one long text a million times."""
+"""Parquet files. One of a kilobyte may hold one long text a million times, so few of its rows are read at once."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from tasks.core.data.formats.format import TableFormat
 from tasks.core.data.formats.limits import LONGEST_LINE_BYTES, size_text
 from tasks.core.data.preflight import check_disk_space
 from tasks.core.errors import DataError
 from tasks.core.files import cache_dir
 
+if TYPE_CHECKING:
+    import pyarrow as pa
+
 _BYTES_AT_ONCE = 64 << 20
+
+
+def _schema(path: Path) -> pa.Schema:
+    import pyarrow.parquet as pq
+
+    return pq.read_schema(path)
+
+
+def _batches(path: Path, names: Sequence[str], most: int) -> Iterator[pa.RecordBatch]:
+    import pyarrow.parquet as pq
+
+    rows = rows_at_once(path, most)
+    yield from pq.ParquetFile(path).iter_batches(batch_size=rows, columns=list(names))
+
+
+PARQUET = TableFormat("Parquet", (".parquet",), _schema, _batches)
 
 
 def rows_at_once(path: Path, most: int) -> int:
