@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,15 +22,19 @@ from tasks.core.evaluation.outputs import (
     write_summary,
 )
 from tasks.core.evaluation.run_scoring import RunScoring
+from tasks.core.evaluation.scoring import ScoreTable
 from tasks.core.evaluation.summary import (
     ChampionPoint,
+    Comparison,
     EvaluationSettings,
     EvaluationSummary,
     OverlapSummary,
+    RunSummary,
     TrainingSummary,
 )
 from tasks.core.leftovers import remove_leftovers
 from tasks.core.metrics.catalogue import reported, resolve
+from tasks.core.metrics.metric import Metric
 from tasks.core.metrics.models.scoring_models import ScoringModels
 from tasks.core.provenance import library_version, library_versions, now
 from tasks.core.records import ModelManifest
@@ -61,29 +66,84 @@ def score_run(
     remove_leftovers(files.directory)
     settings = settings_of(config)
     primary = None if gating is None else primary_of(reported(resolve(settings.metrics)), gating.settings)
-    leading = None if primary is None else primary.name
     models = models or ScoringModels(config)
     scoring = RunScoring(settings, files.directory, models, config.scoring_processes)
     try:
         models.probe()
-        table = scoring.table(candidate_dir)
-        baseline_table = baseline = comparison = None
-        if baseline_dir is not None:
-            table, baseline_table = scoring.against(candidate_dir, table, baseline_dir)
-            baseline = scoring.summary(baseline_dir, baseline_table)
-            comparison = compare_tables(table, baseline_table, settings)
-        champion = champion_comparison = None
-        if gating is not None and gating.champion_dir is not None:
-            against_champion, champion_table = scoring.against(candidate_dir, table, gating.champion_dir)
-            champion = scoring.summary(gating.champion_dir, champion_table)
-            champion_comparison = compare_tables(against_champion, champion_table, settings)
-        repeat_dir = None if gating is None else find_repeat(candidate_dir)
-        repeated = None if repeat_dir is None else scoring.table(repeat_dir)
+        found = _scored(scoring, candidate_dir, baseline_dir, gating)
         judges = () if gating is None else models.standings()
     finally:
         models.close()
-    candidate = scoring.summary(candidate_dir, table)
     overlap = training_overlap(model_manifest, scoring.predictions(candidate_dir), files.directory)
+    summary = _summary(found, settings, models, no_baseline_reason, primary).model_copy(
+        update={
+            "overlap": overlap if isinstance(overlap, OverlapSummary) else None,
+            "judges": judges,
+            "training": _training(model_manifest),
+        }
+    )
+    if gating is not None and primary is not None:
+        noise = noise_floor(candidate_dir, found.table, found.repeated, primary)
+        known = Known(primary, found.table, noise, overlap, model_manifest)
+        summary = summary.model_copy(update={"verdict": reach_verdict(summary, gating, known)})
+        summary = summary.model_copy(update={"champions": _champions(gating, summary, primary.name)})
+    return _written(files, summary, found)
+
+
+@dataclass(frozen=True, slots=True)
+class _Pair:
+    """The candidate against one other run; `table` has the candidate's scores, with what a judge says of the pair."""
+
+    table: ScoreTable
+    other_table: ScoreTable
+    other: RunSummary
+    comparison: Comparison
+
+
+@dataclass(frozen=True, slots=True)
+class _Scored:
+    """All runs of an evaluation; `table` and `candidate` are those of the pair with the baseline, if there is one."""
+
+    table: ScoreTable
+    candidate: RunSummary
+    baseline: _Pair | None
+    champion: _Pair | None
+    repeated: ScoreTable | None
+
+
+def _scored(
+    scoring: RunScoring, candidate_dir: Path, baseline_dir: Path | None, gating: Gating | None
+) -> _Scored:
+    table = scoring.table(candidate_dir)
+    baseline = _pair(scoring, candidate_dir, table, baseline_dir)
+    table = table if baseline is None else baseline.table
+    champion = _pair(scoring, candidate_dir, table, None if gating is None else gating.champion_dir)
+    repeat_dir = None if gating is None else find_repeat(candidate_dir)
+    repeated = None if repeat_dir is None else scoring.table(repeat_dir)
+    return _Scored(table, scoring.summary(candidate_dir, table), baseline, champion, repeated)
+
+
+def _pair(
+    scoring: RunScoring, candidate_dir: Path, table: ScoreTable, other_dir: Path | None
+) -> _Pair | None:
+    if other_dir is None:
+        return None
+    own, other = scoring.against(candidate_dir, table, other_dir)
+    comparison = compare_tables(own, other, scoring.settings)
+    return _Pair(own, other, scoring.summary(other_dir, other), comparison)
+
+
+def _summary(
+    found: _Scored,
+    settings: EvaluationSettings,
+    models: ScoringModels,
+    no_baseline_reason: str | None,
+    primary: Metric | None,
+) -> EvaluationSummary:
+    """What was found, in figures and words; without a verdict."""
+    candidate, leading = found.candidate, None if primary is None else primary.name
+    baseline = found.baseline.other if found.baseline else None
+    comparison = found.baseline.comparison if found.baseline else None
     summary = EvaluationSummary(
         answer=wording.headline(candidate, baseline, comparison, settings.confidence, leading),
         notes=(
@@ -93,27 +153,25 @@ def score_run(
         candidate=candidate,
         baseline=baseline,
         comparison=comparison,
-        champion=champion,
-        champion_comparison=champion_comparison,
-        overlap=overlap if isinstance(overlap, OverlapSummary) else None,
+        champion=found.champion.other if found.champion else None,
+        champion_comparison=found.champion.comparison if found.champion else None,
         judge=models.judge_usage,
-        judges=judges,
         embedding=models.embedding_usage,
-        training=_training(model_manifest),
+        training=None,
         settings=settings,
         evaluated_at=now(),
         tuneproof_version=library_version("tuneproof"),
         library_versions=library_versions(_LIBRARIES),
     )
-    if summary.without_verdicts:
-        summary = summary.model_copy(update={"notes": (wording.no_verdicts(summary), *summary.notes)})
-    if gating is not None and primary is not None:
-        noise = noise_floor(candidate_dir, table, repeated, primary)
-        known = Known(primary, table, noise, overlap, model_manifest)
-        summary = summary.model_copy(update={"verdict": reach_verdict(summary, gating, known)})
-        summary = summary.model_copy(update={"champions": _champions(gating, summary, primary.name)})
-    scores_sha256 = write_scores(files.scores_path, row_scores(table, baseline_table))
-    summary = summary.model_copy(update={"scores_sha256": scores_sha256})
+    if not summary.without_verdicts:
+        return summary
+    return summary.model_copy(update={"notes": (wording.no_verdicts(summary), *summary.notes)})
+
+
+def _written(files: EvaluationFiles, summary: EvaluationSummary, found: _Scored) -> EvaluationSummary:
+    """Write scores and summary; the summary with the digest of the scores."""
+    rows = row_scores(found.table, found.baseline.other_table if found.baseline else None)
+    summary = summary.model_copy(update={"scores_sha256": write_scores(files.scores_path, rows)})
     # Those of an earlier evaluation; this one's are written when its summary is there.
     for path in (files.report_path, files.spreadsheet_path):
         path.unlink(missing_ok=True)
