@@ -14,7 +14,14 @@ from tasks.core.data.formats.json_files import JSON, JSON_LINES
 from tasks.core.data.formats.parquet_files import PARQUET
 from tasks.core.errors import DataError
 
-FORMATS: tuple[DataFormat, ...] = (JSON_LINES, JSON, CSV, TSV, PARQUET, ARROW)
+FORMATS: tuple[DataFormat, ...] = (
+    JSON_LINES,
+    JSON,
+    CSV,
+    TSV,
+    PARQUET,
+    ARROW,
+)
 
 
 def suffixes() -> tuple[str, ...]:

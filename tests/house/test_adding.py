@@ -1,0 +1,313 @@
+"""Each thing stands in one place: one of each is added to a copy of the house, in one file that one line lists.
+
+An addition that needed a second place, such as a table of labels elsewhere, would not do here what it says it does.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+COPIED = ("tasks", "docs", "tests/making")
+
+
+@dataclass(frozen=True)
+class Addition:
+    """What somebody writes: a new file if any, and lines in one other file, each below the one that begins so.
+
+    `works` is a script that fails where the addition does not do all that it should; it runs in the copy.
+    """
+
+    works: str
+    file: str | None = None
+    text: str = ""
+    listed_in: str = ""
+    below: tuple[tuple[str, str], ...] = ()
+
+
+METRIC = Addition(
+    file="tasks/core/metrics/vowel_metrics.py",
+    text="""
+from functools import partial
+
+from tasks.core.metrics.answer_metrics import score_without_reference
+from tasks.core.metrics.metric import Metric, MetricFamily
+
+
+def _share(answer: str) -> float:
+    return sum(letter in "aeiou" for letter in answer) / max(1, len(answer))
+
+
+VOWEL_FAMILIES = (
+    MetricFamily(
+        "vowel_share",
+        (
+            Metric(
+                "vowel_share", "Share of vowels in the answer.", "counted", unscored_when="never",
+                label="Vowels",
+            ),
+        ),
+        partial(score_without_reference, metric="vowel_share", function=_share),
+        models=("embedding",),
+        needs="vowels",
+        note="counts the letters a, e, i, o and u.",
+    ),
+)
+""",
+    listed_in="tasks/core/metrics/catalogue.py",
+    below=(
+        (
+            "from tasks.core.metrics.user_metrics",
+            "from tasks.core.metrics.vowel_metrics import VOWEL_FAMILIES",
+        ),
+        ("    *JUDGE_FAMILIES,", "    *VOWEL_FAMILIES,"),
+    ),
+    works="""
+import runpy
+
+import pytest
+
+from tasks.core.config import EvaluatorConfig, load_config
+from tasks.core.errors import ConfigError
+from tasks.core.evaluation.evaluate import settings_of
+from tasks.core.evaluation.gate.gate import decide
+from tasks.core.report.writing import evaluate_run
+from tests.making.evaluation_runs import row, write_run
+
+config = load_config(None, {"evaluator.metrics": "vowel_share,f1"}, {}).evaluator
+before = write_run(here / "before", [row(i, "xyz", "a") for i in range(9)])
+after = write_run(here / "after", [row(i, "ax", "a") for i in range(9)], weights="b" * 64)
+summary = evaluate_run(after, before, config)
+assert summary.candidate.metric("vowel_share").value == 0.5
+assert summary.baseline.metric("vowel_share").value == 0
+assert "Vowels 50.0 against 0.0" in summary.answer, summary.answer
+assert "Vowels" in (after / "report.html").read_text()
+assert '"vowel_share":0.5' in (after / "scores.jsonl").read_text()
+with pytest.raises(ConfigError, match="you may mean \\"vowel_share\\""):
+    load_config(None, {"evaluator.metrics": "vowel_shar"}, {})
+
+page = runpy.run_path(str(house / "docs/generate_metrics.py"))["render"]()
+assert "| `vowel_share` | `vowel_share` | Share of vowels in the answer. | 0 to 1 | higher |" in page
+assert "| never | vowels | counted |" in page and "- **vowel_share** counts the letters" in page
+assert '"vowel_share"' in runpy.run_path(str(house / "docs/generate_configuration.py"))["render"]()
+
+assert config.embedded_metrics == ("vowel_share",)  # so the settings of its model are part of what its figures are
+other = config.model_copy(update={"embedding": "other"})
+assert settings_of(other) != settings_of(config)
+assert settings_of(EvaluatorConfig(embedding="other")) == settings_of(EvaluatorConfig())
+""",
+)
+
+GATE_CHECK = Addition(
+    file="tasks/core/evaluation/gate/name_checks.py",
+    text="""
+from tasks.core.evaluation.gate.case import Case, Finding, Found, Tested, check, finding
+
+
+def lucky_name(case: Case) -> Found:
+    yield finding("Lucky name", "undecided", f"{case.inputs.candidate.run_name} brings no luck.")
+
+
+def unlucky_name(case: Case) -> Found:
+    def told(adjusted: float) -> Finding:
+        return Finding(check("Unlucky name", "failed", f"p is {adjusted:g} by now."), rejects=True)
+
+    yield Tested(0.01, told)
+""",
+    listed_in="tasks/core/evaluation/gate/checks.py",
+    below=(
+        ("from tasks.core.evaluation.gate.case", "from tasks.core.evaluation.gate import name_checks"),
+        ("    origin.new_questions,", "    name_checks.lucky_name,\n    name_checks.unlucky_name,"),
+    ),
+    works="""
+from tasks.core.config import Config
+from tasks.evaluator import Evaluator
+from tests.making.evaluation_runs import sums, training, write_run
+
+write_run(here / "runs/base", sums(60, 10))
+training(here / "models/tuned")
+write_run(here / "runs/tuned", sums(60, 60), model_id=str(here / "models/tuned"), adapter="b" * 64)
+config = Config.model_validate({
+    "evaluator": {"metrics": ("exact_match",), "bootstrap_resamples": 200},
+    "pipeline": {"runs_dir": str(here / "runs"), "models_dir": str(here / "models")},
+})
+evaluator = Evaluator(config, run="tuned", baseline="base")
+verdict = evaluator.run().verdict
+assert [(check.name, check.outcome) for check in verdict.checks[-2:]] == [
+    ("Lucky name", "undecided"), ("Unlucky name", "failed"),
+]
+assert verdict.decision == "reject"
+# Its p value is adjusted for all that are tested: the primary metric and two watched rates besides.
+assert verdict.reasons == ("p is 0.04 by now.",)
+assert "tuned brings no luck." in (here / "runs/tuned/report.html").read_text()
+""",
+)
+
+DATA_FORMAT = Addition(
+    file="tasks/core/data/formats/card_files.py",
+    text="""
+from collections.abc import Iterator
+from pathlib import Path
+
+from tasks.core.data.formats.format import Row, RowFormat
+from tasks.core.data.formats.texts import open_text
+
+
+def _rows(path: Path, *_others: object) -> Iterator[Row]:
+    with open_text(path) as file:
+        for line in file:
+            question, _, answer = line.decode().strip().partition("=")
+            yield {"question": question, "answer": answer}
+
+
+CARDS = RowFormat((".cards",), _rows)
+""",
+    listed_in="tasks/core/data/formats/catalogue.py",
+    below=(
+        ("from tasks.core.data.formats.arrow_files", "from tasks.core.data.formats.card_files import CARDS"),
+        ("    ARROW,", "    CARDS,"),
+    ),
+    works="""
+import gzip
+
+import pytest
+
+from tasks.core.data.sources import load_rows
+from tasks.core.errors import DataError
+
+rows = [{"question": "two and two", "answer": "4"}, {"question": "007", "answer": "NA"}]
+folder = here / "folder"
+folder.mkdir()
+(folder / "test.cards").write_text("two and two=4\\n007=NA\\n")
+(here / "test.cards.gz").write_bytes(gzip.compress((folder / "test.cards").read_bytes()))
+for place in (folder / "test.cards", folder, here / "*.gz", here / "test.cards.gz"):
+    assert list(load_rows(str(place), split="test")) == rows, place
+(here / "notes.txt").write_text("x")
+with pytest.raises(DataError, match=r"Use one of .*\\.cards"):
+    load_rows(str(here / "notes.txt"), split=None)
+with pytest.raises(DataError, match="Did you mean: test.cards"):
+    load_rows(str(folder / "tset.cards"), split=None)
+""",
+)
+
+_SEVEN, _LUCKY = "Count = setting(7", 'description="What brings luck."'
+
+CONFIG_KEY = Addition(
+    listed_in="tasks/core/config/sections.py",
+    below=(
+        ("    seed: Seed = setting(42, FIGURES", f"    lucky_figure: {_SEVEN}, FIGURES, {_LUCKY})"),
+        (
+            "    seed: Seed = setting(42, WEIGHTS",
+            f"    lucky_weight: {_SEVEN}, weights(came_later=True), {_LUCKY})",
+        ),
+        ('    """Section [gate]', f'    lucky_rows: {_SEVEN}, figures("verdict"), {_LUCKY})'),
+    ),
+    works="""
+import runpy
+from types import SimpleNamespace
+
+import pytest
+
+from tasks.core.config import Config, EvaluatorConfig, FineTunerConfig, load_config
+from tasks.core.errors import ConfigError
+from tasks.core.evaluation.evaluate import settings_of
+from tasks.core.evaluation.summary import EvaluationSettings
+from tasks.core.training.identity import TrainingIdentity
+
+(here / "config.toml").write_text("[fine_tuner]\\nlucky_weight = 8\\n")
+loaded = load_config(
+    here / "config.toml", {"gate.lucky-rows": 9}, {"TUNEPROOF_EVALUATOR__LUCKY_FIGURE": "10"}
+)
+assert (loaded.fine_tuner.lucky_weight, loaded.evaluator.lucky_figure, loaded.gate.lucky_rows) == (8, 10, 9)
+with pytest.raises(ConfigError, match="the nearest is lucky_figure"):
+    load_config(None, {"evaluator.luky_figure": 1}, {})
+page = runpy.run_path(str(house / "docs/generate_configuration.py"))["render"]()
+assert "| `lucky_figure` | What brings luck. | a whole number, at least 1 | `7` | figures |" in page
+assert "| `lucky_weight` | What brings luck. | a whole number, at least 1 | `7` | weights |" in page
+
+changed = settings_of(loaded.evaluator)
+assert changed != settings_of(EvaluatorConfig()) and changed.others == {"lucky_figure": 10}
+assert EvaluationSettings.model_validate_json(changed.model_dump_json()) == changed
+assert settings_of(EvaluatorConfig()).others == {}  # what was evaluated before is not evaluated again
+
+
+def identity(config):
+    data = SimpleNamespace(
+        train=SimpleNamespace(sha256="0", earlier_count=0), validation=None, chat_template_sha256="1",
+        template=SimpleNamespace(writes_more=False),
+    )
+    base = SimpleNamespace(weights_sha256="2", adapter_sha256=None, quantization="none")
+    return TrainingIdentity.of(config, base, data, "float32").settings
+
+
+assert identity(loaded.fine_tuner)["lucky_weight"] == 8
+assert "lucky_weight" not in identity(FineTunerConfig())
+""",
+)
+
+ADDITIONS = {
+    "a metric": METRIC,
+    "a gate check": GATE_CHECK,
+    "a data format": DATA_FORMAT,
+    "a config key": CONFIG_KEY,
+    # An engine, a training method and a command go here, each as an Addition of its own.
+}
+
+
+def write(house: Path, added: Addition) -> None:
+    """Do in the copy what somebody would do who adds the thing."""
+    if added.file is not None:
+        assert not (house / added.file).exists()
+        (house / added.file).write_text(added.text)
+    if added.listed_in:
+        listing = house / added.listed_in
+        text = listing.read_text()
+        for beginning, new_line in added.below:
+            (line,) = (line for line in text.splitlines() if line.startswith(beginning))
+            text = text.replace(f"{line}\n", f"{line}\n{new_line}\n")
+        listing.write_text(text)
+
+
+def try_out(house: Path, script: str, folder: Path) -> str:
+    """Run a script by the modules of `house`; what it complains of, empty where nothing is wrong."""
+    beginning = (
+        f"from pathlib import Path\nhere, house = Path({str(folder)!r}), Path({str(house)!r})\n"
+        "import tasks.core.errors\nassert Path(tasks.core.errors.__file__).is_relative_to(house)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", beginning + script],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(house), "TUNEPROOF_CACHE": str(folder / "cache")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return "" if done.returncode == 0 else done.stderr
+
+
+@pytest.fixture
+def house(tmp_path: Path) -> Path:
+    """A copy of the house, which may be changed."""
+    for name in COPIED:
+        shutil.copytree(ROOT / name, tmp_path / "house" / name)
+    (tmp_path / "house/tests/__init__.py").touch()
+    return tmp_path / "house"
+
+
+@pytest.mark.parametrize("name", ADDITIONS)
+def test_what_is_added_in_one_place_works_everywhere(name: str, house: Path, tmp_path: Path) -> None:
+    write(house, ADDITIONS[name])
+    (tmp_path / "work").mkdir()
+    assert try_out(house, ADDITIONS[name].works, tmp_path / "work") == ""
+
+
+def test_what_is_written_but_not_listed_is_noticed(house: Path, tmp_path: Path) -> None:
+    write(house, Addition(METRIC.works, METRIC.file, METRIC.text))
+    assert "[evaluator] metrics" in try_out(house, METRIC.works, tmp_path)
