@@ -27,6 +27,7 @@ _KEPT_SECONDS = 1.0
 _STOP_SECONDS = 1.0
 # What a wrapper and the terminal send at once is one wish, not two.
 _IMPATIENT_SECONDS = 0.5
+_ASKS_TO_END = (signal.SIGINT, signal.SIGTERM)
 _STDERR = 2
 _SHOW_CURSOR = "\x1b[?25h"
 
@@ -35,40 +36,78 @@ def run_to_end(work: Callable[[], int]) -> int:
     """Run the command that is this process's only purpose, on the main thread; give its exit code.
 
     After Ctrl-C (130) or SIGTERM (143) the process ends here, its descendants too; a second Ctrl-C ends it at once.
+    A signal that comes when the work is done comes too late: the code is that of the work.
     """
-    ending = _Ending()
-    with interruption.remembered_interrupts(), ending.heard_by_thread():
-        try:
-            return work()
-        except KeyboardInterrupt:
+    ending, code = _Ending(), None
+    try:
+        with interruption.remembered_interrupts(), ending.heard_by_thread(), _interrupts_untold():
+            try:
+                code = work()
+            except BaseException as error:
+                # Asked to end, the work may raise anything on its way out.
+                if not isinstance(error, KeyboardInterrupt) and not interruption.is_interrupted():
+                    raise
+                ending.end_process()
+    except KeyboardInterrupt:  # while the handlers were set, or put back
+        if code is None:
             ending.end_process()
-        except BaseException:
-            # Asked to end, the work may raise anything on its way out.
-            if not interruption.is_interrupted():
-                raise
-            ending.end_process()
+    assert code is not None
+    return code
 
 
 def exit_in_time(code: int) -> NoReturn:
     """Exit with this code, and end the process if that takes too long; for a process that only runs one command.
 
-    At its exit Prefect sends what logs and events wait, for minutes where the server is away.
+    At its exit Prefect sends what logs and events wait, for minutes where the server is away. Who is asked to end
+    meanwhile ends at once; nothing is told of it, since the work is done.
     """
 
-    def end_later() -> None:
-        time.sleep(EXIT_SECONDS)
+    def end_now(*_: object) -> NoReturn:
         _end_descendants()
         os._exit(code)
 
+    def end_later() -> None:
+        time.sleep(EXIT_SECONDS)
+        end_now()
+
+    if threading.current_thread() is threading.main_thread():
+        for number in _ASKS_TO_END:
+            signal.signal(number, end_now)
     threading.Thread(target=end_later, name="exit-in-time", daemon=True).start()
     sys.exit(code)
+
+
+@contextmanager
+def _interrupts_untold() -> Iterator[None]:
+    """Let Python print nothing of an interrupt that meets a finaliser or a thread, where it cannot be raised on.
+
+    Nor of what else goes wrong there on the way to the end. The request is remembered all the same.
+    """
+    unraisable, threads = sys.unraisablehook, threading.excepthook
+
+    def is_told(kind: type[BaseException] | None) -> bool:
+        return not interruption.is_interrupted() and not issubclass(kind or Exception, KeyboardInterrupt)
+
+    def tell_unraisable(args: sys.UnraisableHookArgs) -> None:
+        if is_told(args.exc_type):
+            unraisable(args)
+
+    def tell_of_thread(args: threading.ExceptHookArgs) -> None:
+        if is_told(args.exc_type):
+            threads(args)
+
+    sys.unraisablehook, threading.excepthook = tell_unraisable, tell_of_thread
+    try:
+        yield
+    finally:
+        sys.unraisablehook, threading.excepthook = unraisable, threads
 
 
 class _Ending:
     """The signal that asked for the end, and what then happens."""
 
     def __init__(self) -> None:
-        self._number = signal.SIGINT
+        self._number: signal.Signals | None = None
         self._lock = threading.Lock()
 
     @contextmanager
@@ -96,7 +135,7 @@ class _Ending:
             if not numbers:
                 return
             for number in numbers:
-                if number not in (signal.SIGINT, signal.SIGTERM):
+                if number not in _ASKS_TO_END:
                     continue
                 if first is None:
                     self._number, first = signal.Signals(number), time.monotonic()
@@ -106,8 +145,12 @@ class _Ending:
 
     def end_process(self) -> NoReturn:
         """Say what is kept, end the descendants and this process, whatever its other threads do."""
+        if threading.current_thread() is threading.main_thread():
+            for number in _ASKS_TO_END:  # once more would be a traceback
+                signal.signal(number, lambda *_: None)
         with self._lock:  # never released: one thread ends the process
-            how = "interrupted" if self._number == signal.SIGINT else f"ended by {self._number.name}"
+            asked = self._number or interruption.last_signal() or signal.SIGINT
+            how = "interrupted" if asked == signal.SIGINT else f"ended by {asked.name}"
             with suppress(OSError, ValueError):
                 if threading.current_thread() is threading.main_thread():
                     sys.stdout.flush()
@@ -115,7 +158,7 @@ class _Ending:
                 # Past Python's stream, whose lock the main thread may hold.
                 os.write(_STDERR, f"{cursor}\n{how}: {visible(_told_in_time())}\n".encode(errors="replace"))
             _end_descendants()
-            os._exit(128 + self._number)
+            os._exit(128 + asked)
 
 
 def _told_in_time() -> str:

@@ -20,6 +20,7 @@ _SAME_COMMAND = "the same command"
 
 _kept: Callable[[], str] = lambda: _NOTHING_YET  # noqa: E731
 _way_on = _SAME_COMMAND
+_last_signal: signal.Signals | None = None
 
 
 @contextmanager
@@ -81,6 +82,11 @@ def is_interrupted() -> bool:
     return _asked.is_set() or _ending.is_set()
 
 
+def last_signal() -> signal.Signals | None:
+    """The last signal that became a KeyboardInterrupt in this process; `forget` leaves it."""
+    return _last_signal
+
+
 def raise_if_interrupted() -> None:
     """Raise KeyboardInterrupt if the work is to end; call it in the loop of a long piece of work."""
     if is_interrupted():
@@ -109,6 +115,8 @@ def what_is_kept() -> str:
     return _kept()
 
 
-def _interrupt(_number: int, _frame: FrameType | None) -> None:
+def _interrupt(number: int, _frame: FrameType | None) -> None:
+    global _last_signal
+    _last_signal = signal.Signals(number)
     _asked.set()
     raise KeyboardInterrupt

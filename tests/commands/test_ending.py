@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -119,6 +120,75 @@ def test_a_command_that_is_not_interrupted_gives_its_code_and_its_errors(start: 
     failing = start("-c", "from flows.cli.ending import run_to_end; run_to_end(lambda: 1 / 0)")
     failing.wait(30)
     assert failing.exit_code == 1 and "ZeroDivisionError" in failing.output
+
+
+# Moments at which no code of the work can catch what the signal becomes.
+AT_A_MOMENT = """
+import atexit, gc, signal, sys, threading
+NUMBER = signal.{name}
+def ask(*_): signal.raise_signal(NUMBER)
+class Finalised:
+    def __del__(self): ask()
+def in_thread(function):
+    thread = threading.Thread(target=function)
+    thread.start()
+    thread.join()
+def at_call(count, function):
+    left = iter(range(count))
+    def called(*args, **more):
+        if next(left, None) == count - 1: ask()
+        return function(*args, **more)
+    return called
+def while_importing(*_):
+    def find(name, *_):
+        if name == "flows.cli.ending":
+            sys.meta_path.remove(finder)
+            ask()
+    finder = type("Finder", (), {{"find_spec": staticmethod(find)}})
+    sys.meta_path.insert(0, finder)
+{moment}
+"""
+BEGIN = "from flows.cli import ending\n"
+RUN = "\nending.exit_in_time(ending.run_to_end(work))"
+WORK = "def work(): return 3" + RUN
+MOMENTS = {
+    "while the command is imported": (
+        "while_importing()\nsys.argv = ['tuneproof', '--version']\nfrom flows.__main__ import main\nmain()",
+        True,
+    ),
+    "while signals are set up": (f"{BEGIN}signal.set_wakeup_fd = at_call(1, signal.set_wakeup_fd)\n{WORK}", True),
+    "while signals are put back": (f"{BEGIN}signal.set_wakeup_fd = at_call(2, signal.set_wakeup_fd)\n{WORK}", False),
+    "while the end is told": (
+        f"{BEGIN}ending.interruption.keeps = lambda *_: None\n"
+        f"def work():\n ending.interruption._kept = lambda: 'all'\n ask()\n"
+        f"ending._told_in_time = at_call(1, ending._told_in_time){RUN}",
+        True,
+    ),
+    "in a finaliser": (f"{BEGIN}def work():\n Finalised()\n return 3{RUN}", False),
+    "in a callback of the collector": (
+        f"{BEGIN}def work():\n gc.callbacks.append(ask)\n gc.collect()\n gc.callbacks.clear()\n return 3{RUN}",
+        False,
+    ),
+    "in a thread that asks": (
+        f"{BEGIN}from tasks.core.interruption import raise_if_interrupted, remember\n"
+        f"def work():\n remember()\n in_thread(raise_if_interrupted)\n return 3{RUN}",
+        False,
+    ),
+    "at the exit": (f"{BEGIN}atexit.register(ask)\n{WORK}", False),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_signal_at_any_moment_ends_the_command_without_a_traceback(name: str, moment: str) -> None:
+    code, is_asked = MOMENTS[moment]
+    done = subprocess.run(
+        [sys.executable, "-c", AT_A_MOMENT.format(name=name, moment=code)],
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert "Traceback" not in done.stderr and "Exception ignored" not in done.stderr
+    assert done.returncode == (128 + signal.Signals[name] if is_asked else 3)
+    assert len(done.stderr.strip().splitlines()) == int(is_asked)
 
 
 INFER = ("-m", "flows", "infer", "--inferencer.max-new-tokens", "64", "--inferencer.batch-size", "4")
