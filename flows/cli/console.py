@@ -39,7 +39,12 @@ _QUIET_LIBRARIES = {
 _MAY_NOT_WRITE = (
     "take a folder in which you may write (pipeline.models_dir, pipeline.runs_dir), or change its rights"
 )
+_BROKEN_PLACE = "the disk or the network drive has a fault: see what it says, then run the same command again"
 _PLACES_TO_MEND = {
+    errno.EIO: _BROKEN_PLACE,
+    errno.ESTALE: _BROKEN_PLACE,
+    errno.EFBIG: "a file may not become so large here (ulimit -f): raise that limit, or take another disk",
+    errno.EMFILE: "too many files are open: raise the limit (ulimit -n), then run the same command again",
     errno.EACCES: _MAY_NOT_WRITE,
     errno.EPERM: _MAY_NOT_WRITE,
     errno.EROFS: _MAY_NOT_WRITE,

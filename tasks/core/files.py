@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from tasks.core.errors import StorageError
+from tasks.core.errors import StorageError, first_line
+
+# The system's number as libraries written in Rust tell it; what torch's writer says instead of it.
+_OS_ERROR = re.compile(r"\(os error (\d+)\)")
+_FAILED_STREAM = re.compile(
+    r"PytorchStreamWriter|inline_container|basic_ios|iostream error|unexpected pos \d"
+    r"|^Parent directory .* does not exist|^File .* cannot be opened"
+)
 
 
 def cache_dir() -> Path:
@@ -27,7 +36,7 @@ def replacing(path: Path, kept: str = "") -> Iterator[Path]:
     """
     with _neighbour(path, kept) as partial_path:
         yield partial_path
-        _force_to_disk(partial_path)
+        force_to_disk(partial_path)
         partial_path.replace(path)
 
 
@@ -44,7 +53,7 @@ def write_once(path: Path, text: str) -> bool:
     """
     with _neighbour(path) as partial_path:
         partial_path.write_text(text, encoding="utf-8", newline="\n")
-        _force_to_disk(partial_path)
+        force_to_disk(partial_path)
         try:
             path.hardlink_to(partial_path)
         except FileExistsError:
@@ -63,7 +72,7 @@ def write_once(path: Path, text: str) -> bool:
 @contextmanager
 def _neighbour(path: Path, kept: str = "") -> Iterator[Path]:
     """Give a path beside `path` that is gone in the end, and flush the directory."""
-    partial_path = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    partial_path = _temporary(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield partial_path
@@ -73,6 +82,22 @@ def _neighbour(path: Path, kept: str = "") -> Iterator[Path]:
     finally:
         with suppress(OSError):  # where nothing could be written, nothing is left behind
             partial_path.unlink()
+
+
+@contextmanager
+def temporary_folder(path: Path) -> Iterator[Path]:
+    """Give a folder beside `path` for what is needed to write it; it is gone when the block ends."""
+    folder = _temporary(path)
+    folder.mkdir()
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _temporary(path: Path) -> Path:
+    """A new name beside `path` that `leftovers` knows."""
+    return path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
 
 
 def storage_error(error: OSError, path: Path, kept: str = "") -> StorageError:
@@ -93,7 +118,38 @@ def storage_error(error: OSError, path: Path, kept: str = "") -> StorageError:
     )
 
 
-def _force_to_disk(path: Path) -> None:
+@contextmanager
+def storing(path: Path, kept: str = "") -> Iterator[None]:
+    """Let libraries write to `path`, a file or folder; whatever they raise when they cannot is a StorageError then.
+
+    It says what is `kept`. Other exceptions, those of memory that ran out too, are raised as they are.
+    """
+    try:
+        yield
+    except Exception as error:
+        failed = failed_write(error)
+        if failed is None:
+            raise
+        raise storage_error(failed, path, kept) from error
+
+
+def failed_write(error: BaseException) -> OSError | None:
+    """The system's error behind an exception that a library raised as it wrote; None for any other exception.
+
+    safetensors, tokenizers and torch each raise one of their own (SafetensorError, Exception, RuntimeError).
+    """
+    if isinstance(error, OSError):
+        found = error
+    elif number := _OS_ERROR.search(str(error)):
+        found = OSError(int(number[1]), os.strerror(int(number[1])))
+    elif type(error).__name__ == "SafetensorError" or _FAILED_STREAM.search(str(error)):
+        found = OSError(first_line(error))
+    else:
+        return None
+    return None if found.errno == errno.ENOMEM else found
+
+
+def force_to_disk(path: Path) -> None:
     """Wait until a file's content is on disk. Raises OSError where a late write failed."""
     with path.open("r+b") as stream:
         os.fsync(stream.fileno())

@@ -1,9 +1,10 @@
-"""What writers that were killed left beside the files they wrote: `.<name>.<process id>-<hex>.tmp`."""
+"""What writers that were killed left beside the files they wrote: `.<name>.<process id>-<hex>.tmp`, file or folder."""
 
 from __future__ import annotations
 
 import os
 import re
+import shutil
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -14,7 +15,7 @@ _OLD_SECONDS = 24 * 3600.0
 
 
 def remove_leftovers(folder: Path, *, older_than_seconds: float = 0.0) -> None:
-    """Remove temporary files directly in a folder whose writer is dead; of others only those that are a day old.
+    """Remove temporary files and folders directly in a folder whose writer is dead; of others only those that are a day old.
 
     `older_than_seconds` is for a folder that other machines may be writing into: their processes are not seen here.
     What cannot be removed stays, without an error.
@@ -27,7 +28,7 @@ def remove_leftovers(folder: Path, *, older_than_seconds: float = 0.0) -> None:
             with suppress(OSError):
                 least = _OLD_SECONDS if _lives(int(found["pid"])) else older_than_seconds
                 if time.time() - path.lstat().st_mtime >= least:
-                    path.unlink()
+                    shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
 def _lives(pid: int) -> bool:

@@ -279,18 +279,27 @@ def test_a_disk_without_room_is_a_storage_error_and_the_old_files_stay(tuned_and
     Evaluator(config(tuned_and_base)).run()
     before = {name: (run_dir / name).read_bytes() for name in FILES}
     script = (
-        "import resource, sys; from pathlib import Path\n"
+        "import gc, resource, sys; from pathlib import Path\n"
         "from tasks.core.errors import StorageError\n"
         "from tasks.core.report.writing import report_run\n"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))\n"
-        "try: report_run(Path(sys.argv[1]))\n"
-        "except StorageError as error: print(error)\n"
+        "for size in map(int, sys.argv[2:]):\n"
+        "    resource.setrlimit(resource.RLIMIT_FSIZE, (size, -1))\n"
+        "    try: report_run(Path(sys.argv[1]))\n"
+        "    except StorageError as error: print(error)\n"
+        "    gc.collect()\n"
     )
-    done = subprocess.run([sys.executable, "-c", script, run_dir], capture_output=True, text=True, check=True)
-    assert "evaluator_output_detailed.xlsx cannot be written" in done.stdout
+    # Too small for a part, for the first part of the archive, for its last ones.
+    whole = len(before["evaluator_output_detailed.xlsx"])
+    sizes = [str(size) for size in (0, 900, 3000, whole // 2, whole - 1500, whole - 1)]
+    done = subprocess.run(
+        [sys.executable, "-c", script, run_dir, *sizes], capture_output=True, text=True, check=True
+    )
+    told = done.stdout.splitlines()
+    assert len([line for line in told if "evaluator_output_detailed.xlsx cannot be written" in line]) == 6
     assert "free some space" in done.stdout
+    assert done.stderr == ""  # zipfile writes once more from its finaliser
     assert {name: (run_dir / name).read_bytes() for name in FILES} == before
-    assert not list(run_dir.glob(".*.tmp"))
+    assert not list(run_dir.glob(".*.tmp")) and not list(run_dir.glob("tmp*"))
 
 
 def test_a_report_is_written_again_from_files_alone_even_where_the_runs_were_moved(

@@ -42,6 +42,7 @@ from tasks.core.training.methods.packing import check_packing, pack
 from tasks.core.training.methods.rows import TokenizedRows
 from tasks.core.training.run import TrainedModel, TrainingProgress, train
 from tasks.core.training.session import loss_points
+from tasks.core.training.weights import save_weights
 
 ROOT = Path(__file__).resolve().parents[2]
 PUBLISHED_WEIGHTS = "adapter_model.safetensors"
@@ -869,20 +870,42 @@ def test_an_optimizer_that_transformers_cannot_make_is_told_without_a_traceback(
 def test_a_full_disk_keeps_the_checkpoints_there_are(
     settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real_save = torch.save
+    state_path = tmp_path / "run" / "checkpoints" / "checkpoint-6" / "scheduler.pt"
 
-    def save(content: Any, path: Any, *rest: Any, **more: Any) -> None:
-        if "checkpoint-6" in str(path):
-            raise OSError(28, "No space left on device")
-        real_save(content, path, *rest, **more)
+    def save_onto_full_disk(model: Any, directory: Path) -> None:
+        save_weights(model, directory)
+        if directory == state_path.parent:
+            state_path.symlink_to("/dev/full")
 
     with monkeypatch.context() as patch:
-        patch.setattr(torch, "save", save)
-        with pytest.raises(StorageError, match="No space left"):
+        patch.setattr("tasks.core.training.trainer.save_weights", save_onto_full_disk)
+        with pytest.raises(StorageError, match="checkpoint-6") as caught:
             run(settings, tmp_path)
+    assert "goes on from the newest whole checkpoint" in str(caught.value.next_step)
     newest = checkpoints.newest_whole(tmp_path / "run" / "checkpoints")
     assert newest is not None and newest.name == "checkpoint-3"
+    state_path.unlink()
     assert_same_weights(weights(run(settings, tmp_path)), weights(run(settings, tmp_path, "undisturbed")))
+
+
+def test_a_model_that_cannot_be_published_is_published_without_another_step(
+    settings: dict[str, Any], tmp_path: Path
+) -> None:
+    steps: list[int] = []
+
+    def take_the_place(progress: TrainingProgress) -> None:
+        steps.append(progress.step)
+        if progress.step == 10:
+            (tmp_path / "run" / ".publishing").write_text("")
+
+    config = FineTunerConfig(**settings)
+    with pytest.raises(StorageError, match="publishing|run cannot be written"):
+        train(config, models_dir=tmp_path, run_name="run", on_progress=take_the_place)
+    (tmp_path / "run" / ".publishing").unlink()
+    steps.clear()
+    again = train(config, models_dir=tmp_path, run_name="run", on_progress=steps.append)
+    assert steps == [] and again.manifest.steps == 10
+    assert registry.why_incomplete(again.model_dir) is None
 
 
 # ---------------------------------------------------------------- memory

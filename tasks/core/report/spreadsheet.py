@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from tasks.core.evaluation.summary import EvaluationSummary, MetricComparison, MetricSummary
 from tasks.core.evaluation.wording import setting_rows
-from tasks.core.files import replacing
+from tasks.core.files import failed_write, replacing, temporary_folder
 from tasks.core.report.row_view import Answer, RowView
 
 if TYPE_CHECKING:
@@ -55,17 +56,17 @@ def write_spreadsheet(path: Path, summary: EvaluationSummary, rows: Iterable[Row
     """
     import xlsxwriter
 
-    options = {
-        "constant_memory": True,
-        "strings_to_formulas": False,
-        "strings_to_urls": False,
-        "strings_to_numbers": False,
-        "tmpdir": str(path.parent),
-    }
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as partial_path:
+    with replacing(path) as partial_path, temporary_folder(path) as folder, _Sink(partial_path, "w") as sink:
+        options = {
+            "constant_memory": True,
+            "strings_to_formulas": False,
+            "strings_to_urls": False,
+            "strings_to_numbers": False,
+            "tmpdir": str(folder),
+        }
         try:
-            with xlsxwriter.Workbook(str(partial_path), options) as workbook:
+            with xlsxwriter.Workbook(sink, options) as workbook:
                 bold = workbook.add_format({"bold": True})
                 _write_sheet(workbook.add_worksheet("scores"), _SCORE_HEADER, _score_rows(summary), bold)
                 names = [metric.name for metric in summary.candidate.metrics]
@@ -75,7 +76,40 @@ def write_spreadsheet(path: Path, summary: EvaluationSummary, rows: Iterable[Row
                     workbook.add_worksheet("settings"), ("setting", "value"), setting_rows(summary), bold
                 )
         except xlsxwriter.exceptions.FileCreateError as error:
-            raise OSError(str(error)) from error
+            raise failed_write(error.__context__ or error) or OSError(str(error)) from error
+        if sink.failure is not None:
+            raise sink.failure
+
+
+class _Sink(io.FileIO):
+    """A file that takes everything and keeps the first error as `failure`.
+
+    zipfile writes once more from its finaliser, where Python can only print what goes wrong.
+    """
+
+    failure: OSError | None = None
+
+    def write(self, content: Any, /) -> int:
+        """Write all, if nothing failed before; tell of all as written."""
+        left = memoryview(content).cast("B")
+        size = len(left)
+        try:
+            while left and self.failure is None and not self.closed:
+                left = left[super().write(left) :]
+        except OSError as error:
+            self.failure = error
+        return size
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
+        """The place, if the file is open."""
+        return 0 if self.closed else super().seek(offset, whence)
+
+    def tell(self) -> int:
+        """The place, if the file is open."""
+        return 0 if self.closed else super().tell()
+
+    def flush(self) -> None:
+        """Nothing waits."""
 
 
 def _write_sheet(sheet: Worksheet, header: Sequence[str], rows: Iterable[Sequence[Cell]], bold: Any) -> None:

@@ -12,11 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-
-from tasks.core.errors import StorageError, first_line
-from tasks.core.files import flush_to_disk, write_atomically
-from tasks.core.memory.device_memory import is_out_of_memory
+from tasks.core import files
+from tasks.core.files import force_to_disk, write_atomically
 from tasks.core.training.validation import best_validation
 
 logger = logging.getLogger(__name__)
@@ -34,7 +31,7 @@ def seal(checkpoint_dir: Path, seconds: float) -> None:
     """
     paths = [path for path in sorted(checkpoint_dir.iterdir()) if path.is_file() and path.name != _SEAL_NAME]
     for path in paths:
-        flush_to_disk(path)
+        force_to_disk(path)
     sizes = {path.name: path.stat().st_size for path in paths}
     sums = {path.name: _sha256(path) for path in paths}
     content = {"seconds": round(seconds, 3), "file_bytes": sizes, "file_sha256": sums}
@@ -130,17 +127,9 @@ def remove_all(checkpoints_dir: Path, *, after_step: int = -1) -> None:
 
 @contextmanager
 def storing(path: Path) -> Iterator[None]:
-    """Turn what the model libraries raise on a full or read-only disk into StorageError."""
-    try:
+    """Turn whatever the model libraries raise where the disk takes nothing into StorageError."""
+    with files.storing(path, "it goes on from the newest whole checkpoint"):
         yield
-    except (OSError, SafetensorError, RuntimeError) as error:
-        torch_failed = "PytorchStreamWriter" in str(error) or "enforce fail at inline_container" in str(error)
-        if is_out_of_memory(error) or (isinstance(error, RuntimeError) and not torch_failed):
-            raise
-        raise StorageError(
-            f"{path} could not be written: {first_line(error)}",
-            "free some space, then run the same command again: it goes on from the newest whole checkpoint",
-        ) from error
 
 
 def _read_seal(checkpoint_dir: Path) -> dict[str, Any]:

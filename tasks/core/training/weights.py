@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tasks.core.errors import TrainingError
-from tasks.core.files import flush_to_disk
+from tasks.core.files import flush_to_disk, force_to_disk
 from tasks.core.models.adapters import merge
 from tasks.core.prompts.chat_template import set_template
+from tasks.core.training.checkpoints import storing
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -63,22 +64,24 @@ def publish_files(
     All is written beside and flushed to disk, then moved into place file by file; without a manifest, which the
     caller writes last, none of it counts as a model. `initial_adapter_dir` holds the first weights of an adapter
     that took them out of its base: what is written is the difference, which fits the base as others have it.
+    Raises StorageError; the same training then goes on from its last checkpoint, which gives the same weights.
     """
     partial_dir = model_dir / _PARTIAL
-    shutil.rmtree(partial_dir, ignore_errors=True)
-    partial_dir.mkdir(parents=True)
-    save_weights(model, partial_dir, initial_adapter_dir)
-    if chat_template is not None:
-        set_template(tokenizer, chat_template)
-    tokenizer.save_pretrained(str(partial_dir))
-    _save_ends(model, tokenizer, partial_dir)
-    (partial_dir / "README.md").write_text(card, encoding="utf-8")
-    if hasattr(model, "peft_config"):
-        _name_base(partial_dir / "adapter_config.json", base_model_id)
-    for path in sorted(partial_dir.iterdir()):
-        flush_to_disk(path)
-        path.replace(model_dir / path.name)
-    partial_dir.rmdir()
+    with storing(model_dir):
+        shutil.rmtree(partial_dir, ignore_errors=True)
+        partial_dir.mkdir(parents=True)
+        save_weights(model, partial_dir, initial_adapter_dir)
+        if chat_template is not None:
+            set_template(tokenizer, chat_template)
+        tokenizer.save_pretrained(str(partial_dir))
+        _save_ends(model, tokenizer, partial_dir)
+        (partial_dir / "README.md").write_text(card, encoding="utf-8")
+        if hasattr(model, "peft_config"):
+            _name_base(partial_dir / "adapter_config.json", base_model_id)
+        for path in sorted(partial_dir.iterdir()):
+            force_to_disk(path)
+            path.replace(model_dir / path.name)
+        partial_dir.rmdir()
     flush_to_disk(model_dir)
 
 
