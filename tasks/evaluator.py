@@ -218,6 +218,7 @@ class Evaluator:
         models = Store(self.config.pipeline.models_dir)
         if not models.is_remote:
             current_champion(models.local)
+            ChallengeBook(models).check()
 
     def score(self) -> EvaluationSummary:
         """Score and compare; write `scores.jsonl` and the summary."""

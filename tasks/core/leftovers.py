@@ -15,7 +15,7 @@ _OLD_SECONDS = 24 * 3600.0
 
 
 def remove_leftovers(folder: Path, *, older_than_seconds: float = 0.0) -> None:
-    """Remove temporary files and folders directly in a folder whose writer is dead; of others only those that are a day old.
+    """Remove temporary files and folders in a folder whose writer is dead; of others only those that are a day old.
 
     `older_than_seconds` is for a folder that other machines may be writing into: their processes are not seen here.
     What cannot be removed stays, without an error.

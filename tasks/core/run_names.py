@@ -23,7 +23,7 @@ _DEVICES = frozenset(
     ("con", "prn", "aux", "nul", *(f"{port}{number}" for port in ("com", "lpt") for number in range(10)))
 )
 # The alias, its history and the pages that lie beside the folders of runs and models.
-_OWN_FILES = ("promoted.json", "promotions.jsonl", "challenges.jsonl", "leaderboard.html")
+_OWN_FILES = ("promoted.json", "promotions.jsonl", "challenges.jsonl", "challenges.json", "leaderboard.html")
 
 
 def why_no_name(name: str) -> str | None:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import resource
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tasks.core.config import GateConfig
-from tasks.core.errors import StorageError
+from tasks.core.errors import EvaluationError, StorageError
 from tasks.core.evaluation.nights import (
     CHALLENGES_NAME,
+    COUNT_NAME,
     ChallengeBook,
     Look,
     allowed_p_value,
@@ -83,14 +86,100 @@ def test_a_look_that_a_full_disk_took_half_of_is_no_challenge(tmp_path: Path) ->
     assert kept.enter(look("b"))[0] == 2
 
 
-def test_a_damaged_line_counts_as_a_challenge(tmp_path: Path) -> None:
+def test_an_addition_that_was_cut_off_is_no_challenge(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     kept = book(tmp_path)
     kept.enter(look("a"))
     path = tmp_path / "models" / CHALLENGES_NAME
     path.write_bytes(path.read_bytes() + b'{"at": "2026')
-    assert kept.enter(look("b"))[0] == 3
-    assert kept.enter(look("b"))[0] == 3
-    assert kept.enter(look("c"))[0] == 4
+    assert kept.enter(look("b"))[0] == 2
+    assert "12 bytes was cut off" in caplog.text
+    assert [kept.enter(look(name))[0] for name in "bc"] == [2, 3]
+
+
+def _flip(content: bytes, at: int) -> bytes:
+    return content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :]
+
+
+# What is done to the bytes and lines of a book of three looks, and what is said of it.
+DAMAGES: dict[str, tuple[Callable[[bytes, list[bytes]], bytes | None], str]] = {
+    "a bit of the first line": (lambda all, lines: _flip(all, len(lines[0]) // 2), "line 1 is d|before line 2"),
+    "a bit of an opponent": (lambda all, lines: _flip(all, all.index(b"champion") + 3), "before line 2"),
+    "a bit of the last line": (
+        lambda all, lines: _flip(all, all.rindex(b"champion") + 3), "line 3 is not the one"
+    ),
+    "the end of the first line": (
+        lambda all, lines: _flip(all, len(lines[0]) - 1), "line 1 is damaged"
+    ),
+    "a block": (lambda all, lines: all[:-900] + bytes(512) + all[-388:], "line 3 is damaged|line 2 is damaged"),
+    "the last line": (lambda all, lines: b"".join(lines[:2]), r"2 lines, .* 3 challenges \(line 3 is gone"),
+    "half of the last line": (lambda all, lines: all[:-200], "line 3 is gone"),
+    "the middle line": (lambda all, lines: lines[0] + lines[2], "before line 2 is gone"),
+    "the first line": (lambda all, lines: lines[1] + lines[2], "before line 1 is gone"),
+    "a line twice": (lambda all, lines: lines[0] + lines[1] * 2 + lines[2], "there twice"),
+    "the file": (lambda all, lines: None, "is missing or empty, but there were 3"),
+    "all its lines": (lambda all, lines: b"", "is missing or empty, but there were 3"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_book_with_a_line_that_is_damaged_or_gone_is_refused_with_its_line(
+    tmp_path: Path, damage: str
+) -> None:
+    kept, path = book(tmp_path), tmp_path / "models" / CHALLENGES_NAME
+    for name in "abc":
+        kept.enter(look(name))
+    content = path.read_bytes()
+    change, says = DAMAGES[damage]
+    damaged = change(content, content.splitlines(keepends=True))
+    path.unlink()
+    if damaged is not None:
+        path.write_bytes(damaged)
+    for ask in (lambda: kept.enter(look("b")), lambda: kept.enter(look("d")), kept.check):
+        with pytest.raises(EvaluationError, match=says) as caught:
+            ask()
+        assert str(path) in caught.value.what and COUNT_NAME in str(caught.value.next_step)
+    assert (path.read_bytes() if path.exists() else None) == damaged  # nothing is added to it
+    path.write_bytes(content)
+    assert [kept.enter(look(name))[0] for name in "bd"] == [2, 4]
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b'{"lines": 0, "last_sha256": ""}', b'{"lines": 2, "last_sha256": "0"}']
+)
+def test_a_damaged_count_is_refused_and_a_missing_one_is_written_again(
+    tmp_path: Path, content: bytes
+) -> None:
+    kept, count_path = book(tmp_path), tmp_path / "models" / COUNT_NAME
+    for name in "ab":
+        kept.enter(look(name))
+    right = count_path.read_bytes()
+    count_path.write_bytes(content)
+    with pytest.raises(EvaluationError, match=COUNT_NAME):
+        kept.enter(look("c"))
+    count_path.unlink()
+    assert kept.enter(look("b"))[0] == 2
+    assert count_path.read_bytes() == right
+
+
+def test_a_look_whose_count_was_not_written_any_more_is_counted(tmp_path: Path) -> None:
+    kept, count_path = book(tmp_path), tmp_path / "models" / COUNT_NAME
+    kept.enter(look("a"))
+    before = count_path.read_bytes()
+    kept.enter(look("b"))
+    count_path.write_bytes(before)  # as after a kill between both
+    assert [kept.enter(look(name))[0] for name in "bc"] == [2, 3]
+
+
+def test_a_book_of_an_earlier_version_is_gone_on_with_and_guarded_from_then_on(tmp_path: Path) -> None:
+    kept, path = book(tmp_path), tmp_path / "models" / CHALLENGES_NAME
+    old = [look(name).model_dump(exclude={"previous"}) for name in "ab"]
+    path.write_text("".join(json.dumps(one) + "\n" for one in old))
+    assert [kept.enter(look(name))[0] for name in "bc"] == [2, 3]
+    path.write_text("".join(json.dumps(one) + "\n" for one in old[:1]))
+    with pytest.raises(EvaluationError, match="line 2 is gone"):
+        kept.enter(look("d"))
 
 
 def _enter(root: str, name: str) -> int:

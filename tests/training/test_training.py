@@ -899,7 +899,7 @@ def test_a_model_that_cannot_be_published_is_published_without_another_step(
             (tmp_path / "run" / ".publishing").write_text("")
 
     config = FineTunerConfig(**settings)
-    with pytest.raises(StorageError, match="publishing|run cannot be written"):
+    with pytest.raises(StorageError, match=r"run cannot be written"):
         train(config, models_dir=tmp_path, run_name="run", on_progress=take_the_place)
     (tmp_path / "run" / ".publishing").unlink()
     steps.clear()

@@ -10,6 +10,7 @@ again are the same challenge. `challenges.jsonl` beside the history of promotion
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -19,14 +20,18 @@ import orjson
 from filelock import FileLock
 from pydantic import ValidationError
 
+from tasks.core.errors import EvaluationError
 from tasks.core.evaluation.scoring import ScoreTable
 from tasks.core.evaluation.summary import Challenge, MetricComparison, Opponent, RunSummary
-from tasks.core.files import storage_error
+from tasks.core.files import storage_error, write_atomically
 from tasks.core.provenance import now
 from tasks.core.records import Record
 from tasks.core.storage.store import Store
 
+logger = logging.getLogger(__name__)
+
 CHALLENGES_NAME = "challenges.jsonl"
+COUNT_NAME = "challenges.json"
 _SKETCH_HASHES = 512
 _SAME_ROWS = 0.5
 _LOCK_SECONDS = 60.0
@@ -37,7 +42,8 @@ class Look(Record):
     """One line of `challenges.jsonl`: a candidate's answers compared with an opponent's on a set of rows.
 
     `opponent` and `candidate` are digests, of the opponent's weights and of the candidate's answers. `rows` are the
-    smallest of the rows' hashes (questions with references), by which sets of rows are compared.
+    smallest of the rows' hashes (questions with references), by which sets of rows are compared. `previous` is the
+    sha256 of the line before; None in the first line, and in those of earlier versions.
     """
 
     at: str
@@ -51,6 +57,14 @@ class Look(Record):
     difference: float | None
     standard_error: float | None
     p_value: float | None
+    previous: str | None = None
+
+
+class Count(Record):
+    """`challenges.json`: how many lines the book has at least, and the sha256 of the last of them."""
+
+    lines: int
+    last_sha256: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +76,8 @@ class ChallengeBook:
     def enter(self, look: Look) -> tuple[int, tuple[Look, ...]]:
         """Write a look down; give its number among those at its opponent on its rows, and these, this one included.
 
-        A look at answers that were looked at before keeps its number. A line that cannot be read counts as a look: a
-        damaged book may make the gate stricter, never more lenient. Raises StorageError.
+        A look at answers that were looked at before keeps its number. Raises StorageError, and EvaluationError that
+        names what is damaged.
         """
         directory = self.models.local
         path = directory / CHALLENGES_NAME
@@ -73,25 +87,99 @@ class ChallengeBook:
             directory.mkdir(parents=True, exist_ok=True)
             with FileLock(directory / ".challenges.lock", timeout=_LOCK_SECONDS):
                 self.models.pull(only=[CHALLENGES_NAME])
-                content = path.read_bytes() if path.is_file() else b""
-                earlier, unreadable = _challenges(content, look)
+                lines, torn_bytes = self._read()
+                earlier = _challenges(lines, look)
                 known = next((i for i, one in enumerate(earlier) if one.candidate == look.candidate), None)
-                if known is not None:
-                    return known + 1 + unreadable, (*earlier[:known], look)
-                torn = b"" if not content or content.endswith(b"\n") else b"\n"
-                _append(path, torn + orjson.dumps(look.model_dump(), option=orjson.OPT_APPEND_NEWLINE))
+                if known is None:
+                    previous = _sha256(lines[-1]) if lines else None
+                    line = orjson.dumps(look.model_copy(update={"previous": previous}).model_dump())
+                    _append(path, line, torn_bytes)
+                    lines.append(line)
+                if not self.models.is_remote:
+                    _write_count(directory / COUNT_NAME, lines)
                 self.models.push([path])
         except OSError as error:
             raise storage_error(error, path, "it tells how often a champion was challenged") from error
-        return len(earlier) + 1 + unreadable, (*earlier, look)
+        if known is not None:
+            return known + 1, (*earlier[:known], look)
+        return len(earlier) + 1, (*earlier, look)
+
+    def check(self) -> None:
+        """Raise EvaluationError when the book is damaged; one at a URL is not looked at."""
+        if not self.models.is_remote:
+            self._read()
+
+    def _read(self) -> tuple[list[bytes], int]:
+        """The whole lines, and how many bytes of an addition that was cut off follow them."""
+        path = self.models.local / CHALLENGES_NAME
+        content = path.read_bytes() if path.is_file() else b""
+        *ended, rest = content.split(b"\n")
+        lines = [line for line in ended if line.strip()]
+        if rest and _look(rest) is not None:
+            lines, rest = [*lines, rest], b""  # only its newline is missing
+        _check_lines(path, lines)
+        if not self.models.is_remote:  # at a URL the book of one machine may meet the count of another
+            _check_count(path, lines)
+        return lines, len(rest)
 
 
-def _append(path: Path, line: bytes) -> None:
-    """Add a line to the book, or nothing: what a full disk took of it would count as a look of its own."""
+def _check_lines(path: Path, lines: Sequence[bytes]) -> None:
+    """Raise EvaluationError that names a line which is no look, or does not follow the one before it."""
+    before: str | None = None
+    for number, line in enumerate(lines, start=1):
+        look = _look(line)
+        if look is None:
+            raise _damaged(path, f"line {number} is damaged")
+        if look.previous is not None and look.previous != before:
+            raise _damaged(
+                path, f"the line before line {number} is gone or was changed, or it is there twice"
+            )
+        before = _sha256(line)
+
+
+def _check_count(path: Path, lines: Sequence[bytes]) -> None:
+    """Raise EvaluationError when lines are gone from the end, or the last one that was counted is another now."""
+    count_path = path.with_name(COUNT_NAME)
+    if not count_path.is_file():
+        return  # a book of an earlier version, or of no look yet
+    try:
+        count = Count.model_validate_json(count_path.read_bytes())
+    except ValidationError:
+        raise _damaged(path, f"{COUNT_NAME} beside it cannot be read") from None
+    if count.lines > len(lines):
+        where = f"it has {len(lines)} lines" if lines else "it is missing or empty"
+        raise _damaged(
+            path, f"{where}, but there were {count.lines} challenges (line {len(lines) + 1} is gone)"
+        )
+    if count.lines < 1 or _sha256(lines[count.lines - 1]) != count.last_sha256:
+        raise _damaged(path, f"line {max(1, count.lines)} is not the one that was written ({COUNT_NAME})")
+
+
+def _damaged(path: Path, why: str) -> EvaluationError:
+    return EvaluationError(
+        f"{path}, which counts the challenges of each champion, is damaged: {why}",
+        f"put it back from a copy; or move it and {COUNT_NAME} away: the count then begins anew, and a model that is "
+        "no better is promoted more easily",
+    )
+
+
+def _write_count(path: Path, lines: Sequence[bytes]) -> None:
+    count = Count(lines=len(lines), last_sha256=_sha256(lines[-1]))
+    content = count.model_dump_json() + "\n"
+    if not path.is_file() or path.read_text(encoding="utf-8") != content:
+        write_atomically(path, content)
+
+
+def _append(path: Path, line: bytes, torn_bytes: int) -> None:
+    """Add a line to the book in place of a torn one, or nothing."""
     with path.open("ab", buffering=0) as file:
-        size = os.fstat(file.fileno()).st_size
+        size = os.fstat(file.fileno()).st_size - torn_bytes
+        if torn_bytes:
+            logger.warning("%s: an addition of %d bytes was cut off and is left out", path, torn_bytes)
+            file.truncate(size)
+        ended = not size or path.read_bytes()[size - 1 :] == b"\n"
         try:
-            view = memoryview(line)
+            view = memoryview(line + b"\n" if ended else b"\n" + line + b"\n")
             while view:
                 view = view[file.write(view) :]
             os.fsync(file.fileno())
@@ -100,19 +188,24 @@ def _append(path: Path, line: bytes) -> None:
             raise
 
 
-def _challenges(content: bytes, look: Look) -> tuple[list[Look], int]:
-    """Earlier looks at the same opponent on the same rows, each candidate once; and how many lines are unreadable."""
+def _challenges(lines: Iterable[bytes], look: Look) -> list[Look]:
+    """Earlier looks at the same opponent on the same rows, each candidate once."""
     found: dict[str, Look] = {}
-    unreadable = 0
-    for line in filter(bytes.strip, content.split(b"\n")):
-        try:
-            one = Look.model_validate_json(line)
-        except ValidationError:
-            unreadable += 1
-            continue
+    for one in filter(None, map(_look, lines)):
         if one.opponent == look.opponent and overlap(one.rows, look.rows) >= _SAME_ROWS:
             found.setdefault(one.candidate, one)
-    return list(found.values()), unreadable
+    return list(found.values())
+
+
+def _look(line: bytes) -> Look | None:
+    try:
+        return Look.model_validate_json(line)
+    except ValidationError:
+        return None
+
+
+def _sha256(line: bytes) -> str:
+    return hashlib.sha256(line.strip()).hexdigest()
 
 
 def look_at(
