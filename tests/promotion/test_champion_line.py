@@ -6,6 +6,7 @@ import itertools
 import json
 import multiprocessing
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -204,18 +205,20 @@ def test_damage_is_refused_at_each_use_with_what_to_do(
 
 
 @pytest.mark.parametrize("name", ["one", "three"])
-def test_force_with_a_reason_mends_every_damage_and_keeps_what_was_there(
-    damaged: tuple[Path, str], name: str
+def test_force_with_a_reason_mends_every_damage_tells_it_and_keeps_what_was_there(
+    damaged: tuple[Path, str], name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    models, _ = damaged
+    models, told = damaged
     if (models / "promoted.json").is_dir():  # nobody's to remove
         with pytest.raises(StorageError, match="Nothing was changed"):
             force(models, name)
         return
     history = models / "promotions.jsonl"
     content = history.read_bytes() if history.exists() else b""
+    caplog.clear()
     promoted = promote(models, name, Actor("anna", "mended"), None, force=True)
     assert promoted.forced and current_promotion(models) == promoted
+    assert re.search(told, caplog.text) and "as --force asks" in caplog.text
     kept = [history.read_bytes(), *(path.read_bytes() for path in models.glob("promotions.jsonl.damaged-*"))]
     whole = content[: content.rfind(b"\n") + 1]
     assert any(one.startswith(whole) for one in kept)
@@ -235,6 +238,20 @@ def test_a_history_that_begins_anew_is_listed_with_the_damaged_one_beside_it(
     assert main(["models", "--history", *folders(models)]) == 0
     shown = capsys.readouterr().out
     assert "mended 2" in shown and "promotions.jsonl.damaged-1" in shown and "damaged-2" in shown
+
+
+@pytest.mark.parametrize("damage", ["the last line gone", "the last line cut"])
+def test_a_history_that_lacks_the_promotion_in_force_is_kept_beside_and_not_gone_on_with(
+    models: Path, damage: str
+) -> None:
+    DAMAGE[damage][0](models)
+    content = (models / "promotions.jsonl").read_bytes()
+    force(models, "one", "mended")
+    assert (models / "promotions.jsonl.damaged-1").read_bytes() == content
+    (entry,) = promotion_history(models)
+    assert (entry.promotion.run_name, entry.replaced) == ("one", "three")
+    with pytest.raises(PromotionError, match="one is the first promoted model"):
+        roll_back(models, ANNA)  # not to a model that was not the one before
 
 
 def test_a_history_of_an_earlier_version_is_read_and_gone_on_with(models: Path) -> None:

@@ -222,6 +222,8 @@ def promote(
             weights_sha256=digest,
             evidence=evidence,
         )
+        if state.damage is not None:
+            logger.warning("%s; %s is promoted all the same, as --force asks", state.damage, run_name)
         line = _with_hand_made(models_dir, state)
         _move(models_dir, line, promotion, "promote", actor)
         forget_mark(models_dir)
@@ -329,10 +331,19 @@ def _state(models_dir: Path, *, tolerant: bool = False) -> _State:
             raise
         line = read_line(models_dir, tolerant=True)
         try:
+            is_damaged = line.is_damaged or _lacks_pointer(line)
             promotion_history(models_dir)
         except ModelLoadError:
+            is_damaged = True
+        if is_damaged:
             line = replace(line, history=history.History(), is_damaged=True)
         return _State(line, None, error.what)
+
+
+def _lacks_pointer(line: Line) -> bool:
+    """Whether the pointer names a promotion that the history has no line for: its last lines are gone."""
+    own = (line.pointer or {}).get("promotion_id")
+    return bool(own) and all(change.promotion.get("promotion_id") != own for change in line.history.changes)
 
 
 def _with_hand_made(models_dir: Path, state: _State) -> Line:

@@ -142,7 +142,14 @@ def take_back(path: Path, size: int) -> None:
 
 
 def begin_anew(path: Path, line: bytes) -> None:
-    """Replace a damaged history by one that has one line, and keep the damaged one beside it. Raises StorageError."""
+    """Replace a damaged history by one that has one line, and keep the damaged one beside it. Raises StorageError.
+
+    Where the history is gone there is nothing to keep.
+    """
+    if not path.exists():
+        append(path, line, 0)
+        logger.warning("%s begins anew; the one that was there is gone", path)
+        return
     aside_path = path.with_name(f"{path.name}.damaged-{1 + len(laid_aside(path))}")
     try:
         aside_path.hardlink_to(path)
