@@ -1,7 +1,8 @@
 """Damage: each file that a run, an evaluation, a training or a promotion leaves, in each of six ways.
 
 `OUTCOMES` states what a command then does. Whatever it states, the end is the right one or a refusal with one message;
-a file that the table does not know is a failure too.
+a file that the table does not know is a failure too. `mended` is said where a person overrides the damage: the end is
+the right one but for what was lost, the damage is told, and what was there is kept beside.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from bench.torture_parts.stage import Stage, State, Work, last_line, seen_harm
 from bench.torture_parts.trials import Clock, Ended, Harm, Tally, by_turns, command, source_of
 
 PART = "damage"
-Outcome = Literal["refused", "right", "refused or right"]
+Outcome = Literal["refused", "right", "refused or right", "mended"]
 _BLOCK_BYTES = 512
 
 
@@ -114,7 +115,9 @@ OUTCOMES = (
     kind("trained model", "models/trained/*", EITHER),
     kind("rollback", "models/*", EITHER),
     kind("rollback", "runs/*", "right"),
+    kind("promotion", "models/promotions.jsonl", "mended"),
     kind("promotion", "models/*", EITHER),
+    kind("promotion by verdict", "*", EITHER),
     kind("promotion", "runs/*", EITHER),
 )
 
@@ -162,34 +165,58 @@ def _is_another(state: str, path: Path, begin: Path) -> bool:
     parts = path.relative_to(begin).parts
     if state in ("report", "evaluation again") and parts[0] == "models" and len(parts) > 2:
         return True
+    if state == "promotion by verdict":
+        return bool({"base", "run-of-one", "run-of-three", "one", "three"} & set(parts)) or "worse" in str(
+            path
+        )
     return bool({"run-of-two", "run-of-worse", "worse", "checkpoint-2"} & set(parts))
 
 
 def _damaged(stage: Stage, state: Work, below: str, damage: str, source: random.Random) -> Harm:
     stage.expected(state)
     path = stage.fresh(state) / below
-    other = stage.folder / "others" / below
+    other = _another(stage, state, below)
     if damage == "another's" and not other.is_file():
         damage, other = "cut", path
     DAMAGES[damage](path, other, source)
+    left = path.read_bytes() if path.is_file() else None
+    stated = outcome_of(state.name, below, damage)
     ended = stage.run(state)
     harm = seen_harm(ended)
     if harm.any:
         return harm
     if ended.code == 0:
         harm = stage.compared(state)
+        if harm.any and stated == "mended" and _is_mended(stage, state, path, left, ended):
+            return Harm()
     elif not ended.is_refusal:
         harm = Harm(tracebacks=1, notes=[f"ended with {ended.code}: {last_line(ended)}"])
     if not harm.any:
-        harm = _as_stated(outcome_of(state.name, below, damage), ended)
+        harm = _as_stated(stated, ended)
     return harm
+
+
+def _another(stage: Stage, state: Work, below: str) -> Path:
+    """The file that is put in the place of one; of pointer and history, that of a later or an earlier day."""
+    later = stage.folder / "begins" / "all-promoted" / below
+    is_line = below in ("models/promoted.json", "models/promotions.jsonl")
+    return later if is_line and state.name.startswith("promotion") else stage.folder / "others" / below
+
+
+def _is_mended(stage: Stage, state: Work, path: Path, left: bytes | None, ended: Ended) -> bool:
+    """Whether pointer and last change are right, the damage was told, and what the damage left is still there."""
+    found, expected = state.final(stage.place), stage.expected(state)
+    is_right = found["pointer"] == expected["pointer"] and found["history"][-1] == expected["history"][-1]
+    kept = [one.read_bytes() for one in path.parent.glob(f"{path.name}*")]
+    is_kept = left is None or any(one.startswith(left) for one in kept)
+    return is_right and is_kept and "warning: " in ended.told and path.name in ended.told
 
 
 def _as_stated(stated: Outcome | None, ended: Ended) -> Harm:
     if stated is None:
         return Harm(silently_wrong=1, notes=["no outcome is stated for this file"])
     found = "refused" if ended.code else "right"
-    if found not in stated:
+    if found not in stated and (found, stated) != ("right", "mended"):
         return Harm(silently_wrong=1, notes=[f"{found}, not {stated}: {last_line(ended)}"])
     return Harm()
 
@@ -211,6 +238,12 @@ def states_of(stage: Stage, *, short: bool = False) -> dict[str, Work]:
         replace(finetune, name="trained model", begin=begins / "trained model", final=_training),
         replace(all_works["rollback"], begin=begins / "all-promoted", final=_alias, harm=None),
         replace(all_works["promote"], name="promotion", final=_alias, harm=None),
+        Work(
+            "promotion by verdict",
+            begins / "better",
+            functools.partial(works.promote_by_verdict, stage),
+            _alias,
+        ),
     ]
     return {work.name: work for work in found if work.begin.exists()}
 

@@ -30,7 +30,7 @@ def all_works(stage: Stage) -> list[Work]:
     if not (
         begins / "all-promoted"
     ).exists():  # the last that is made; another process may have died before it
-        for name in ("unevaluated", "evaluated", "two-promoted"):
+        for name in ("unevaluated", "evaluated", "two-promoted", "better"):
             shutil.rmtree(begins / name, ignore_errors=True)
         _write_evaluated(evaluated, stage)
     return [
@@ -89,6 +89,13 @@ def promote(stage: Stage, place: Path, name: str = "three") -> None:
     Promoter(settings(stage, place), by="anna").promote(name, reason="better", force=True)
 
 
+def promote_by_verdict(stage: Stage, place: Path) -> None:
+    """Promote a model that was shown to be better than the champion."""
+    from tasks.promoter import Promoter
+
+    Promoter(settings(stage, place), by="anna").promote("best")
+
+
 def reject(stage: Stage, place: Path) -> None:
     """Ask for a promotion that the verdict does not allow."""
     from tasks.promoter import Promoter
@@ -108,18 +115,12 @@ def _write_evaluated(folder: Path, stage: Stage) -> None:
 
     Everything is made at the place where it will be used, since summaries name paths.
     """
-    from tasks.core.models.digests import weights_sha256
     from tests.making.evaluation_runs import sums, write_run
-    from tests.making.model_runs import make_run
 
     shutil.rmtree(stage.place, ignore_errors=True)
-    models, runs = stage.place / "models", stage.place / "runs"
-    write_run(runs / "base", sums(_EVALUATED_ROWS, 12))
+    write_run(stage.place / "runs" / "base", sums(_EVALUATED_ROWS, 12))
     for name, right in (("one", 45), ("two", 46), ("three", 47), ("worse", 2)):
-        make_run(models, name, base=stage.model_dir)
-        digest = weights_sha256(models / name)
-        rows = sums(_EVALUATED_ROWS, right)
-        write_run(runs / f"run-of-{name}", rows, model_id=str(models / name), adapter=digest)
+        _write_evaluation(stage, name, right=right)
     begins = folder.parent
     shutil.copytree(stage.place, begins / "unevaluated")
     for name in ("one", "two", "three", "worse"):
@@ -128,15 +129,42 @@ def _write_evaluated(folder: Path, stage: Stage) -> None:
     for name in ("one", "two"):
         _in_process(stage, functools.partial(promote, stage, stage.place, name))
     shutil.copytree(stage.place, begins / "two-promoted")
+    _write_evaluation(stage, "best", right=_EVALUATED_ROWS)
+    _in_process(stage, functools.partial(_evaluate_one, stage, "best", "champion"))
+    shutil.move(stage.place, begins / "better")
+    shutil.copytree(begins / "two-promoted", stage.place)
     _in_process(stage, functools.partial(promote, stage, stage.place, "three"))
     shutil.copytree(stage.place, begins / "all-promoted")
 
 
-def _evaluate_one(stage: Stage, name: str) -> None:
+def _write_evaluation(stage: Stage, name: str, *, right: int) -> None:
+    """A model with weights of its own, and its answers with so many of them right."""
+    import numpy as np
+    from safetensors.numpy import save_file
+
+    from tasks.core.models.digests import weights_sha256
+    from tasks.core.models.trained.registry import write_manifest
+    from tests.making.evaluation_runs import sums, write_run
+    from tests.making.model_runs import make_run, manifest_of
+
+    model_dir = stage.place / "models" / name
+    make_run(model_dir.parent, name, base=stage.model_dir)
+    save_file({"lora": np.full((4, 4), right, np.float32)}, model_dir / "adapter_model.safetensors")
+    write_manifest(model_dir, manifest_of(name, chat_template_sha256="c" * 64))
+    write_run(
+        stage.place / "runs" / f"run-of-{name}",
+        sums(_EVALUATED_ROWS, right),
+        model_id=str(model_dir),
+        adapter=weights_sha256(model_dir),
+    )
+
+
+def _evaluate_one(stage: Stage, name: str, baseline: str | Path | None = None) -> None:
     from tasks.evaluator import Evaluator
 
     place = stage.place
-    Evaluator(settings(stage, place), run=f"run-of-{name}", baseline=place / "runs" / "base").run()
+    opponent = place / "runs" / "base" if baseline is None else baseline
+    Evaluator(settings(stage, place), run=f"run-of-{name}", baseline=opponent).run()
 
 
 def _in_process(stage: Stage, work: Any) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -281,6 +281,54 @@ def test_a_row_that_makes_a_template_grow_becomes_an_error_row(tiny_tokenizer: A
 
     assert [prompt.problem is None for prompt in prompts] == [True, False, True]
     assert "text of more than 64,000,000 characters" in str(prompts[1].problem)
+
+
+LONG = {
+    "at once": "{{ 'a b ' * 10**7 }}",
+    "by pieces": "{% for a in range(99999) %}a b c d e f g {% endfor %}",
+    "of its variables": "{% for a in range(999) %}{{ papers }}{% endfor %}",
+}
+
+
+@pytest.mark.parametrize("source", LONG.values(), ids=LONG)
+def test_a_template_that_writes_more_than_a_tokenizer_takes_is_refused(
+    source: str, tiny_tokenizer: Any
+) -> None:
+    with pytest.raises(TemplateError, match=r"characters of [\d,]+, more than the [\d,]+ that are read"):
+        ChatTemplate(tiny_tokenizer, {"papers": ["a b " * 1000]}, source=source + BASE)
+
+
+def test_a_row_of_which_a_template_makes_a_long_text_becomes_an_error_row(
+    tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = type(tiny_tokenizer)(
+        tokenizer_object=tiny_tokenizer.backend_tokenizer, eos_token="<|im_end|>"
+    )
+    tokenizer.chat_template = "{{ messages[0].content * (30 if 'grow' in messages[-1].content else 3) }}"
+    monkeypatch.setattr(template_limits, "RENDERED_CHARACTERS", 600_000)
+    short, long = "one " * 10_000, "grow" * 10_000
+
+    prompts = list(builder_of(tokenizer).build_all([Example("1", short), Example("2", long)]))
+
+    assert [prompt.problem is None for prompt in prompts] == [True, False]
+    assert "it makes 1,200,000 characters of 40,006, more than the 600,000" in str(prompts[1].problem)
+
+
+def test_rows_are_encoded_together_only_as_long_as_the_template_adds_little(tiny_tokenizer: Any) -> None:
+    tokenizer = type(tiny_tokenizer)(
+        tokenizer_object=tiny_tokenizer.backend_tokenizer, eos_token="<|im_end|>"
+    )
+    tokenizer.chat_template = "{{ 'one ' * 200000 }}" + BASE
+    taken: list[int] = []
+
+    def rows() -> Iterator[Example]:
+        for number in range(40):
+            taken.append(number)
+            yield Example(str(number), "two and two?")
+
+    next(builder_of(tokenizer).build_all(rows()))
+
+    assert len(taken) == 10  # of 800,000 characters each, 8,000,000 at once
 
 
 def test_templates_that_others_render_are_not_limited(tiny_tokenizer: Any) -> None:

@@ -40,8 +40,15 @@ ITEMS: tuple[Item, ...] = (
     line("doubled keys", '{"question": "a", "question": "b", "answer": "1"}', "answered"),
     line("answer is missing", '{"question": "a"}', "answered"),
     line("answer is a list of lists", '{"question": "a", "answer": [["1"], 2]}', "answered"),
+    # With `question`, and `answer` of the sound row: as many columns as are read, and one more.
     line(
-        "ten thousand keys", json.dumps({"question": "a", **{f"k{n}": n for n in range(10_000)}}), "answered"
+        "ten thousand keys", json.dumps({"question": "a", **{f"k{n}": n for n in range(9_998)}}), "answered"
+    ),
+    line(
+        "a key more than ten thousand",
+        json.dumps({"question": "a", **{f"k{n}": n for n in range(9_999)}}),
+        "refused",
+        r"row 2: more than 10,000 columns \(10,001\)",
     ),
     line("a key of a megabyte", json.dumps({"question": "a", "k" * 1_000_000: 1}), "answered"),
     line("row is a list", "[1, 2]", "refused", "line 2"),

@@ -40,10 +40,22 @@ ITEMS: tuple[Item, ...] = (
         slow=True,
     ),
     _template("text without end", "{{ 'a' * 10**10 }}" + _MESSAGES, slow=True),
-    _template("long text", "{{ 'a b ' * 10**7 }}" + _MESSAGES, slow=True),
+    _template("long text", "{{ 'a b ' * 10**7 }}" + _MESSAGES, says="40,0.* characters of .*1,000,", slow=True),
+    _template(
+        "long text by pieces", "{% for a in range(99999) %}a b c d e f g {% endfor %}" + _MESSAGES,
+        says="characters of",
+    ),
+    _template(
+        "long text for each character", "{{ 'a b ' * (messages[0]['content'] | length) ** 4 }}" + _MESSAGES,
+        "error rows", "characters of",
+    ),
+    _template(
+        "text of most of a megabyte", "{{ 'a b ' * 240000 }}" + _MESSAGES, "error rows", "720,?009 tokens", slow=True
+    ),
     _template("power without end", "{{ 9 ** (9 ** 9) }}" + _MESSAGES, slow=True),
     _template("calls itself", "{% macro a() %}{{ a() }}{% endmacro %}{{ a() }}"),
-    _template("of ten megabytes", _MESSAGES + "{# " + "x" * 10_000_000 + " #}", "answered", slow=True),
+    _template("of ten megabytes", _MESSAGES + "{# " + "x" * 10_000_000 + " #}", says="more than 1,000,000", slow=True),
+    _template("of most of a megabyte", _MESSAGES + "{# " + "x" * 990_000 + " #}", "answered", slow=True),
     _template("deep brackets", "{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}"),
     _template("repeats the question", _MESSAGES * 3, "answered"),
     _template("control characters", "\x00\x1b[31m" + _MESSAGES, "answered"),

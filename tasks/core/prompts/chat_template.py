@@ -89,6 +89,9 @@ class ChatTemplate:
         self.source = PLAIN_TEMPLATE if own is None else own
         self._text = _FIXED_CLOCK + self.source if "strftime_now" in self.source else self.source
         self.folds_system = False
+        self.own_characters = 0
+        """What the template writes besides a short question, about."""
+        self._variable_characters = len(repr(self.variables))
         self._check_variables()
         self._check_and_probe()
 
@@ -248,7 +251,7 @@ class ChatTemplate:
     def _apply(self, turns: list[dict[str, str]], add_generation_prompt: bool) -> str:
         from jinja2 import TemplateError as JinjaError
 
-        from tasks.core.prompts.template_limits import limited_rendering
+        from tasks.core.prompts.template_limits import check_rendered, limited_rendering
 
         given = self.variables
         if with_defaults("", {"date_string": ""})[:40] not in self.source:
@@ -262,6 +265,9 @@ class ChatTemplate:
                     tokenize=False,
                     **given,
                 )
+            check_rendered(
+                len(text), self._variable_characters + sum(len(v) for t in turns for v in t.values())
+            )
         except (MemoryError, RecursionError) as error:
             raise TemplateError(
                 f"The chat template cannot render {_described(turns)}: "
@@ -286,7 +292,9 @@ class ChatTemplate:
 
     def _check_and_probe(self) -> None:
         user = _user()
-        if _PROBE_USER not in self._apply([user], True):
+        asked = self._apply([user], True)
+        self.own_characters = len(asked)
+        if _PROBE_USER not in asked:
             raise TemplateError(
                 "The chat template leaves out the user's text.",
                 "Use a model whose template takes plain text.",

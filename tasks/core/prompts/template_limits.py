@@ -29,6 +29,10 @@ CHARACTERS = 64_000_000
 MEMORY_BYTES = 2 << 30
 """What long texts together may take."""
 TEMPLATE_CHARACTERS = 1_000_000
+"""Length of a template, and of what it may write of its own."""
+RENDERED_CHARACTERS = 16_000_000
+"""Length of a rendered conversation; a tokenizer takes hundreds of bytes for each character, or ends the process."""
+_RENDERED_TIMES = 10  # a template may write what it is given more than once, and escaped
 _LARGEST_NUMBER = 100_000  # for widths, indents and the like; as jinja2's own limit for ranges
 _INTEGER_BITS = 10_000
 _STEPS_PER_LOOK = 20
@@ -92,6 +96,15 @@ def limited_rendering(template: str = "") -> Iterator[None]:
         yield
     finally:
         _budget.reset(token)
+
+
+def check_rendered(length: int, given: int) -> None:
+    """Raise TemplateLimitError for a rendering that is longer than what `given` characters are good for."""
+    limit = min(RENDERED_CHARACTERS, TEMPLATE_CHARACTERS + _RENDERED_TIMES * given)
+    if length > limit:
+        raise TemplateLimitError(
+            f"it makes {length:,} characters of {given:,}, more than the {limit:,} that are read"
+        )
 
 
 class _Filters(dict[str, Callable[..., Any]]):

@@ -124,7 +124,7 @@ class PromptBuilder:
 
     def build_all(self, examples: Iterable[Example]) -> Iterator[Prompt]:
         """`build` for many examples, lazily and several times faster."""
-        for chunk in _chunks(examples, _EXAMPLES_AT_ONCE):
+        for chunk in _chunks(examples, _EXAMPLES_AT_ONCE, self._template.own_characters):
             rendered = [self._try_rendering_prompt(example) for example in chunk]
             texts = [item for item in rendered if isinstance(item, Rendered)]
             encoded = iter(self._tokenizer.encode_all(texts))
@@ -141,7 +141,7 @@ class PromptBuilder:
         learnt in the same row where it begins with just that prompt and answer; otherwise, as with templates that
         rewrite earlier turns, they have rows of their own, behind the one of the last answer.
         """
-        for chunk in _chunks(examples, _EXAMPLES_AT_ONCE):
+        for chunk in _chunks(examples, _EXAMPLES_AT_ONCE, self._template.own_characters):
             for example, rows in self._encoded_rows(chunk, only_last=False):
                 if isinstance(rows, str):
                     yield TrainingRow(example.id, problem=rows)
@@ -153,7 +153,7 @@ class PromptBuilder:
 
     def reference_rows(self, examples: Iterable[Example]) -> Iterator[TrainingRow]:
         """One row for each example, with no other label than those of its reference."""
-        for chunk in _chunks(examples, _EXAMPLES_AT_ONCE):
+        for chunk in _chunks(examples, _EXAMPLES_AT_ONCE, self._template.own_characters):
             for example, rows in self._encoded_rows(chunk, only_last=True):
                 if isinstance(rows, str):
                     yield TrainingRow(example.id, problem=rows)
@@ -343,13 +343,14 @@ def _with_answer(example: Example) -> Turns:
     return (*example.conversation, answer)
 
 
-def _chunks(examples: Iterable[Example], size: int) -> Iterator[list[Example]]:
-    """Lists of up to `size` examples, fewer where they are long."""
+def _chunks(examples: Iterable[Example], size: int, own_characters: int) -> Iterator[list[Example]]:
+    """Lists of up to `size` examples, fewer where they, or what the template adds to each, are long."""
     chunk: list[Example] = []
     characters = 0
     for example in examples:
         chunk.append(example)
         characters += sum(len(turn.content) for turn in example.conversation) + len(example.reference or "")
+        characters += own_characters
         if len(chunk) == size or characters > _CHARACTERS_AT_ONCE:
             yield chunk
             chunk, characters = [], 0
