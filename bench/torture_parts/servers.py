@@ -106,7 +106,7 @@ def _outage(bench: Bench, stage: Stage, rows_path: Path, kind: str) -> tuple[Har
         started = time.monotonic()
         with log_path.open("wb") as log:
             run = subprocess.Popen(
-                [sys.executable, "-m", "flows.cli", "infer", *_settings(stage, place, rows_path)],
+                [sys.executable, "-m", "flows", "infer", *_settings(stage, place, rows_path)],
                 env=server.environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
             )  # fmt: skip
         ledger_path = place / "runs" / "run" / "ledger.jsonl"
