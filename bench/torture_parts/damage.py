@@ -28,7 +28,8 @@ _BLOCK_BYTES = 512
 
 
 def _cut(path: Path, other: Path, source: random.Random) -> None:
-    path.write_bytes(path.read_bytes()[: source.randrange(path.stat().st_size)])
+    """More than a last line break is gone."""
+    path.write_bytes(path.read_bytes()[: source.randrange(max(1, path.stat().st_size - 1))])
 
 
 def _flip(path: Path, other: Path, source: random.Random) -> None:
@@ -88,37 +89,59 @@ def kind(state: str, pattern: str, outcome: Outcome, **but: Outcome) -> Kind:
 
 
 EITHER: Outcome = "refused or right"
-# The first that fits counts.
+# The first that fits counts. `EITHER` where it depends on the place: a name or time that nobody compares, a key that is
+# there twice.
 OUTCOMES = (
     kind("*", "*/.lock*", "right"),
-    kind("*", "*/.promotion.lock", "right"),
+    kind("*", "models/.*.lock", "right"),
     # Only rows whose lines are damaged are asked again.
-    kind("half a run", "runs/run/ledger.jsonl", EITHER),
-    kind("half a run", "runs/run/sessions.jsonl", EITHER),
+    kind("half a run", "runs/run/ledger.jsonl", "right"),
+    kind("half a run", "runs/run/sessions.jsonl", "right"),
     # Without it nobody knows whose answers the ledger has.
-    kind("half a run", "runs/run/identity.json", EITHER),
-    kind("finished run", "runs/run/ledger.jsonl", EITHER),
-    kind("finished run", "runs/run/identity.json", EITHER),
-    kind("finished run", "runs/run/sessions.jsonl", EITHER),
-    # Published anew from the ledger.
-    kind("finished run", "runs/run/inferencer_output.jsonl", "right"),
-    kind("finished run", "runs/run/manifest.json", EITHER),
-    kind("finished run", "runs/run/reference_likelihoods.jsonl", "right"),
-    kind("finished run", "runs/run/*", EITHER),
-    kind("report", "runs/*", EITHER),
-    kind("report", "models/*", EITHER),
-    kind("evaluation again", "runs/*", EITHER),
-    kind("evaluation again", "models/*", EITHER),
+    kind("half a run", "runs/run/identity.json", "refused", doubled_line=EITHER),
+    # Published anew from the ledger, scored anew; a ledger that is published is not needed.
+    kind("finished run", "runs/run/identity.json", "refused", missing="right", doubled_line=EITHER),
+    kind("finished run", "runs/run/*", "right"),
+    # What a report is made of has digests in the summary.
+    kind("report", "runs/run-of-one/evaluator_output_summary.json", "refused"),
+    kind("report", "runs/run-of-one/scores.jsonl", "refused"),
+    kind("report", "runs/run-of-one/inferencer_output.jsonl", "refused"),
+    kind("report", "runs/base/inferencer_output.jsonl", "refused"),
+    kind("report", "*", "right"),
+    # Fewer challenges than there were would make the gate more lenient.
+    kind("evaluation again", "models/challenges.jsonl", "refused", anothers="right"),
+    kind("evaluation again", "models/challenges.json", "refused", anothers="right", missing="right"),
+    kind("evaluation again", "runs/run-of-three/*", "right"),
+    kind("evaluation again", "runs/*/inferencer_output.jsonl", "refused"),
+    kind("evaluation again", "runs/*/manifest.json", "refused", flipped_bit=EITHER),
+    kind("evaluation again", "*", "right"),
     # An older checkpoint, or the beginning, gives the same weights.
     kind("interrupted training", "models/trained/checkpoints/*", "right"),
     kind("interrupted training", "models/trained/*", EITHER),
     kind("trained model", "models/trained/*", EITHER),
-    kind("rollback", "models/*", EITHER),
-    kind("rollback", "runs/*", "right"),
+    # Pointer and history must agree; the weights of the model that is gone back to have a digest.
+    kind("rollback", "models/promotions.jsonl", "refused"),
+    kind("rollback", "models/promoted.json", "refused", doubled_line=EITHER),
+    kind("rollback", "models/two/adapter_model.safetensors", "refused"),
+    kind("rollback", "models/two/*", EITHER),
+    kind("rollback", "*", "right"),
+    # A person who forces a promotion passes over the damage.
     kind("promotion", "models/promotions.jsonl", "mended"),
-    kind("promotion", "models/*", EITHER),
-    kind("promotion by verdict", "*", EITHER),
-    kind("promotion", "runs/*", EITHER),
+    kind("promotion", "models/promoted.json", "right", anothers="mended"),
+    kind("promotion", "models/three/*", EITHER),
+    kind("promotion", "*", "right"),
+    kind("promotion by verdict", "models/promotions.jsonl", "refused"),
+    kind("promotion by verdict", "models/promoted.json", "refused", doubled_line=EITHER),
+    kind("promotion by verdict", "models/*/adapter_model.safetensors", "refused"),
+    kind("promotion by verdict", "models/best/*", EITHER),
+    kind("promotion by verdict", "models/two/*", EITHER),
+    kind(
+        "promotion by verdict",
+        "runs/run-of-best/evaluator_output_summary.json",
+        "refused",
+        doubled_line=EITHER,
+    ),
+    kind("promotion by verdict", "*", "right"),
 )
 
 
@@ -179,7 +202,8 @@ def _damaged(stage: Stage, state: Work, below: str, damage: str, source: random.
     if damage == "another's" and not other.is_file():
         damage, other = "cut", path
     DAMAGES[damage](path, other, source)
-    left = path.read_bytes() if path.is_file() else None
+    history_path = stage.place / "models" / "promotions.jsonl"
+    left = history_path.read_bytes() if history_path.is_file() else b""
     stated = outcome_of(state.name, below, damage)
     ended = stage.run(state)
     harm = seen_harm(ended)
@@ -203,12 +227,12 @@ def _another(stage: Stage, state: Work, below: str) -> Path:
     return later if is_line and state.name.startswith("promotion") else stage.folder / "others" / below
 
 
-def _is_mended(stage: Stage, state: Work, path: Path, left: bytes | None, ended: Ended) -> bool:
-    """Whether pointer and last change are right, the damage was told, and what the damage left is still there."""
+def _is_mended(stage: Stage, state: Work, path: Path, left: bytes, ended: Ended) -> bool:
+    """Whether pointer and last change are right, the damage was told, and the `left` history is still there."""
     found, expected = state.final(stage.place), stage.expected(state)
     is_right = found["pointer"] == expected["pointer"] and found["history"][-1] == expected["history"][-1]
-    kept = [one.read_bytes() for one in path.parent.glob(f"{path.name}*")]
-    is_kept = left is None or any(one.startswith(left) for one in kept)
+    kept = [one.read_bytes() for one in (stage.place / "models").glob("promotions.jsonl*")]
+    is_kept = any(one.startswith(left) for one in kept)
     return is_right and is_kept and "warning: " in ended.told and path.name in ended.told
 
 
