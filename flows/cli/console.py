@@ -9,6 +9,7 @@ import re
 import sys
 import warnings
 from collections.abc import Iterable, Sequence
+from datetime import datetime
 from typing import TextIO
 
 from tasks.core.errors import StorageError, TuneproofError
@@ -149,6 +150,11 @@ def complain(error: TuneproofError) -> int:
     told = _ENDLESS_WORD.sub(lambda word: f"{word[0][:_SHOWN_OF_WORD]}…", str(error))
     print(visible(f"error: {told}"), file=sys.stderr, flush=True)
     return error.exit_code
+
+
+def told_time(moment: datetime) -> str:
+    """Give `2026-11-27 13:05`, in the time of this machine."""
+    return f"{moment.astimezone():%Y-%m-%d %H:%M}"
 
 
 def show_table(

@@ -2,7 +2,8 @@
 
 Prefect would start one itself, but in the process group of the command: Ctrl-C in a terminal ends it first, and the
 command then waits minutes for it. It would also outlive a killed command. This one has a session of its own and ends
-with its command. It starts while the flow is imported, and child processes find it by its address.
+with its command. It starts while Prefect, the flow and what that needs are imported, and child processes find it by
+its address.
 """
 
 from __future__ import annotations
@@ -81,13 +82,21 @@ class TemporaryServer:
 
 def server_for_flows() -> TemporaryServer | None:
     """Start a server that ends with this process; None where the settings name another or forbid to start one."""
-    if not _is_wanted():
+    if os.environ.get("PREFECT_API_URL"):
         return None
-    from prefect.context import refresh_global_settings_context
-
-    from tasks.server.lasting_server import TEMPORARY_ADDRESS
-
+    # Begun before Prefect's settings are read, which takes a second; these seldom name a server.
     server = TemporaryServer()
+    try:
+        from prefect.context import refresh_global_settings_context
+
+        from tasks.server.lasting_server import TEMPORARY_ADDRESS
+
+        if is_server_named() or not _may_be_started():
+            server.stop()
+            return None
+    except BaseException:
+        server.stop()
+        raise
     # Before the services that send logs and events to it: what is registered last comes first at the end.
     atexit.register(server.stop)
     os.environ.update(dict.fromkeys(("PREFECT_API_URL", TEMPORARY_ADDRESS), server.api_url))
@@ -95,12 +104,18 @@ def server_for_flows() -> TemporaryServer | None:
     return server
 
 
-def _is_wanted() -> bool:
-    """A server may be named by a profile or a file too, and Prefect can be told never to start one."""
+def is_server_named() -> bool:
+    """Tell whether the settings name a Prefect server: the environment, a profile or a file."""
     from prefect.settings import get_current_settings
 
-    settings = get_current_settings()
-    return not settings.api.url and settings.server.ephemeral.enabled
+    return bool(get_current_settings().api.url)
+
+
+def _may_be_started() -> bool:
+    """Prefect can be told never to start a server."""
+    from prefect.settings import get_current_settings
+
+    return get_current_settings().server.ephemeral.enabled
 
 
 def _environment() -> dict[str, str]:

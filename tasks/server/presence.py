@@ -9,11 +9,15 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tasks.core.config import Config
 from tasks.core.config.phases import EVALUATION, FINE_TUNING, INFERENCE
 from tasks.core.errors import StorageError
 from tasks.core.storage.store import is_url
+
+if TYPE_CHECKING:
+    from tasks.core.models.trained.discovery import Discovery
 
 _OTHER_PLACE = (
     "set pipeline.models_dir or pipeline.runs_dir to a folder in which you may write, or change its rights"
@@ -73,10 +77,11 @@ def _check_inference(config: Config, *, after_training: bool) -> None:
         check_names(config)
         check_champion(config)
     else:
-        _check_answering_model(config)
+        answering_model(config)
 
 
-def _check_answering_model(config: Config) -> None:
+def answering_model(config: Config) -> Discovery | None:
+    """Find the model that answers, in silence; None where only the network can tell. Raises ModelNotFoundError."""
     from tasks.core.generation.settings import model_run_names
     from tasks.core.models.locating import is_offline
     from tasks.core.models.trained.discovery import find_model
@@ -85,8 +90,8 @@ def _check_answering_model(config: Config) -> None:
     settings = config.inferencer
     is_remote = any(map(is_url, (config.pipeline.models_dir, settings.model or "")))
     if is_remote or (settings.hf_user_id is not None and not is_offline()):
-        return
-    find_model(
+        return None
+    return find_model(
         model=settings.model,
         run_names=model_run_names(settings),
         hf_user_id=settings.hf_user_id,

@@ -524,7 +524,7 @@ def test_a_comparison_reads_the_key_from_its_secret_block(
 ) -> None:
     from prefect.blocks.system import Secret
 
-    from flows.cli.results import compare
+    from flows.cli.commands.compare import compare_named as compare
 
     monkeypatch.setattr(Secret, "load", lambda *_, **__: Secret[str](value="from-the-block"))
     before, after = run_of(tmp_path / "before", 4, 1), run_of(tmp_path / "after", 4, 3)

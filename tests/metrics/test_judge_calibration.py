@@ -321,7 +321,7 @@ def test_labels_that_cannot_be_read_are_told_by_line(tmp_path: Path, line: str, 
 def test_evaluate_ends_with_2_where_no_verdict_came_and_its_files_are_there(
     stub: StubJudge, tmp_path: Path
 ) -> None:
-    from flows.cli.results import compare
+    from flows.cli.commands.compare import compare_named as compare
 
     stub.trouble = lambda call, attempt: call.say("no idea") is None
     a = write_run(tmp_path / "a", [row(i, "x", f"{i}") for i in range(3)])

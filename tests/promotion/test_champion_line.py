@@ -17,8 +17,8 @@ from typing import Any
 
 import pytest
 
-from flows.cli import results
 from flows.cli.commands import main
+from flows.cli.commands.models import list_models
 from tasks.core.config import load_config
 from tasks.core.errors import ModelLoadError, ModelNotFoundError, PromotionError, StorageError
 from tasks.core.evaluation.opponents.run_lookup import find_champion_run
@@ -196,7 +196,7 @@ def test_damage_is_refused_at_each_use_with_what_to_do(
         assert "put" in str(caught.value.next_step) or "check" in str(caught.value.next_step)
     caplog.clear()
     read_leaderboard(tmp_path / "runs", models)
-    results.list_models(config)
+    list_models(config)
     assert "no run is marked as the promoted model's" in caplog.text
     assert "warning: " in capsys.readouterr().out, (
         "models are listed, none as the promoted one, and the damage is told"

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from flows.cli.commands import main
-from flows.cli.results import list_models
+from flows.cli.commands.models import list_models
 from tasks.core.config import load_config, with_overrides
 from tasks.core.errors import ModelLoadError, ModelNotFoundError, PromotionError
 from tasks.core.evaluation.outputs import EvaluationFiles, read_summary

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import App, Parameter
 
 from flows.cli.console import say, show_table
+from flows.cli.options import NO_COMMON, ConfigPath, Settings
+from flows.cli.starting import prepare
 from tasks.core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -14,8 +18,29 @@ if TYPE_CHECKING:
 
 _MOST_SHOWN = 10
 
+judge = App(name="judge", help="Compare the judge model with people.", help_format="plaintext")
 
-def calibrate(labels_path: Path, config: Config, *, metric: str | None, page_path: Path | None) -> None:
+
+@judge.command
+def calibrate(
+    labels: Path,
+    config: ConfigPath = None,
+    /,
+    *,
+    metric: Annotated[str | None, Parameter(help="Judged metric of rows that name none.")] = None,
+    out: Annotated[
+        Path | None, Parameter(help="HTML page to write; LABELS.calibration.html if not given.")
+    ] = None,
+    settings: Settings = None,
+) -> None:
+    """Compare the judge with the labels of people; what it shows is kept, and a gate asks for it.
+
+    LABELS is a file of JSON lines; see docs/judge.md.
+    """
+    calibrate_by(labels, prepare(config, NO_COMMON, settings), metric=metric, page_path=out)
+
+
+def calibrate_by(labels_path: Path, config: Config, *, metric: str | None, page_path: Path | None) -> None:
     """Judge labelled rows, print and write how far judge and people agree, and keep it for the gate."""
     from tasks.core.evaluation.calibrating import calibrate as compare_with_people
     from tasks.core.metrics.judge.calibration import CalibrationBook, standing_of

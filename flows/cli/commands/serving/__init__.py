@@ -1,0 +1,1 @@
+"""The commands about a Prefect server: setup, up and down."""
