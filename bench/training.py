@@ -30,7 +30,8 @@ from tasks.core.models.loading import ModelSpec, load_model_and_tokenizer
 from tasks.core.models.placement import choose_device
 from tasks.core.training.methods.answer_loss import AnswerHead, summed_loss
 from tasks.core.training.methods.batches import Collator, LengthGroupedOrder
-from tasks.core.training.methods.rows import TokenizedRows, read_training_data
+from tasks.core.training.methods.rows import TokenizedRows
+from tasks.core.training.methods.sft import read_training_data
 from tasks.core.training.precision import choose_precision
 
 Step = Callable[[], int]
@@ -126,6 +127,7 @@ def _contender(
         indices = next(batches)
         batch = collator(indices)
         tokens = int(batch.pop("token_count"))
+        del batch["item_count"]
         batch = {name: tensor.to(device) for name, tensor in batch.items()}
         with torch.autocast(torch.device(device).type, torch.bfloat16) if casting else nullcontext():
             if way.answers_only:
@@ -134,7 +136,7 @@ def _contender(
             else:
                 loss = model(
                     input_ids=batch["input_ids"],
-                    labels=batch["labels"],
+                    labels=_labels(batch),
                     attention_mask=_mask(rows, indices, batch["input_ids"]),
                     use_cache=False,
                 ).loss
@@ -154,6 +156,13 @@ def _mask(rows: TokenizedRows, indices: list[int], input_ids: torch.Tensor) -> t
     lengths = torch.tensor([len(rows[index][0]) for index in indices], device=input_ids.device)
     places = torch.arange(input_ids.shape[1], device=input_ids.device)
     return (places[None] < lengths[:, None]).long()
+
+
+def _labels(batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """What the model computes its own loss from: the target at each place, -100 elsewhere."""
+    labels = torch.full_like(batch["input_ids"], -100)
+    labels.view(-1)[batch["positions"] + 1] = batch["targets"]
+    return labels
 
 
 def _batches(way: Way, rows: TokenizedRows, batch_size: int) -> Iterator[list[int]]:

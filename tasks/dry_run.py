@@ -31,7 +31,7 @@ from tasks.core.runs.run_dir import RunDir
 from tasks.core.runs.sync import RunSync
 from tasks.core.storage.store import Store
 from tasks.core.training.job import check_schedule
-from tasks.core.training.methods.rows import read_training_data
+from tasks.core.training.methods.catalogue import method_of
 from tasks.core.training.schedule import schedule_of
 from tasks.evaluator import Evaluator
 from tasks.inferencer import Inferencer
@@ -137,7 +137,7 @@ def _tell_schedule(phase: PlannedPhase, settings: FineTunerConfig, spec: ModelSp
     """What is learnt and in how many updates; the rows are tokenised for it as in training."""
     possible = possible_length(context_length_of(spec), max_sequence_length=settings.max_sequence_length)
     settings = settings.model_copy(update={"max_sequence_length": possible, "validation_data_id": None})
-    data = read_training_data(settings, load_tokenizer(spec))
+    data = method_of(settings).read(settings, load_tokenizer(spec))
     schedule = schedule_of(settings, data.train.rows)
     phase.tell("learnt tokens", f"{schedule.learnt_tokens:,} of {data.train.rows.token_count:,}")
     phase.tell("updates", schedule.described)

@@ -18,7 +18,7 @@ from tasks.core.models.locating import locate
 from tasks.core.prompts.chat_template import set_template
 from tasks.core.prompts.preview import Preview, inference_rows, template_facts, training_rows
 from tasks.core.prompts.tokens import PromptBuilder
-from tasks.core.training.methods.rows import read_training_data
+from tasks.core.training.methods.catalogue import method_of
 from tasks.inferencer import Inferencer
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ def _preview_inference(config: Config, rows: int, *, after_training: bool) -> Pr
 def _take_trained_template(tokenizer: PreTrainedTokenizerBase, settings: FineTunerConfig) -> None:
     """Give the tokenizer the template that the trained model will ask with, as its first rows decide."""
     first = min(settings.max_rows or _ROWS_THAT_DECIDE, _ROWS_THAT_DECIDE)
-    data = read_training_data(
+    data = method_of(settings).read(
         settings.model_copy(update={"max_rows": first, "validation_data_id": None}), tokenizer
     )
     if data.template.source is not None:

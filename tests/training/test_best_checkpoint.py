@@ -120,7 +120,7 @@ def test_the_published_weights_have_the_best_validation_loss(
     undisturbed: TrainedModel, settings: dict[str, Any]
 ) -> None:
     from tasks.core.models.loading import ModelSpec, load_model_and_tokenizer
-    from tasks.core.training.methods.rows import read_training_data
+    from tasks.core.training.methods.sft import read_training_data
     from tests.training.test_training import own_loss
 
     loaded = load_model_and_tokenizer(ModelSpec(str(undisturbed.model_dir), device="cpu"))

@@ -366,7 +366,7 @@ def test_the_finished_directory_is_a_complete_model_that_loads(trained: Any, tin
 def test_the_manifests_best_validation_loss_is_that_of_the_published_model(
     trained: Any, validation_path: Path
 ) -> None:
-    from tasks.core.training.methods.rows import read_training_data
+    from tasks.core.training.methods.sft import read_training_data
 
     result, config, _ = trained
     loaded = load_model_and_tokenizer(ModelSpec(str(result.model_dir), device="cpu"))
@@ -488,7 +488,7 @@ def test_an_adapter_whose_base_exists_nowhere_else_is_published_as_a_full_model(
     result = run(settings, tmp_path, **changes, **validation)
     assert result.manifest.kind == "full"
     loaded = load_model_and_tokenizer(ModelSpec(str(result.model_dir), device="cpu"))
-    from tasks.core.training.methods.rows import read_training_data
+    from tasks.core.training.methods.sft import read_training_data
 
     data = read_training_data(FineTunerConfig(**settings), loaded.tokenizer)
     with torch.no_grad():

@@ -16,7 +16,7 @@ from tasks.core.config import FineTunerConfig
 from tasks.core.errors import ConfigError
 from tasks.core.models.loading import ModelSpec, load_model_and_tokenizer
 from tasks.core.training.identity import TrainingIdentity
-from tasks.core.training.methods.rows import read_training_data
+from tasks.core.training.methods.sft import read_training_data
 from tasks.core.training.run import TrainedModel, train
 from tests.training.test_training import own_loss
 

@@ -411,6 +411,11 @@ class FineTunerConfig(RunNaming, ModelLoading, ChatTemplateSettings, ColumnNames
         description="Processes that prepare a dataset of the Hub; none = one. Files are always read by one.",
     )
 
+    training_method: NonEmpty = setting(
+        "sft",
+        weights(came_later=True),
+        description='How the rows are learnt from: "sft" = supervised fine-tuning on their answers.',
+    )
     full_finetuning: bool = setting(
         False, WEIGHTS, description="Train all weights instead of a LoRA adapter."
     )

@@ -14,6 +14,8 @@ from tasks.core.errors import ConfigError
 from tasks.core.models.specs import ModelSpec
 from tasks.core.records import LossPoint, ModelIdentity
 from tasks.core.training.adapting import changes_base
+from tasks.core.training.methods.base import TrainingMethod
+from tasks.core.training.methods.catalogue import method_of
 from tasks.core.training.methods.rows import TrainingData
 from tasks.core.training.precision import Precision
 from tasks.core.training.progress import TrainingProgress
@@ -51,6 +53,11 @@ class Job:
     precision: Precision
     device: str
     on_progress: Callable[[TrainingProgress], None] | None
+
+    @property
+    def method(self) -> TrainingMethod:
+        """How the rows are learnt from."""
+        return method_of(self.config)
 
     @property
     def publishes_full_model(self) -> bool:
@@ -103,6 +110,7 @@ class Fitted:
 
 def check_schedule(config: FineTunerConfig) -> None:
     """Raise ConfigError for settings that need another one or a package; warn of those that will disappoint."""
+    method_of(config)
     if config.lr_scheduler_type == "reduce_lr_on_plateau" and config.validation_data_id is None:
         raise ConfigError(
             'fine_tuner.lr_scheduler_type "reduce_lr_on_plateau" watches the validation loss, and there is no '

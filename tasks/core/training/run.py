@@ -97,7 +97,7 @@ def _prepare(
     from tasks.core.models.loading import ModelSpec, identify, load_tokenizer
     from tasks.core.models.placement import choose_device
     from tasks.core.training.job import Job
-    from tasks.core.training.methods.rows import read_training_data
+    from tasks.core.training.methods.catalogue import method_of
     from tasks.core.training.precision import choose_precision
     from tasks.core.training.schedule import schedule_of
 
@@ -112,7 +112,7 @@ def _prepare(
     precision = choose_precision(config, base.dtype, device)
     possible = possible_length(context_length_of(spec), max_sequence_length=config.max_sequence_length)
     config = config.model_copy(update={"max_sequence_length": possible})
-    data = read_training_data(config, load_tokenizer(spec))
+    data = method_of(config).read(config, load_tokenizer(spec))
     identity = TrainingIdentity.of(config, base, data, precision.compute)
     schedule = schedule_of(config, data.train.rows)
     spec = replace(spec, dtype=precision.weights)

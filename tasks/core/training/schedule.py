@@ -29,7 +29,7 @@ _WITHOUT_WARMUP = ("constant", "reduce_lr_on_plateau")
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """What a training will do. `sequences` are rows, or what packing makes of them; `in_update` counts those."""
+    """What a training will do. `sequences` are rows, or what the method makes of them; `in_update` counts those."""
 
     rows: int
     sequences: int
@@ -42,9 +42,9 @@ class Schedule:
     @property
     def described(self) -> str:
         """`39 (8 rows each, 3 epochs; warm-up in the first 5)`."""
-        packed = "rows" if self.sequences == self.rows else f"of {self.sequences:,} packed sequences"
+        counted = "rows" if self.sequences == self.rows else f"of {self.sequences:,} sequences"
         warmup = f"; warm-up in the first {self.warmup_updates}" if self.warmup_updates else ""
-        return f"{self.updates:,} ({self.in_update} {packed} each, {self.epochs:g} epochs{warmup})"
+        return f"{self.updates:,} ({self.in_update} {counted} each, {self.epochs:g} epochs{warmup})"
 
     @property
     def warning(self) -> str | None:
@@ -60,7 +60,7 @@ class Schedule:
 
 def schedule_of(config: FineTunerConfig, rows: TokenizedRows) -> Schedule:
     """The updates of a training on these rows. Raises TrainingError when no token of them is learnt."""
-    from tasks.core.training.methods.packing import pack
+    from tasks.core.training.methods.catalogue import method_of
 
     learnt = rows.target_count
     if learnt == 0:
@@ -68,7 +68,8 @@ def schedule_of(config: FineTunerConfig, rows: TokenizedRows) -> Schedule:
             f"none of the {rows.token_count:,} tokens of {len(rows)} rows is learnt: there is no answer in them",
             "check ground_truth_column, question_part and answer_part, or set train_on_responses_only = false",
         )
-    sequences = len(pack(rows.lengths, config.max_sequence_length)) if config.packing else len(rows)
+    grouped = method_of(config).sequences(rows, config)
+    sequences = len(rows if grouped is None else grouped)
     in_update = config.device_train_batch_size * config.grad_accumulation
     updates = math.ceil(config.epochs * math.ceil(sequences / in_update))
     return Schedule(

@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tasks.core.config import FineTunerConfig
 from tasks.core.data.preflight import check_disk_space
 from tasks.core.errors import TrainingError
 from tasks.core.memory.device_memory import is_out_of_memory
@@ -20,7 +19,7 @@ from tasks.core.records import LossPoint
 from tasks.core.training import checkpoints
 from tasks.core.training.adapting import choose_attention, make_trainable, moves_base
 from tasks.core.training.job import BatchPlan, Fitted, Job
-from tasks.core.training.methods.packing import check_packing, pack
+from tasks.core.training.methods.base import Batches
 from tasks.core.training.methods.rows import RowSet
 from tasks.core.training.progress import TrainingMeter
 from tasks.core.training.validation import Validated, best_validation, is_exhausted, untrained_loss
@@ -29,7 +28,7 @@ from tasks.core.training.weights import checksums, save_weights, trained_weights
 if TYPE_CHECKING:
     from transformers import TrainingArguments
 
-    from tasks.core.training.trainer import AnswerTrainer, Batches
+    from tasks.core.training.trainer import AnswerTrainer
 
 logger = logging.getLogger(__name__)
 
@@ -45,13 +44,12 @@ def fit_once(job: Job, checkpoints_dir: Path, plan: BatchPlan) -> Fitted:
     with _quiet_libraries():
         loaded = load_model_and_tokenizer(job.spec)
         set_seed(job.config.seed)  # the adapter's first weights are random
-        train = _batches(job.data.train, job.config, pad_token_id := int(loaded.tokenizer.pad_token_id))
+        train = _batches(job.data.train, job, pad_token_id := int(loaded.tokenizer.pad_token_id))
         choose_attention(loaded.model, train.lengths)
         model = make_trainable(loaded.model, job.config, job.base)
         warn_of_unseen_markers(model, loaded.tokenizer)
         _check_disk(model, job, checkpoints_dir)
-        if job.config.packing:
-            check_packing(model)
+        job.method.check_model(model, job.config)
         arguments = partial(_arguments, job, plan, checkpoints_dir)
         initial_adapter_dir = _keep_initial_adapter(model, job, checkpoints_dir)
         untrained = checksums(model)
@@ -88,7 +86,8 @@ def _build_trainer(
             model,
             arguments(),
             train=train,
-            validation=None if validation is None else _batches(validation, config, pad_token_id),
+            validation=None if validation is None else _batches(validation, job, pad_token_id),
+            loss=job.method.loss(model),
             meter=meter,
             keep_checkpoints=config.save_total_limit,
         )
@@ -106,14 +105,11 @@ def _build_trainer(
     return trainer
 
 
-def _batches(rows: RowSet, config: FineTunerConfig, pad_token_id: int) -> Batches:
-    from tasks.core.training.methods.batches import Collator
-    from tasks.core.training.trainer import Batches
-
-    sequences = pack(rows.rows.lengths, config.max_sequence_length) if config.packing else None
+def _batches(rows: RowSet, job: Job, pad_token_id: int) -> Batches:
+    sequences = job.method.sequences(rows.rows, job.config)
     if sequences is not None:
-        logger.info("%d rows of %s packed into %d sequences", len(rows.rows), rows.data_id, len(sequences))
-    return Batches(rows.rows, sequences, Collator(rows.rows, sequences, pad_token_id))
+        logger.info("%d rows of %s stand in %d sequences", len(rows.rows), rows.data_id, len(sequences))
+    return Batches(rows.rows, sequences, job.method.collator(rows.rows, sequences, pad_token_id))
 
 
 def _arguments(job: Job, plan: BatchPlan, checkpoints_dir: Path) -> TrainingArguments:

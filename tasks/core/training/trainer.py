@@ -8,8 +8,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,9 +18,8 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from tasks.core.errors import TrainingError
 from tasks.core.interruption import raise_if_interrupted
 from tasks.core.training import checkpoints
-from tasks.core.training.methods.answer_loss import AnswerHead, summed_loss
-from tasks.core.training.methods.batches import Collator, LengthGroupedOrder, Sequences
-from tasks.core.training.methods.rows import TokenizedRows
+from tasks.core.training.methods.base import Batch, Batches, BatchLoss
+from tasks.core.training.methods.batches import LengthGroupedOrder
 from tasks.core.training.progress import TrainingMeter
 from tasks.core.training.schedule import from_above_zero
 from tasks.core.training.validation import best_validation, is_exhausted
@@ -32,23 +30,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Batches:
-    """Rows, how they are grouped into sequences (None: one row each), and the collator that pads them."""
-
-    rows: TokenizedRows
-    sequences: Sequences | None
-    collator: Collator
-
-    @property
-    def lengths(self) -> list[int]:
-        """Tokens of each sequence."""
-        lengths = self.rows.lengths
-        if self.sequences is None:
-            return lengths
-        return [sum(lengths[row] for row in rows) for rows in self.sequences]
 
 
 class Indices(torch.utils.data.Dataset[int]):
@@ -65,7 +46,7 @@ class Indices(torch.utils.data.Dataset[int]):
 
 
 class AnswerTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped here
-    """Trains on `train` and measures the loss of `validation`; both are means per learnt token."""
+    """Trains on `train` and measures the loss of `validation`; both are means per item of the method's batches."""
 
     def __init__(
         self,
@@ -74,6 +55,7 @@ class AnswerTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped h
         *,
         train: Batches,
         validation: Batches | None,
+        loss: BatchLoss,
         meter: TrainingMeter,
         keep_checkpoints: int,
     ) -> None:
@@ -90,9 +72,9 @@ class AnswerTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped h
             train_dataset=Indices(len(train.lengths)),
             eval_dataset=None if validation is None else Indices(len(validation.lengths)),
         )
-        # The loss below is divided by the targets of the whole optimizer step, however it is cut in pieces.
+        # The loss below is divided by the items of the whole optimizer step, however it is cut in pieces.
         self.model_accepts_loss_kwargs = True
-        self._head = AnswerHead(model)
+        self._loss = loss
 
     @property
     def seconds(self) -> float:
@@ -110,25 +92,28 @@ class AnswerTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped h
             from_above_zero(scheduler, self.args.get_warmup_steps(num_training_steps))
         return self.lr_scheduler
 
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Batch], num_batches: int, device: torch.device
+    ) -> tuple[list[Batch], torch.Tensor]:
+        """The pieces of the next optimizer step and how many items they have."""
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        return batches, torch.tensor(sum(batch["item_count"] for batch in batches), device=device)
+
     def compute_loss(
         self,
         model: torch.nn.Module,
-        inputs: dict[str, torch.Tensor],
+        inputs: Batch,
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor:
-        """Mean loss per learnt token; in training, this piece's share of the optimizer step's mean."""
-        logits = self._head.logits_at(
-            model, inputs["input_ids"], inputs["positions"], inputs.get("position_ids")
-        )
-        targets = inputs["targets"]
-        loss = summed_loss(logits, targets)
-        return loss / (len(targets) if num_items_in_batch is None else num_items_in_batch)
+        """Mean loss per item; in training, this piece's share of the optimizer step's mean."""
+        loss = self._loss(model, inputs)
+        return loss / (inputs["item_count"] if num_items_in_batch is None else num_items_in_batch)
 
     def training_step(
         self,
         model: torch.nn.Module,
-        inputs: dict[str, torch.Tensor],
+        inputs: Batch,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor:
         """One forward and backward pass; adds up the loss of the optimizer step and its tokens."""
@@ -142,25 +127,24 @@ class AnswerTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped h
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
-        """Mean loss per learnt token of the validation rows, whatever the batch size. Uses no random numbers."""
+        """Mean loss per item of the validation rows, whatever the batch size. Uses no random numbers."""
         assert self._validation is not None
         batches, model = self._validation, self.model_wrapped
         was_training = model.training
         model.eval()
-        loss, targets = 0.0, 0
+        loss, items = 0.0, 0
         with torch.no_grad():
             for indices in _by_length(batches.lengths, self.args.eval_batch_size):
                 inputs = self._prepare_inputs(batches.collator(indices))
-                count = len(inputs["targets"])
                 loss += float(self.compute_loss(model, inputs, num_items_in_batch=1))
-                targets += count
+                items += inputs["item_count"]
         model.train(was_training)
         if not math.isfinite(loss):
             raise TrainingError(
-                f"the validation loss is {loss / targets} after {self.state.global_step} updates",
+                f"the validation loss is {loss / items} after {self.state.global_step} updates",
                 'lower fine_tuner.learning_rate; if dtype is "float16", take "bfloat16" or "float32"',
             )
-        metrics = {f"{metric_key_prefix}_loss": loss / targets}
+        metrics = {f"{metric_key_prefix}_loss": loss / items}
         self._meter.note_validation(metrics[f"{metric_key_prefix}_loss"])
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)

@@ -7,13 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from tasks.core.training.methods.rows import IGNORED_LABEL, TokenizedRows
+from tasks.core.training.methods.rows import IGNORED_LABEL, Sequences, TokenizedRows
 
 _GROUPED_BATCHES = 50  # rows of so many batches are sorted together: little padding, still a mixed order
 _PADDED_MULTIPLE = 8
-
-# One sequence is one row, or several when rows are packed.
-Sequences = Sequence[Sequence[int]]
 
 
 class LengthGroupedOrder:
@@ -64,8 +61,8 @@ class Collator:
     """Pads sequences on the right and says where the loss is taken.
 
     Right padding needs no attention mask under causal attention, which keeps the fast kernels. A batch holds
-    `input_ids` [rows, length], `labels` likewise, `positions` [targets] into the flattened rows where a target
-    is predicted, `targets` [targets], `position_ids` when rows are packed, and `token_count` without padding.
+    `input_ids` [rows, length], `positions` [targets] into the flattened rows where a target is predicted, `targets`
+    [targets], `position_ids` when rows are packed, `item_count` (the targets), and `token_count` without padding.
     """
 
     def __init__(self, rows: TokenizedRows, sequences: Sequences | None, pad_token_id: int) -> None:
@@ -95,9 +92,9 @@ class Collator:
             places[line, at:] = np.arange(length - at)  # padding is a row of its own
         targeted = np.flatnonzero(labels != IGNORED_LABEL)
         batch: dict[str, Any] = {
+            "item_count": len(targeted),
             "token_count": sum(len(self._rows[row][0]) for rows in sequences for row in rows),
             "input_ids": torch.from_numpy(ids),
-            "labels": torch.from_numpy(labels),
             "positions": torch.from_numpy(targeted - 1),  # never a row's start: its label is always -100
             "targets": torch.from_numpy(labels.reshape(-1)[targeted]),
         }

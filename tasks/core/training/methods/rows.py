@@ -2,33 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
-import logging
 from array import array
-from collections.abc import Iterable
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks.core.data.columns import ColumnMapping, examples
-from tasks.core.data.sources import DataId, described_data, training_rows, validation_rows
-from tasks.core.errors import DataError
-from tasks.core.prompts.tokens import PromptBuilder, TrainingRow
-
-if TYPE_CHECKING:
-    from datasets import Dataset
-    from transformers import PreTrainedTokenizerBase
-
-    from tasks.core.config import FineTunerConfig
-
-logger = logging.getLogger(__name__)
-
 IGNORED_LABEL = -100
-_REASONS_SHOWN = 3
 
 Tokens = NDArray[np.int32]
+# Rows that one forward pass keeps together: packed ones, or the two answers of a pair.
+Sequences = Sequence[Sequence[int]]
 
 
 class TokenizedRows:
@@ -125,153 +111,3 @@ class TrainingData:
     validation: RowSet | None
     chat_template_sha256: str
     template: TrainedTemplate
-
-
-def read_training_data(config: FineTunerConfig, tokenizer: PreTrainedTokenizerBase) -> TrainingData:
-    """Read and tokenise the training rows and, where set, the validation rows.
-
-    A row that cannot be learnt from is left out, counted and reported. Raises DataError when a dataset or
-    column is missing, or no row is left.
-    """
-    builder = PromptBuilder(
-        tokenizer,
-        max_sequence_length=config.max_sequence_length,
-        long_prompts=config.long_prompts,
-        train_on_responses_only=config.train_on_responses_only,
-        question_part=config.question_part,
-        answer_part=config.answer_part,
-        chat_template_kwargs=config.chat_template_kwargs,
-    )
-    train = _read(config, builder, training_rows(config), config.required_training_data_id)
-    validation, validation_id = None, config.validation_data_id
-    if validation_id is not None:
-        validation = _read(config, builder, validation_rows(config, validation_id), validation_id)
-    template = trained_template(builder, train)
-    return TrainingData(train, validation, template.sha256, template)
-
-
-def trained_template(builder: PromptBuilder, rows: RowSet) -> TrainedTemplate:
-    """Choose what the trained model's prompts do with thoughts, as most of its rows have it; the log says so."""
-    thinking, own = builder.thinking, builder.template
-    with_thoughts, without = rows.thinking_count, len(rows.rows) - rows.thinking_count
-    closes = thinking.may_think and without > with_thoughts
-    chosen = (thinking.closed if closes else own).keeping_variables()
-    thoughts: Literal["open", "closed"] | None = None
-    if closes or thinking.is_closed:
-        thoughts = "closed"
-    elif thinking.may_think or with_thoughts:
-        thoughts = "open"
-    if thoughts is not None:
-        logger.info(
-            "thoughts: %d rows of %s are learnt with them, %d without, behind a prompt that asks for none; "
-            "the trained model is asked %s",
-            *(with_thoughts, rows.data_id, without),
-            "to think" if thoughts == "open" else "for answers without thoughts",
-        )
-    kept = own.is_plain or chosen.source == own.source
-    source = None if kept else chosen.source
-    writes_more = own.answer_tail.strip() != (own.turn_end or "")
-    return TrainedTemplate(source, chosen.sha256, thoughts, own.turn_end, writes_more)
-
-
-def _read(config: FineTunerConfig, builder: PromptBuilder, dataset: Dataset, data_id: DataId) -> RowSet:
-    mapping = ColumnMapping.of(config.model_dump())
-    count = _Count()
-    rows = TokenizedRows(
-        (row.input_ids, row.labels)
-        for row in builder.training_rows(examples(dataset, mapping))
-        if count.takes(row)
-    )
-    described = described_data(data_id)
-    count.report(described, len(rows))
-    return RowSet(
-        described,
-        rows,
-        count.sha256,
-        count.dataset_sha256,
-        count.skipped,
-        count.truncated,
-        count.earlier,
-        count.thinking,
-        count.unlearnt,
-    )
-
-
-def _fingerprint(ids: Iterable[str]) -> str:
-    return hashlib.sha256("\n".join(ids).encode()).hexdigest()
-
-
-@dataclass(slots=True)
-class _Count:
-    """Counts rows as they pass, keeps the first reasons and fingerprints what is learnt."""
-
-    skipped: int = 0
-    truncated: int = 0
-    earlier: int = 0
-    thinking: int = 0
-    unlearnt: int = 0
-    reasons: list[str] = field(default_factory=list)
-    ids: list[str] = field(default_factory=list)
-    skipped_ids: dict[int, str] = field(default_factory=dict)  # by place in the dataset
-
-    @property
-    def sha256(self) -> str:
-        """Fingerprint (hex) of the rows that are learnt, in order; ids carry the content."""
-        return _fingerprint(self.ids)
-
-    @property
-    def dataset_sha256(self) -> str:
-        """Fingerprint (hex) of all rows of the dataset, in order."""
-        learnt, places = iter(self.ids), range(len(self.ids) + len(self.skipped_ids))
-        return _fingerprint(self.skipped_ids[at] if at in self.skipped_ids else next(learnt) for at in places)
-
-    def takes(self, row: TrainingRow) -> bool:
-        problem = row.problem
-        if problem is None and all(label == IGNORED_LABEL for label in row.labels[1:]):
-            problem = "nothing of the answer is left to learn"
-        if problem is not None:
-            self.unlearnt += row.is_earlier
-            if not row.is_earlier:
-                self.skipped_ids[len(self.ids) + self.skipped] = row.id
-                self.skipped += 1
-            if len(self.reasons) < _REASONS_SHOWN and not row.is_earlier:
-                self.reasons.append(f"{row.id}: {problem}")
-            return False
-        self.truncated += row.truncated_tokens > 0
-        self.earlier += row.is_earlier
-        self.thinking += row.has_thoughts
-        self.unlearnt += row.lost_answers
-        if not row.is_earlier:
-            self.ids.append(row.id)
-        return True
-
-    def report(self, data_id: str, usable: int) -> None:
-        """Log what was left out or cut; DataError when nothing is left."""
-        listed = "".join(f"\n    row {reason}" for reason in self.reasons)
-        if usable == 0:
-            raise DataError(
-                f"no row of {data_id} can be learnt from; the first of {self.skipped}:{listed}",
-                "correct the data, or set question_column and ground_truth_column to the right columns",
-            )
-        if self.skipped:
-            logger.warning(
-                "%d of %d rows of %s are left out; the first reasons:%s",
-                *(self.skipped, self.skipped + usable, data_id, listed),
-            )
-        if self.truncated:
-            logger.warning(
-                "%d of %d rows of %s are longer than max_sequence_length; text was cut from their left",
-                *(self.truncated, usable, data_id),
-            )
-        if self.earlier:
-            logger.info(
-                "%d earlier answers in conversations of %s are learnt as rows of their own, "
-                "each behind the prompt that asks for it",
-                *(self.earlier, data_id),
-            )
-        if self.unlearnt:
-            logger.warning(
-                "%d earlier answers in conversations of %s are not learnt: with their prompts they are longer than "
-                "max_sequence_length",
-                *(self.unlearnt, data_id),
-            )
