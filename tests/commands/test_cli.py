@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from flows.cli.options import split_settings
 from tasks.core.errors import ConfigError
+from tests.making.warm_python import run_python
 
 ROOT = Path(__file__).resolve().parents[2]
 HEAVY = {"torch", "transformers", "datasets", "prefect", "peft", "pandas", "scipy"}
@@ -35,14 +36,7 @@ def environment(folder: Path, **more: str) -> dict[str, str]:
 
 def tuneproof(folder: Path, *tokens: str, **more: str) -> subprocess.CompletedProcess[str]:
     """Run a command to its end in `folder`."""
-    return subprocess.run(
-        [sys.executable, "-m", "flows.cli", *tokens],
-        cwd=folder,
-        env=environment(folder, **more),
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    return run_python(["-m", "flows.cli", *tokens], cwd=folder, env=environment(folder, **more))
 
 
 @pytest.fixture
@@ -175,13 +169,7 @@ def test_the_hub_key_reaches_the_environment_and_no_output(folder: Path) -> None
         "print('code', main(sys.argv[1:])); print('set' if os.environ['HF_TOKEN'] == key else 'not set')"
     )
     tokens = ["infer", "--hf-key", key, "--dry-run", "--inferencer.model", "nowhere"]
-    done = subprocess.run(
-        [sys.executable, "-c", code, *tokens],
-        cwd=folder,
-        env=environment(folder, HF_TOKEN="before"),
-        capture_output=True,
-        text=True,
-    )
+    done = run_python(["-c", code, *tokens], cwd=folder, env=environment(folder, HF_TOKEN="before"))
     assert done.stdout.endswith("code 2\nset\n")
     assert "nowhere" in done.stderr
     assert key not in done.stdout + done.stderr

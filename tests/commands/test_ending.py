@@ -45,7 +45,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
     begun: list[Terminal] = []
 
     def begin(*arguments: str, cwd: Path = tmp_path, **more: str) -> Terminal:
-        begun.append(Terminal([sys.executable, *arguments], cwd, environment(tmp_path, **more)))
+        begun.append(Terminal(arguments, cwd, environment(tmp_path, **more)))
         return begun[-1]
 
     yield begin

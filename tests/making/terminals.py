@@ -1,9 +1,8 @@
-"""A command in a terminal of its own, as a person has it: Ctrl-C reaches its whole process group."""
+"""A Python program in a terminal of its own, as a person has it: Ctrl-C reaches its whole process group."""
 
 from __future__ import annotations
 
 import os
-import pty
 import select
 import signal
 import time
@@ -13,6 +12,8 @@ from pathlib import Path
 
 import psutil
 
+from tests.making.warm_python import start_in_terminal
+
 CTRL_C = b"\x03"
 _MARK = "COMMAND_IN_TERMINAL"
 
@@ -20,15 +21,16 @@ _MARK = "COMMAND_IN_TERMINAL"
 class Terminal:
     """Runs a command in a pseudo-terminal; knows every process that came of it, whatever its session."""
 
-    def __init__(self, command: Sequence[str], folder: Path, environment: dict[str, str]) -> None:
+    def __init__(self, arguments: Sequence[str], folder: Path, environment: dict[str, str]) -> None:
         self.output = ""
-        self.exit_code: int | None = None
         self._mark = uuid.uuid4().hex
-        self._environment = {**environment, _MARK: self._mark}
-        self.process_id, self._descriptor = pty.fork()
-        if self.process_id == 0:
-            os.chdir(folder)
-            os.execve(command[0], list(command), self._environment)
+        marked = {**environment, _MARK: self._mark}
+        self._program, self._descriptor = start_in_terminal(arguments, env=marked, cwd=folder)
+        self.process_id = self._program.pid
+
+    @property
+    def exit_code(self) -> int | None:
+        return self._program.poll()
 
     def press_ctrl_c(self) -> None:
         os.write(self._descriptor, CTRL_C)
@@ -41,8 +43,9 @@ class Terminal:
         found = []
         for process in psutil.process_iter():
             try:
-                living = process.status() != psutil.STATUS_ZOMBIE
-                if living and process.environ().get(_MARK) == self._mark:
+                # The command itself is forked: its environment is not to be seen from outside.
+                ours = process.pid == self.process_id or process.environ().get(_MARK) == self._mark
+                if ours and process.status() != psutil.STATUS_ZOMBIE:
                     found.append(" ".join(process.cmdline()))
             except psutil.Error:
                 continue
@@ -66,10 +69,6 @@ class Terminal:
         return took
 
     def _has_ended(self) -> bool:
-        if self.exit_code is None:
-            found, status = os.waitpid(self.process_id, os.WNOHANG)
-            if found:
-                self.exit_code = os.waitstatus_to_exitcode(status)
         return self.exit_code is not None
 
     def _read(self) -> None:
@@ -82,6 +81,5 @@ class Terminal:
     def close(self) -> None:
         """End whatever is left."""
         os.close(self._descriptor)
-        if not self._has_ended():
-            os.kill(self.process_id, signal.SIGKILL)
-            os.waitpid(self.process_id, 0)
+        self._program.kill()
+        self._program.wait()

@@ -1,0 +1,154 @@
+"""Python programs in processes of their own that begin with torch, transformers and Prefect loaded.
+
+A new interpreter takes seconds to import them. These are forked from one that has done so, one a test process. They
+have their own process id, folder, environment, streams and signals, import this project anew, and end as any other.
+A test of what is imported, or of the start itself, starts `sys.executable`.
+"""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import json
+import os
+import pty
+import select
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import IO
+
+SERVER_PATH = Path(__file__).with_name("warm_server.py")
+_ASKING = threading.Lock()
+
+
+class WarmPython:
+    """A running program; `pid`, `poll`, `wait`, `send_signal` and `returncode` are those of `subprocess.Popen`."""
+
+    def __init__(
+        self,
+        arguments: Sequence[str],
+        *,
+        env: Mapping[str, str],
+        cwd: Path | str | None = None,
+        streams: tuple[int, int, int],
+        new_session: bool = False,
+        terminal: bool = False,
+    ) -> None:
+        """Start `python ARGUMENTS`: -m MODULE, -c CODE or a file; `terminal` makes the streams its terminal."""
+        self.args = [sys.executable, *arguments]
+        self.returncode: int | None = None
+        request = {
+            "arguments": list(arguments), "cwd": str(cwd or Path.cwd()), "environment": dict(env),
+            "new_session": new_session, "terminal": terminal,
+        }  # fmt: skip
+        reader, writer = os.pipe()
+        self._told: IO[bytes] = os.fdopen(reader, "rb", buffering=0)
+        with _ASKING:
+            socket.send_fds(_server()[0], [json.dumps(request).encode()], [*streams, writer])
+        os.close(writer)
+        self.pid = int(self._told_number())
+
+    def poll(self) -> int | None:
+        return self._wait(0)
+
+    def wait(self, timeout: float | None = None) -> int:
+        code = self._wait(timeout)
+        if code is None:
+            raise subprocess.TimeoutExpired(self.args, timeout or 0)
+        return code
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def terminate(self) -> None:
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+    def _wait(self, timeout: float | None) -> int | None:
+        if self.returncode is None and select.select([self._told], [], [], timeout)[0]:
+            self.returncode = self._told_number()
+            self._told.close()
+        return self.returncode
+
+    def _told_number(self) -> int:
+        line = bytearray()
+        while (byte := self._told.read(1)) not in (b"\n", b""):
+            line += byte
+        if not line:
+            _, log = _server()
+            log.seek(0)
+            raise RuntimeError(f"the process that forks programs has ended: {log.read().decode()}")
+        return int(line)
+
+
+def run_python(
+    arguments: Sequence[str],
+    *,
+    env: Mapping[str, str] | None = None,
+    cwd: Path | str | None = None,
+    timeout: float = 300,
+    check: bool = False,
+) -> subprocess.CompletedProcess[str]:
+    """Run `python ARGUMENTS` to its end, as `subprocess.run` with captured text and no input does."""
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err, Path(os.devnull).open() as nothing:
+        streams = (nothing.fileno(), out.fileno(), err.fileno())
+        program = WarmPython(arguments, env=os.environ if env is None else env, cwd=cwd, streams=streams)
+        try:
+            code = program.wait(timeout)
+        except BaseException:
+            program.kill()
+            raise
+        told = []
+        for stream in (out, err):
+            stream.seek(0)
+            told.append(stream.read().decode().replace("\r\n", "\n"))
+    done = subprocess.CompletedProcess(program.args, code, *told)
+    if check:
+        done.check_returncode()
+    return done
+
+
+def start_in_terminal(
+    arguments: Sequence[str], *, env: Mapping[str, str], cwd: Path | str
+) -> tuple[WarmPython, int]:
+    """Start `python ARGUMENTS` in a pseudo-terminal; give it and the terminal's descriptor."""
+    terminal, inside = pty.openpty()
+    try:
+        return WarmPython(arguments, env=env, cwd=cwd, streams=(inside,) * 3, terminal=True), terminal
+    finally:
+        os.close(inside)
+
+
+@functools.cache
+def _server() -> tuple[socket.socket, IO[bytes]]:
+    """Start the process that forks programs, on first use; it ends with this one."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+    log = tempfile.TemporaryFile()  # noqa: SIM115
+    home = tempfile.TemporaryDirectory(prefix="warm-python-")
+    kept = {
+        name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "PYTHONPATH"))
+    }
+    process = subprocess.Popen(
+        [sys.executable, str(SERVER_PATH), str(theirs.fileno())],
+        env={**kept, "PREFECT_HOME": home.name}, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL,
+        stdout=log, stderr=log, start_new_session=True,
+    )  # fmt: skip
+    theirs.close()
+
+    def end() -> None:
+        ours.close()
+        process.wait()
+        home.cleanup()
+
+    atexit.register(end)
+    return ours, log
