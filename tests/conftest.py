@@ -23,6 +23,13 @@ os.environ.setdefault("OMP_NUM_THREADS", str(THREADS))
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import pytest  # noqa: E402
+from hypothesis import HealthCheck, settings  # noqa: E402
+
+# A busy machine is no fault, and what fails fails for everyone.
+settings.register_profile(
+    "everywhere", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True
+)
+settings.load_profile("everywhere")
 
 if TYPE_CHECKING:
     from tasks.core.models.loading import LoadedModel

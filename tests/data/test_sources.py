@@ -98,7 +98,7 @@ json_values = st.recursive(
 )
 
 
-@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(
     rows=st.lists(
         st.fixed_dictionaries({"question": json_values, "answer": json_values}), min_size=1, max_size=8
