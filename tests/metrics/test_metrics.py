@@ -21,7 +21,7 @@ from rouge_score.rouge_scorer import RougeScorer
 from tasks.core.errors import EvaluationError
 from tasks.core.evaluation.scoring import ScoreTable, score_predictions
 from tasks.core.metrics.catalogue import available, reported, resolve
-from tasks.core.metrics.ngram_counts import common_subsequence_length, count_ngrams
+from tasks.core.metrics.ngrams import common_subsequence_length, count_ngrams
 from tasks.core.metrics.overlap_metrics import exact_match, squad_exact_match, token_f1
 from tasks.core.metrics.overlap_metrics import squad_f1 as our_squad_f1
 from tasks.core.records import Prediction, PredictionMetadata

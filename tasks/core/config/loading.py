@@ -295,12 +295,7 @@ def _read_text_value(text: str, setting: Setting) -> Any:
     ):
         return text
     if text.startswith(("[", "{")):
-        for read in (json.loads, _read_toml):
-            try:
-                return read(text)
-            except ValueError:
-                continue
-        return text
+        return _read_entry(text)
     if not wants_list or _takes_any_text(annotation):  # a name may hold a comma
         return text
     return [part.strip() for part in text.split(",") if part.strip()]

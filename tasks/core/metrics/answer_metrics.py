@@ -15,7 +15,7 @@ import numpy as np
 from tasks.core.data.normalising import contains_words
 from tasks.core.errors import EvaluationError
 from tasks.core.metrics.gsm8k import gsm8k_match
-from tasks.core.metrics.metric import NO_REFERENCE, BatchScores, Metric, MetricFamily, Pairwise
+from tasks.core.metrics.metric import NO_REFERENCE, BatchScores, Metric, MetricFamily, compared, single
 from tasks.core.metrics.numbers import numeric_match
 from tasks.core.records import Prediction
 
@@ -166,14 +166,14 @@ def pattern_family(pattern: str) -> MetricFamily:
         kind="binary",
         unscored_when=TOO_LONG,
     )
-    return MetricFamily(name, (metric,), PatternScore(name, pattern))
+    return single(metric, PatternScore(name, pattern))
 
 
 def _against_reference(
     name: str, function: Callable[[str, str], float | None], description: str, source: str, undecided: str
 ) -> MetricFamily:
     metric = Metric(name, description, source, kind="binary", unscored_when=f"{NO_REFERENCE}, or {undecided}")
-    return MetricFamily(name, (metric,), Pairwise(name, function, undecided))
+    return compared(metric, function, undecided)
 
 
 ANSWER_FAMILIES = (
@@ -214,16 +214,13 @@ ANSWER_FAMILIES = (
         "Python re.search",
         "the reference is no regular expression, or takes longer than a second",
     ),
-    MetricFamily(
-        "json_valid",
-        (
-            Metric(
-                "json_valid",
-                "The answer is JSON, alone or in a code fence.",
-                "RFC 8259",
-                kind="binary",
-                unscored_when="never",
-            ),
+    single(
+        Metric(
+            "json_valid",
+            "The answer is JSON, alone or in a code fence.",
+            "RFC 8259",
+            kind="binary",
+            unscored_when="never",
         ),
         partial(score_without_reference, metric="json_valid", function=_is_json),
     ),

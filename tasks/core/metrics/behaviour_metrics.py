@@ -9,7 +9,7 @@ from functools import partial
 import numpy as np
 
 from tasks.core.metrics.answer_metrics import score_without_reference
-from tasks.core.metrics.metric import BatchScores, Direction, Kind, Metric, MetricFamily, WatchedRate
+from tasks.core.metrics.metric import BatchScores, Direction, Kind, Metric, MetricFamily, WatchedRate, single
 from tasks.core.records import Prediction
 
 NO_TOKEN_COUNT = "the run did not count tokens"
@@ -121,37 +121,29 @@ BEHAVIOUR_FAMILIES = (
         ),
         _score_tokens,
     ),
-    MetricFamily(
-        "empty_rate",
-        (_behaviour("empty_rate", "The answer is empty or only white space.", "text", watched_rate="empty"),),
+    single(
+        _behaviour("empty_rate", "The answer is empty or only white space.", "text", watched_rate="empty"),
         partial(score_without_reference, metric="empty_rate", function=_is_empty),
     ),
-    MetricFamily(
-        "refusal_rate",
-        (_behaviour("refusal_rate", "The answer opens as models decline in English.", "a list of phrases"),),
+    single(
+        _behaviour("refusal_rate", "The answer opens as models decline in English.", "a list of phrases"),
         partial(score_without_reference, metric="refusal_rate", function=is_refusal),
     ),
-    MetricFamily(
-        "truncation_rate",
-        (
-            _behaviour(
-                "truncation_rate",
-                "The answer was cut at the token limit.",
-                "finish reason of the run",
-                unscored=NO_FINISH_REASON,
-                watched_rate="cut",
-            ),
+    single(
+        _behaviour(
+            "truncation_rate",
+            "The answer was cut at the token limit.",
+            "finish reason of the run",
+            unscored=NO_FINISH_REASON,
+            watched_rate="cut",
         ),
         _score_truncation,
     ),
-    MetricFamily(
-        "cut_in_thoughts_rate",
-        (
-            _behaviour(
-                "cut_in_thoughts_rate",
-                "The model's thoughts never ended, so there is no answer.",
-                "markers of thoughts; see docs/thinking-models.md",
-            ),
+    single(
+        _behaviour(
+            "cut_in_thoughts_rate",
+            "The model's thoughts never ended, so there is no answer.",
+            "markers of thoughts; see docs/thinking-models.md",
         ),
         _score_cut_in_thoughts,
     ),

@@ -15,9 +15,9 @@ from tasks.core.metrics.metric import (
     Corpus,
     FloatArray,
     Metric,
-    MetricFamily,
     ScoredRun,
     ScoreRows,
+    single,
 )
 from tasks.core.records import Prediction
 from tasks.core.runs.ledger_lines import DamagedLineError, score_in
@@ -114,9 +114,8 @@ def _bind(run: ScoredRun) -> ScoreRows:
 
 
 LIKELIHOOD_FAMILIES = (
-    MetricFamily(
-        "perplexity",
-        (PERPLEXITY,),
+    single(
+        PERPLEXITY,
         ReferenceLikelihoods(None),
         in_process=True,
         bind=_bind,

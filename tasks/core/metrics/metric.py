@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -183,6 +183,26 @@ class Pairwise:
 def row_of_reference(rows: Sequence[Prediction]) -> NDArray[np.int64]:
     """For each reference of all rows, one row after another, the position of its row."""
     return np.repeat(np.arange(len(rows)), [len(row.references) for row in rows])
+
+
+def single(metric: Metric, score: ScoreRows, **told: Any) -> MetricFamily:
+    """The family of one metric, of the same name."""
+    return MetricFamily(metric.name, (metric,), score, **told)
+
+
+def compared(
+    metric: Metric, function: Callable[[str, str], float | None], undecided: str = NO_REFERENCE
+) -> MetricFamily:
+    """The family of one metric that compares answer and reference row by row."""
+    return single(metric, Pairwise(metric.name, function, undecided))
+
+
+def asking(
+    metric: Metric, scorer: Callable[[Sources], ScoreRows], *models: ScoringModel, **told: Any
+) -> MetricFamily:
+    """The family of one metric whose `scorer` asks models."""
+    score = NeedsModels(metric.name)
+    return single(metric, score, in_process=True, bind=lambda run: scorer(run.sources), models=models, **told)
 
 
 @dataclass(frozen=True, slots=True)

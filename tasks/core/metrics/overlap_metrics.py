@@ -22,19 +22,22 @@ from tasks.core.metrics.metric import (
     FloatArray,
     Metric,
     MetricFamily,
-    Pairwise,
+    compared,
     row_of_reference,
+    single,
 )
-from tasks.core.metrics.ngram_counts import Tokens, common_subsequence_length, count_ngrams
-from tasks.core.metrics.ngram_figures import (
+from tasks.core.metrics.ngrams import (
     BLEU_ORDER,
     BLEU_WIDTH,
     CHRF_ORDER,
     CHRF_WIDTH,
+    Tokens,
     bleu_figure,
     bleu_statistics,
     chrf_figure,
     chrf_statistics,
+    common_subsequence_length,
+    count_ngrams,
     sentence_bleu,
 )
 from tasks.core.records import Prediction
@@ -179,78 +182,60 @@ def _f_measure(counts: FloatArray) -> FloatArray:
 
 
 OVERLAP_FAMILIES = (
-    MetricFamily(
-        "exact_match",
-        (
-            Metric(
-                "exact_match",
-                "Answer and reference are the same words: Unicode form, case, blanks, quotes, dashes, punctuation "
-                "around words, articles and spellings of a number do not count; signs, points and symbols do.",
-                "tasks/core/data/normalising.py",
-                kind="binary",
-            ),
+    compared(
+        Metric(
+            "exact_match",
+            "Answer and reference are the same words: Unicode form, case, blanks, quotes, dashes, punctuation "
+            "around words, articles and spellings of a number do not count; signs, points and symbols do.",
+            "tasks/core/data/normalising.py",
+            kind="binary",
         ),
-        Pairwise("exact_match", exact_match),
+        exact_match,
     ),
-    MetricFamily(
-        "f1",
-        (
-            Metric(
-                "f1",
-                "Overlap of the words of answer and reference (F1), in the form of exact match; of scripts without "
-                "blanks, such as Chinese or Thai, overlap of the characters.",
-                "tasks/core/data/normalising.py",
-            ),
+    compared(
+        Metric(
+            "f1",
+            "Overlap of the words of answer and reference (F1), in the form of exact match; of scripts without "
+            "blanks, such as Chinese or Thai, overlap of the characters.",
+            "tasks/core/data/normalising.py",
         ),
-        Pairwise("f1", token_f1),
+        token_f1,
     ),
-    MetricFamily(
-        "squad_exact_match",
-        (
-            Metric(
-                "squad_exact_match",
-                "Answer equals the reference by SQuAD's rule, which drops all punctuation (3.14 is 314) and articles.",
-                "SQuAD evaluation script v1.1",
-                kind="binary",
-            ),
+    compared(
+        Metric(
+            "squad_exact_match",
+            "Answer equals the reference by SQuAD's rule, which drops all punctuation (3.14 is 314) and articles.",
+            "SQuAD evaluation script v1.1",
+            kind="binary",
         ),
-        Pairwise("squad_exact_match", squad_exact_match),
+        squad_exact_match,
     ),
-    MetricFamily(
-        "squad_f1",
-        (
-            Metric(
-                "squad_f1",
-                "Overlap of the words of answer and reference (F1) by SQuAD's rule.",
-                "SQuAD evaluation script v2.0",
-            ),
+    compared(
+        Metric(
+            "squad_f1",
+            "Overlap of the words of answer and reference (F1) by SQuAD's rule.",
+            "SQuAD evaluation script v2.0",
         ),
-        Pairwise("squad_f1", squad_f1),
+        squad_f1,
     ),
-    MetricFamily(
-        "bleu_score",
-        (
-            Metric(
-                "bleu_score",
-                "Word n-grams of the answer that the reference has, up to four words, with brevity penalty.",
-                "sacrebleu, tokenizer 13a; rows: sentence BLEU with effective order",
-                label="BLEU",
-                why_zero="no four words in a row match anywhere, as with very short answers",
-                corpus=Corpus("corpus BLEU", BLEU_WIDTH, bleu_figure),
-            ),
+    single(
+        Metric(
+            "bleu_score",
+            "Word n-grams of the answer that the reference has, up to four words, with brevity penalty.",
+            "sacrebleu, tokenizer 13a; rows: sentence BLEU with effective order",
+            label="BLEU",
+            why_zero="no four words in a row match anywhere, as with very short answers",
+            corpus=Corpus("corpus BLEU", BLEU_WIDTH, bleu_figure),
         ),
         _score_bleu,
     ),
-    MetricFamily(
-        "chrf",
-        (
-            Metric(
-                "chrf",
-                "Character n-grams shared by answer and reference, up to six characters; recall counts more.",
-                "sacrebleu, chrF2",
-                label="chrF",
-                corpus=Corpus("corpus chrF", CHRF_WIDTH, chrf_figure),
-            ),
+    single(
+        Metric(
+            "chrf",
+            "Character n-grams shared by answer and reference, up to six characters; recall counts more.",
+            "sacrebleu, chrF2",
+            label="chrF",
+            corpus=Corpus("corpus chrF", CHRF_WIDTH, chrf_figure),
         ),
         _score_chrf,
     ),

