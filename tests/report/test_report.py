@@ -18,7 +18,7 @@ from tasks.core.evaluation.summary import Decision
 from tasks.core.evaluation.wording import shown, shown_difference
 from tasks.core.metrics.usage import JudgeUsage
 from tasks.core.records import ModelManifest, Prediction
-from tasks.core.report import report_data
+from tasks.core.report import report
 from tasks.core.report.html_page import duration
 from tasks.core.report.writing import evaluate_run, report_run
 from tests.making.evaluation_runs import decided, row, sums, training, write_run
@@ -233,7 +233,7 @@ def test_texts_are_cut_until_the_whole_file_is_within_its_size(
 ) -> None:
     import random
 
-    monkeypatch.setattr(report_data, "FILE_BYTES", 1_400_000)
+    monkeypatch.setattr(report, "FILE_BYTES", 1_400_000)
     random.seed(0)
     signs = "".join(random.choices([chr(code) for code in range(0x4E00, 0x57C4)], k=560_000))
     texts = iter(signs[start : start + 700] for start in range(0, len(signs), 700))
@@ -252,7 +252,7 @@ def test_a_megabyte_answer_is_cut_with_a_mark(tmp_path: Path) -> None:
 def test_beyond_the_limit_rows_with_errors_and_the_largest_changes_are_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(report_data, "EMBEDDED_ROWS", 10)
+    monkeypatch.setattr(report, "EMBEDDED_ROWS", 10)
     tuned = sums(60, 20)
     tuned[57] = row(57, "", "114", error="out of memory")
     base = sums(60, 17)
@@ -280,7 +280,7 @@ def test_the_same_evaluation_renders_the_same_rows(tmp_path: Path) -> None:
 
 
 def test_each_embedded_library_has_its_licence_beside_it_and_is_listed() -> None:
-    assets = Path(report_data.__file__).parent / "assets"
+    assets = Path(report.__file__).parent / "assets"
     listed = (assets / "VENDORED.md").read_text(encoding="utf-8")
     libraries = sorted(path.name for path in assets.glob("*.min.js"))
     assert len(libraries) == 4
