@@ -4,7 +4,7 @@ Each measurement runs in a process of its own, methods interleaved, so that peak
 and drift of the machine meets all alike. Prints medians: tokens per second, ratio to one at a time, peak
 memory, and how many rows got the answer that they get alone (in float32 all should; in bfloat16 rounding
 differs between batch shapes for every method). Other libraries that are installed or named by an option are
-rows as well, see peers.py.
+rows as well, see peers.py. `--references` measures how long the scoring of 100 references takes.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +29,7 @@ import peers
 from tasks.core.generation.batching import Request, RequestQueue
 from tasks.core.generation.engines.choosing import engine_classes
 from tasks.core.generation.engines.sorted_batches import SortedBatchEngine
+from tasks.core.generation.reference_scorer import ReferenceScorer
 from tasks.core.memory.budget import TokenBudget
 from tasks.core.memory.device_memory import peak_bytes
 from tasks.core.models.loading import LoadedModel, ModelSpec, load_model_and_tokenizer, load_tokenizer
@@ -190,6 +191,39 @@ METHODS: dict[str, Method] = {
 }
 
 
+def references(dtype: str, rounds: int, count: int = 100) -> Iterator[str]:
+    """Score short references in padded batches and in the steps of answers, by turns in this process.
+
+    Yields the lines of a table: medians of the processor's time, and both ways' mean loss of a token.
+    """
+    model = load_model_and_tokenizer(ModelSpec(peers.MODEL, dtype=dtype, device="cpu"))
+    source = random.Random(7)
+    work = Workload([_story(source, source.randint(1, 4)) for _ in range(count)], [0] * count)
+    end = model.tokenizer.eos_token_id
+    asked, texts, starts = requests_of(model.tokenizer, work), {}, {}
+    for request in asked:
+        answer = model.tokenizer(f"{source.randint(2, 900)} boxes.", add_special_tokens=False)["input_ids"]
+        starts[request.position] = len(request.token_ids)
+        texts[request.position] = replace(request, token_ids=(*request.token_ids, *answer, end))
+    seconds: dict[bool, list[float]] = {False: [], True: []}
+    losses: dict[bool, float] = {}
+    for _, packs in itertools.product(range(rounds), (False, True)):
+        scorer = ReferenceScorer(model, starts, packs=packs)
+        started = time.process_time()
+        rows = list(scorer.generate(queue_of(list(texts.values())), TokenBudget(10**9, 64)))
+        seconds[packs].append(time.process_time() - started)
+        tokens = sum(len(texts[row.position].token_ids) - starts[row.position] for row in rows)
+        losses[packs] = sum(scorer.losses.values()) / tokens
+    before = statistics.median(seconds[False])
+    yield f"{count} references, {dtype}, median of {rounds}"
+    yield ""
+    yield "| scored in | processor seconds | ratio | loss of a token |"
+    yield "|---|---|---|---|"
+    for packs, name in ((False, "padded batches"), (True, "the steps of answers")):
+        median = statistics.median(seconds[packs])
+        yield f"| {name} | {median:.1f} | {before / median:.1f} | {losses[packs]:.5f} |"
+
+
 def prepared(method: str, options: argparse.Namespace) -> tuple[PreTrainedTokenizerBase, peers.Peer]:
     """Load what one method needs and nothing else."""
     if method not in METHODS:
@@ -259,11 +293,16 @@ def main() -> None:
     parser.add_argument(
         "--methods", nargs="+", metavar="NAME", help="default: all; ratios are to the first; quote each name"
     )
+    parser.add_argument("--references", action="store_true", help="score references instead")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     peers.add_arguments(parser)
     options = parser.parse_args()
     if options.one:
         print(json.dumps(measure(options.one, options)))
+        return
+    if options.references:
+        for dtype in options.dtype.split(","):
+            print("\n".join(references(dtype, options.rounds)), end="\n\n", flush=True)
         return
     known = [*METHODS, *peers.available(options)]
     methods = options.methods or known

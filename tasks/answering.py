@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from prefect import task
@@ -29,7 +29,7 @@ from tasks.server.retrying import RETRIES, RETRY_DELAYS_SECONDS, retry_if_passin
 from tasks.ui.artifacts import show_file, show_sample_predictions
 from tasks.ui.assets import record_predictions
 from tasks.ui.progress import shown_progress
-from tasks.ui.terminal_bar import left_text
+from tasks.ui.terminal_bar import Show, left_text
 
 logger = logging.getLogger(__name__)
 
@@ -87,8 +87,39 @@ def _shown(inferencer: Inferencer, plan: RunPlan) -> Iterator[None]:
         def report(progress: GenerationProgress) -> None:
             show(progress.rows_done, progress.rows_total, progress_text(progress))
 
-        inferencer.on_progress = report
-        yield
+        def report_references(progress: GenerationProgress) -> None:  # of a child, before it ends
+            show(progress.rows_done, progress.rows_total, references_text(progress))
+
+        inferencer.on_progress, inferencer.on_reference_progress = report, report_references
+        try:
+            yield
+        finally:
+            inferencer.on_progress = inferencer.on_reference_progress = None
+
+
+@contextmanager
+def _references_shown(inferencer: Inferencer, plan: RunPlan) -> Iterator[None]:
+    """Show how far the scoring of references is, from when it begins."""
+    with ExitStack() as stack:
+        show: Show | None = None
+
+        def report(progress: GenerationProgress) -> None:
+            nonlocal show
+            if show is None:
+                show = stack.enter_context(shown_progress("reference scores", plan.run_name))
+            show(progress.rows_done, progress.rows_total, references_text(progress))
+
+        inferencer.on_reference_progress = report
+        try:
+            yield
+        finally:
+            inferencer.on_reference_progress = None
+
+
+def references_text(progress: GenerationProgress) -> str:
+    """Give `450 references, 12/s, 1:20 left`, short enough for one line."""
+    counted, rate = _short(progress.rows_done), _short(progress.rows_per_second)
+    return ", ".join(filter(None, (f"{counted} references", f"{rate}/s", left_text(progress.eta_seconds))))
 
 
 def _kept(plan: RunPlan) -> str:
@@ -128,7 +159,8 @@ def _short(number: float) -> str:
 @task(**_IN_THIS_PROCESS)
 def publish_predictions(inferencer: Inferencer, plan: RunPlan, index: LedgerIndex) -> RunManifest:
     """Write all answers in dataset order, then the manifest; show a sample."""
-    manifest = inferencer.publish(plan, index)
+    with _references_shown(inferencer, plan):
+        manifest = inferencer.publish(plan, index)
     show_predictions(plan, manifest)
     record_predictions(plan.run.path, manifest)
     return manifest

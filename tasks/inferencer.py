@@ -57,6 +57,8 @@ class Inferencer(AnsweringModel):
     ) -> None:
         super().__init__(as_config(config_manager), model, budget_store or FileBudgetStore())
         self.on_progress = on_progress
+        self.on_reference_progress: Report | None = None
+        """Told how far the scoring of references is."""
         self._run_name = run_name
         self._told_of_columns = False
 
@@ -137,6 +139,9 @@ class Inferencer(AnsweringModel):
         own = {"inferencer.run_name_prefix": "", "inferencer.run_name_suffix": ""}
         # Whichever GPU the settings name, a process that has a seat at one sees that one only.
         own |= {} if plan.seat.gpu is None else {"inferencer.device": "cuda"}
+        # Another machine would answer in the number format that it computes fast in.
+        dtype = plan.identity.model.dtype
+        own |= {"inferencer.dtype": dtype} if dtype in ("float32", "float16", "bfloat16") else {}
         made = cls(
             with_overrides(plan.config, own),
             model=plan.spec.model_id,

@@ -189,7 +189,7 @@ def _child_dies(bench: Bench) -> Iterator[Row]:
         return kind(load_config(None, overrides))
 
     manifest = inferencer(AbortsOnce).infer()
-    deaths = sum(event["kind"] == "process_died" for event in manifest.memory_events)
+    deaths = sum(event.kind == "process_died" for event in manifest.memory_events)
     whole = manifest.row_count == rows and manifest.error_count == 0
     seen = f"{manifest.row_count} of {rows} rows, {manifest.error_count} errors, {deaths} death noted"
     yield bench.judged("child aborts", whole and deaths == 1, seen)

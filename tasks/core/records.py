@@ -157,6 +157,23 @@ class ModelIdentity(Record):
         }
 
 
+class MemoryEvent(Record):
+    """One step of the memory ladder, as logged and as sessions and manifest keep it."""
+
+    model_config = ConfigDict(extra="ignore")  # a file of another version tells what it can
+
+    kind: str = Field("", description="out_of_memory, grow, pin, row_failed or process_died")
+    rows: int = 0
+    tokens: int = 0
+    limit_tokens: int = 0
+    message: str = ""
+
+    @property
+    def ran_out(self) -> bool:
+        """Whether memory ran out, rather than that something followed from it."""
+        return self.kind in ("out_of_memory", "process_died")
+
+
 class SettingDifference(NamedTuple):
     """A setting that differs between two runs; as text `name: mine -> theirs`."""
 
@@ -295,7 +312,7 @@ class RunManifest(Record):
     reasoning_tokens: int = Field(0, description="completion tokens that were spent on thoughts")
     cut_in_thoughts_count: int = 0
     prompt_tokens: int
-    memory_events: tuple[dict[str, Any], ...] = ()
+    memory_events: tuple[MemoryEvent, ...] = ()
     peak_memory_bytes: int | None = None
     shards: tuple[ShardSummary, ...] = Field((), description="none when the run was not split")
     reference_perplexity: float | None = Field(

@@ -95,7 +95,7 @@ def test_infer_answers_every_row_and_shows_sample_progress_and_file(
     shown = artifacts()
     assert shown["sample-first-run"] == "table"
     assert shown["predictions-first-run"] == "markdown"  # how Prefect stores links
-    assert shown["generation-first-run"] == "progress"
+    assert shown["generation-first-run"] == shown["reference-scores-first-run"] == "progress"
 
 
 def test_what_the_core_logs_is_in_the_logs_of_the_run(settings: Path, tiny_model_dir: Path) -> None:

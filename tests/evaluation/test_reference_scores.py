@@ -11,7 +11,7 @@ import pytest
 
 from tasks.core.config import EvaluatorConfig, load_config
 from tasks.core.errors import EvaluationError, NoAnswerError
-from tasks.core.generation import likelihood
+from tasks.core.generation import reference_scorer
 from tasks.core.generation.engines.inflight import InflightEngine
 from tasks.core.metrics.likelihood_metrics import read_likelihoods
 from tasks.core.records import RunManifest
@@ -131,9 +131,9 @@ def test_a_damaged_line_of_interrupted_scoring_is_scored_again_and_no_other(
     partial_path.write_bytes(b"".join([lines[0], lines[1].replace(b'"tokens":', b'"tokens":"'), *lines[2:]]))
     for path in (run.references_path, run.manifest_path):
         path.unlink()
-    plain, asked = likelihood._ReferenceScorer._losses, []
+    plain, asked = reference_scorer.ReferenceScorer._losses, []
     monkeypatch.setattr(
-        likelihood._ReferenceScorer,
+        reference_scorer.ReferenceScorer,
         "_losses",
         lambda self, batch: asked.append(len(batch)) or plain(self, batch),
     )
@@ -169,7 +169,7 @@ def test_interrupted_scoring_goes_on_from_what_was_scored(
     overrides: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = infer({**overrides, "pipeline.runs_dir": overrides["pipeline.runs_dir"] + "-whole"})
-    plain, asked = likelihood._ReferenceScorer._losses, []
+    plain, asked = reference_scorer.ReferenceScorer._losses, []
 
     def failing(self: Any, batch: Any) -> Any:
         if len(asked) == 2:
@@ -177,7 +177,7 @@ def test_interrupted_scoring_goes_on_from_what_was_scored(
         asked.append(len(batch))
         return plain(self, batch)
 
-    monkeypatch.setattr(likelihood._ReferenceScorer, "_losses", failing)
+    monkeypatch.setattr(reference_scorer.ReferenceScorer, "_losses", failing)
     with pytest.raises(RuntimeError, match="the machine is gone"):
         infer(overrides, batch_size=2)
     partial_path = run_of(overrides).references_path.with_suffix(".partial.jsonl")
@@ -186,7 +186,7 @@ def test_interrupted_scoring_goes_on_from_what_was_scored(
         file.write(b'{"id": "torn')
     asked.clear()
     monkeypatch.setattr(
-        likelihood._ReferenceScorer,
+        reference_scorer.ReferenceScorer,
         "_losses",
         lambda self, batch: asked.append(len(batch)) or plain(self, batch),
     )
@@ -225,3 +225,22 @@ def test_when_every_row_is_an_error_the_files_are_there_and_the_cause_is_named(
     with pytest.raises(NoAnswerError, match=r"all 9 rows of run .* \(model.layers.1.mlp.down_proj.weight\)"):
         refuse_without_answers(path, manifest)
     refuse_without_answers(path, manifest.model_copy(update={"error_count": 8}))
+
+
+def test_progress_counts_references_and_leaves_out_rows_without_one(
+    overrides: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = Path(overrides["inferencer.testing_data_id"])
+    path.write_text(path.read_text() + '\n{"question": "What is there to say?", "answer": null}\n')
+    monkeypatch.setattr("tasks.core.runs.progress.ProgressMeter.add", _told_at_each_row)
+    inferencer = Inferencer(load_config(None, {**overrides, "inferencer.batch_size": 2}))
+    seen: list[tuple[int, int]] = []
+    inferencer.on_reference_progress = lambda told: seen.append((told.rows_done, told.rows_total))
+    inferencer.infer()
+    count = len(QUESTIONS)
+    assert seen == [*((done, count) for done in range(1, count + 1)), (count, count)]
+
+
+def _told_at_each_row(meter: Any, tokens: int, batch_size: int, *, error: bool) -> None:
+    meter._done += 1
+    meter.report_now()

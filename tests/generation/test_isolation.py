@@ -109,11 +109,14 @@ def test_a_child_gives_the_answers_that_the_parent_would(overrides: dict[str, An
     isolated = Inferencer(
         load_config(None, overrides), on_progress=lambda seen: progress.append(seen.rows_done)
     )
+    references: list[tuple[int, int]] = []
+    isolated.on_reference_progress = lambda seen: references.append((seen.rows_done, seen.rows_total))
     here = {**overrides, "inferencer.isolation": "none", "pipeline.runs_dir": str(tmp_path / "here")}
     assert [row.predicted_answer for row in isolated.run()] == [
         row.predicted_answer for row in Inferencer(load_config(None, here)).run()
     ]
     assert progress[-1] == ROWS
+    assert references[-1] == (ROWS, ROWS)
     manifest = isolated.infer()
     assert manifest.run_name.endswith("-isolated")
     assert not manifest.run_name.endswith("-isolated-isolated")
@@ -125,10 +128,10 @@ def test_a_native_crash_shrinks_the_batch_and_the_next_run_begins_with_what_fits
 ) -> None:
     manifest = Fragile(load_config(None, overrides)).infer()
     assert (manifest.row_count, manifest.error_count) == (ROWS, 0)
-    died = [event for event in manifest.memory_events if event["kind"] == "process_died"]
+    died = [event for event in manifest.memory_events if event.kind == "process_died"]
     assert len(died) > 1
-    assert "SIGSEGV" in died[0]["message"]
-    assert died[0]["limit_tokens"] < died[0]["tokens"]
+    assert "SIGSEGV" in died[0].message
+    assert died[0].limit_tokens < died[0].tokens
     again = Fragile(load_config(None, {**overrides, "inferencer.run_name": "again"})).infer()
     assert (again.row_count, again.memory_events) == (ROWS, ())
 

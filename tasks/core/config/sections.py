@@ -231,7 +231,8 @@ class ModelLoading(Section):
         None,
         weights("dtype"),
         answers("dtype"),
-        description="Number format of the weights; none = as the checkpoint.",
+        description="Number format of the weights; none = as the checkpoint, but float32 where a processor has no "
+        "arithmetic in its 16 bits.",
     )
     load_in_4bit: bool = setting(
         False,

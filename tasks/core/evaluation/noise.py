@@ -16,6 +16,8 @@ from tasks.core.errors import EvaluationError
 from tasks.core.evaluation.figures import TIE, rounded
 from tasks.core.evaluation.gate.inputs import NoiseFloor
 from tasks.core.evaluation.scoring import ScoreTable
+from tasks.core.generation.engines.base import exact_in_float32
+from tasks.core.generation.engines.choosing import engine_classes
 from tasks.core.generation.plan import RunPlan
 from tasks.core.metrics.metric import Metric
 from tasks.core.records import RunManifest
@@ -23,8 +25,6 @@ from tasks.core.runs.run_dir import RunDir
 from tasks.core.storage.store import Store
 
 REPEAT_PREFIX = "repeat-"
-# Its rows do not see each other: proven by tests for float32 (see docs/architecture.md).
-_EXACT_ENGINE = "inflight"
 # Few enough together that each row has other neighbours than before.
 _BATCHES = 4
 
@@ -70,7 +70,7 @@ def repeat_of(plan: RunPlan) -> RunPlan:
 def why_no_noise(manifest: RunManifest) -> str | None:
     """Why the answers of a run cannot depend on the batches; None when they may."""
     exact = manifest.identity.model.dtype == "float32" and manifest.identity.model.quantization == "none"
-    if exact and manifest.device == "cpu" and manifest.engine == _EXACT_ENGINE:
+    if exact and manifest.device == "cpu" and exact_in_float32(engine_classes().get(manifest.engine)):
         return "float32 answers on a CPU do not depend on the batches"
     return None
 

@@ -175,7 +175,7 @@ class _Work:
             started_at=self._started_at,
             seconds=time.monotonic() - self._started,
             rows=self.answered,
-            memory_events=self._budget.events_as_dicts(),
+            memory_events=tuple(self._budget.events),
             peak_memory_bytes=peak_bytes(self._device),
             limit_tokens=self._budget.limit_tokens,
             device=self._device,

@@ -46,6 +46,7 @@ def score_references(plan: RunPlan, answerer: Answerer, shard: Shard | None = No
         prompts=answerer.prompt_builder(),
         budget=answerer.token_budget(),
         wanted=answered if shard is None else answered & shard.mask(plan.rows.ids),
+        report=answerer.on_reference_progress if shard is None else None,
     )
 
 

@@ -25,72 +25,77 @@ def generate_all(
 
     Errors other than running out of memory pass through. Raises KeyboardInterrupt after a Ctrl-C, see interruption.py.
     """
-    failed_rows: list[GeneratedRow] = []
-    tried_alone: set[int] = set()
+    with StepThread() as thread:
+        ladder = _Ladder(engine, queue, budget, thread)
+        # `Retrying` calls a function; rows must leave one by one. Each attempt therefore pulls rows until the engine
+        # is done or fails, and hands every finished row out before it asks for the next one.
+        retrying = tenacity.Retrying(
+            retry=tenacity.retry_if_exception(is_out_of_memory),
+            before_sleep=ladder.step_down,
+            sleep=lambda _seconds: release(device),
+            reraise=True,
+        )
+        try:
+            while (row := retrying(thread.call, ladder.next_row)) is not None:
+                yield row
+                raise_if_interrupted()
+        finally:
+            ladder.close()
 
-    def step_down(retry_state: tenacity.RetryCallState) -> None:
-        """Runs between attempts, outside of any except block; the exception is reduced to its message first."""
+
+class _Ladder:
+    """The rows that an engine gives, and the steps down when memory runs out under it."""
+
+    def __init__(self, engine: Engine, queue: RequestQueue, budget: TokenBudget, thread: StepThread) -> None:
+        self._engine, self._queue, self._budget, self._thread = engine, queue, budget, thread
+        self._rows: Iterator[GeneratedRow] = iter(())
+        self._failed_rows: list[GeneratedRow] = []
+        self._tried_alone: set[int] = set()
+
+    def next_row(self) -> GeneratedRow | None:
+        """Return the next row that is finished, or None when none is left."""
+        if self._failed_rows:
+            return self._failed_rows.pop(0)
+        try:
+            row = next(self._rows, None)
+            if row is None and self._queue.unfinished:
+                self._rows = self._engine.generate(self._queue, self._budget)
+                row = next(self._rows, None)
+        except BaseException:
+            self._rows = iter(())  # lets go of the engine's frame and the tensors in it
+            raise
+        return row
+
+    def step_down(self, retry_state: tenacity.RetryCallState) -> None:
+        """Run between attempts, outside of any except block; the exception is reduced to its message first."""
         outcome = retry_state.outcome
         exc = outcome.exception() if outcome is not None else None
         if exc is None:
             return
         message = first_line(exc)
         forget_traceback(exc)
-        thread.replace_after(message)
-        returned = queue.restore()
+        self._thread.replace_after(message)
+        returned = self._queue.restore()
         if not returned:
             raise OutOfMemoryError(
                 f"memory ran out before any row was started: {message}",
                 "free memory, or use a smaller model, load_in_8bit or load_in_4bit",
             )
-        alone = max(budget.rows_in_flight, len(returned)) == 1
-        if alone and returned[0].position in tried_alone:
-            request = queue.take()
-            queue.finish(request.position)
-            budget.fail_row(message)
-            failed_rows.append(_error_row(request.position, message))
+        alone = max(self._budget.rows_in_flight, len(returned)) == 1
+        if alone and returned[0].position in self._tried_alone:
+            request = self._queue.take()
+            self._queue.finish(request.position)
+            self._budget.fail_row(message)
+            self._failed_rows.append(_error_row(request.position, message))
         else:  # a row that is alone may have had the slots of finished rows beside it: it is tried once more
-            tried_alone.update(request.position for request in returned if alone)
-            budget.shrink(message)
+            self._tried_alone.update(request.position for request in returned if alone)
+            self._budget.shrink(message)
 
-    retrying = tenacity.Retrying(
-        retry=tenacity.retry_if_exception(is_out_of_memory),
-        before_sleep=step_down,
-        sleep=lambda _seconds: release(device),
-        reraise=True,
-    )
-    # `Retrying` calls a function; rows must leave one by one. Each attempt therefore pulls rows until the engine
-    # is done or fails, and hands every finished row out before it asks for the next one.
-    rows: Iterator[GeneratedRow] = iter(())
-
-    def next_row() -> GeneratedRow | None:
-        nonlocal rows
-        if failed_rows:
-            return failed_rows.pop(0)
-        try:
-            row = next(rows, None)
-            if row is None and queue.unfinished:
-                rows = engine.generate(queue, budget)
-                row = next(rows, None)
-        except BaseException:
-            rows = iter(())  # lets go of the engine's frame and the tensors in it
-            raise
-        return row
-
-    with StepThread() as thread:
-        try:
-            while (row := retrying(thread.call, next_row)) is not None:
-                yield row
-                raise_if_interrupted()
-        finally:
-            _close(rows)
-
-
-def _close(rows: Iterator[GeneratedRow]) -> None:
-    """End an engine's steps now: the frame of an error that is on its way would keep them going."""
-    close = getattr(rows, "close", None)
-    if close is not None:
-        close()
+    def close(self) -> None:
+        """End the engine's steps now: the frame of an error that is on its way would keep them going."""
+        close = getattr(self._rows, "close", None)
+        if close is not None:
+            close()
 
 
 def _error_row(position: int, message: str) -> GeneratedRow:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
-import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,21 +16,21 @@ from pydantic import ValidationError
 from tasks.core.errors import StorageError
 from tasks.core.files import replacing, write_atomically
 from tasks.core.generation.batching import Request, RequestQueue
-from tasks.core.generation.engines.base import GeneratedRow
-from tasks.core.generation.engines.faults import Faults
+from tasks.core.generation.engines.inflight_support import why_unsupported
+from tasks.core.generation.engines.rotary import why_rows_depend
 from tasks.core.generation.ladder import generate_all
+from tasks.core.generation.reference_scorer import ReferenceScorer
 from tasks.core.memory.budget import TokenBudget
 from tasks.core.prompts.tokens import IGNORED_LABEL
-from tasks.core.records import Example, Record
+from tasks.core.records import Example, GenerationSettings, Record
 from tasks.core.runs.ledger import ABSENT, ROWS_KEPT, Ledger, Mask, index_ledgers, read_lines
 from tasks.core.runs.ledger_lines import DamagedLineError, score_head, score_in
 from tasks.core.runs.manifest import ReferenceScore
+from tasks.core.runs.progress import GenerationProgress, ProgressMeter
 from tasks.core.runs.rows import RunRows
 from tasks.core.runs.run_dir import seal_path_of
 
 if TYPE_CHECKING:
-    import torch
-
     from tasks.core.models.loading import LoadedModel
     from tasks.core.prompts.tokens import PromptBuilder, TrainingRow
 
@@ -48,6 +48,7 @@ def score_references(
     prompts: PromptBuilder,
     budget: TokenBudget,
     wanted: Mask | None = None,
+    report: Callable[[GenerationProgress], None] | None = None,
 ) -> ReferenceScore:
     """Write one line {id, tokens, negative_log_likelihood} per reference to `path` and return the total.
 
@@ -56,15 +57,28 @@ def score_references(
     there is no score has a line {id, error}. Perplexity as in Jelinek et al. 1977, per token of this model's
     tokenizer, so comparable only between models that share it. With `wanted`, a mask by position, only those rows are
     scored. What an interrupted call has scored is kept in a file beside `path`, from which the next call goes on.
+    `report` is told how far it is, about once a second.
     """
     partial_path = path.with_suffix(".partial.jsonl")
     with Ledger(partial_path, run_key) as ledger:
         missing = index_ledgers([partial_path], rows.ids, run_key, score_head).offsets == ABSENT
+        scored = int((~missing).sum())
         if wanted is not None:
             missing &= wanted
+
+        def tell(progress: GenerationProgress) -> None:
+            """Rows without a reference are found one after the other, and taken out of `missing`."""
+            if report is not None:
+                report(replace(progress, rows_total=scored + int(missing.sum())))
+
+        meter = ProgressMeter(scored + int(missing.sum()), scored, budget, tell)
+        packs: bool | None = None
         for chunk in _chunks(rows, prompts, missing):
-            for record in _scored(chunk, rows, model, budget):
+            packs = _packs(model) if packs is None else packs
+            for record in _scored(chunk, rows, model, budget, packs=packs):
                 ledger.append_line(record)
+                meter.add(record.get("tokens", 0), 1, error="error" in record)
+        meter.report_now()
     score = merge_references(path, [partial_path], rows, run_key)
     partial_path.unlink(missing_ok=True)
     if score.failed:
@@ -72,14 +86,31 @@ def score_references(
     return score
 
 
+def _packs(model: LoadedModel) -> bool:
+    """Whether rows may go through the in-flight engine's steps; says so where not."""
+    reason = why_unsupported(model, GenerationSettings())
+    if reason is not None:
+        logger.info("references are scored in padded batches: %s", reason)
+    return reason is None
+
+
 def _scored(
-    chunk: list[tuple[Request, int]], rows: RunRows, model: LoadedModel, budget: TokenBudget
+    chunk: list[tuple[Request, int]],
+    rows: RunRows,
+    model: LoadedModel,
+    budget: TokenBudget,
+    *,
+    packs: bool,
 ) -> Iterator[dict[str, Any]]:
     requests = {request.position: request for request, _ in chunk}
     answers = {request.position: start for request, start in chunk}
-    lengths = [len(request.token_ids) for request in requests.values()]
-    queue = RequestQueue(list(requests), lengths, requests.__getitem__)
-    scorer = _ReferenceScorer(model, answers)
+    texts = [request.token_ids for request in requests.values()]
+    lengths = list(map(len, texts))
+    # What all begin with, without tokens from which one of an answer is predicted.
+    prefix = _common_beginning(texts)[: min(answers.values()) - 1]
+    queue = RequestQueue(list(requests), lengths, requests.__getitem__, shared_prefix=prefix)
+    packs = packs and why_rows_depend(model.model, max(lengths)) is None
+    scorer = ReferenceScorer(model, answers, packs=packs)
     for row in generate_all(scorer, queue, budget, device=model.device):
         head = {"id": rows.ids[row.position].decode()}
         if row.finish_reason == "error":
@@ -87,6 +118,12 @@ def _scored(
         else:
             tokens = len(requests[row.position].token_ids) - answers[row.position]
             yield {**head, "tokens": tokens, "negative_log_likelihood": scorer.losses.pop(row.position)}
+
+
+def _common_beginning(texts: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+    first, last = min(texts), max(texts)  # all others lie between them
+    pairs = enumerate(zip(first, last, strict=False))
+    return first[: next((place for place, (one, other) in pairs if one != other), min(len(first), len(last)))]
 
 
 class Seal(Record):
@@ -162,6 +199,7 @@ def merge_references(path: Path, parts: Sequence[Path], rows: RunRows, run_key: 
 def _chunks(
     rows: RunRows, prompts: PromptBuilder, wanted: Mask, size: int = 4096
 ) -> Iterator[list[tuple[Request, int]]]:
+    """Rows with something to score, and where that begins; others that were wanted are so no longer."""
     chunk: list[tuple[Request, int]] = []
     positions: deque[int] = deque()
 
@@ -172,12 +210,16 @@ def _chunks(
             if example.problem is None and example.reference is not None:
                 positions.append(position)
                 yield example
+            else:
+                wanted[position] = False
 
     for row in prompts.reference_rows(scorable()):
         position = positions.popleft()
         start, end = _answer_span(row)
         if row.problem is None and end > start > 0:
             chunk.append((Request(position, row.id, tuple(row.input_ids[:end]), 0), start))
+        else:
+            wanted[position] = False
         if len(chunk) == size:
             yield chunk
             chunk = []
@@ -189,71 +231,3 @@ def _answer_span(row: TrainingRow) -> tuple[int, int]:
     """Begin and end of the labelled tokens: the reference."""
     labelled = [place for place, label in enumerate(row.labels) if label != IGNORED_LABEL]
     return (labelled[0], labelled[-1] + 1) if labelled else (0, 0)
-
-
-class _ReferenceScorer:
-    """An engine that generates nothing: `losses` has the negative log-likelihood of each finished row's reference."""
-
-    name = "reference_scorer"
-
-    def __init__(self, model: LoadedModel, answer_starts: dict[int, int]) -> None:
-        self._model = model
-        self._starts = answer_starts
-        self._faults = Faults(model)
-        self.losses: dict[int, float] = {}
-
-    def unsupported(self) -> str | None:
-        return None
-
-    def generate(self, queue: RequestQueue, budget: TokenBudget) -> Iterator[GeneratedRow]:
-        while queue:
-            # Activations of a whole forward pass are larger than a cache entry, so a quarter of the budget.
-            batch = queue.take_batch(min(8192, max(1, budget.limit_tokens // 4)), budget.max_rows)
-            budget.admit(len(batch), sum(request.room_tokens for request in batch), queue.only_taken_id)
-            started = time.perf_counter()
-            losses = self._losses(batch)
-            budget.clean_batch()
-            seconds = time.perf_counter() - started
-            for request, loss in zip(batch, losses, strict=True):
-                queue.finish(request.position)
-                yield self._row(request, loss, seconds, len(batch))
-
-    def _row(self, request: Request, loss: float, seconds: float, rows: int) -> GeneratedRow:
-        if math.isfinite(loss):
-            self.losses[request.position] = loss
-            return GeneratedRow(request.position, (), "", "stop", seconds, rows)
-        if loss == math.inf:
-            text = "the model holds a token of the reference to be impossible"
-        else:
-            text = f"the model's logits are NaN or infinite over the reference ({self._faults.cause()})"
-        return GeneratedRow(request.position, (), text, "error", seconds, rows)
-
-    def _losses(self, batch: Sequence[Request]) -> list[float]:
-        """Right-padded, so that plain causal attention needs no padding mask; the head runs on answers only."""
-        import torch
-
-        width = max(len(request.token_ids) for request in batch)
-        input_ids = torch.zeros((len(batch), width), dtype=torch.long)
-        for row, request in enumerate(batch):
-            input_ids[row, : len(request.token_ids)] = torch.tensor(request.token_ids)
-            # Its own token, not any: NaN of a broken one would reach the row through the mask.
-            input_ids[row, len(request.token_ids) :] = request.token_ids[-1]
-        device = self._model.device
-        # Only positions from the first answer on need logits; rows are sorted by length, so little is wasted.
-        first = min(self._starts[request.position] for request in batch) - 1
-        keep = torch.arange(first, width, device=device)
-        with torch.inference_mode():
-            logits = self._model.model(
-                input_ids=input_ids.to(device), use_cache=False, logits_to_keep=keep
-            ).logits
-            return [
-                self._loss(logits[row], request, first, input_ids[row].to(device))
-                for row, request in enumerate(batch)
-            ]
-
-    def _loss(self, logits: torch.Tensor, request: Request, first: int, input_ids: torch.Tensor) -> float:
-        from torch.nn import functional
-
-        start, end = self._starts[request.position], len(request.token_ids)
-        scores = logits[start - 1 - first : end - 1 - first].float()
-        return float(functional.cross_entropy(scores, input_ids[start:end], reduction="sum"))

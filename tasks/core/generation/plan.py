@@ -99,6 +99,7 @@ class Answerer(Protocol):
     """Who does the work of a plan in one process; the library's door is one, and its subclasses change single steps."""
 
     on_progress: Report | None
+    on_reference_progress: Report | None
     on_admit: Callable[[int, int, str | None], None] | None
     engine_name: str
 

@@ -14,19 +14,9 @@ from filelock import FileLock
 
 from tasks.core.errors import StorageError
 from tasks.core.files import cache_dir, write_atomically
+from tasks.core.records import MemoryEvent
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class MemoryEvent:
-    """One step of the ladder, as logged and as written to the manifest."""
-
-    kind: str  # out_of_memory | grow | pin | row_failed | process_died
-    rows: int
-    tokens: int
-    limit_tokens: int
-    message: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +62,7 @@ class TokenBudget:
     @property
     def out_of_memory_count(self) -> int:
         """How often memory ran out in this run."""
-        return sum(event.kind in ("out_of_memory", "process_died") for event in self.events)
+        return sum(event.ran_out for event in self.events)
 
     def admit(self, rows: int, tokens: int, alone: str | None = None) -> None:
         """Engines say here what they are about to hold; `shrink` starts from it.
@@ -120,7 +110,11 @@ class TokenBudget:
 
     def _record(self, kind: str, message: str, *, tokens: int | None = None) -> None:
         event = MemoryEvent(
-            kind, self._rows, self._tokens if tokens is None else tokens, self.limit_tokens, message
+            kind=kind,
+            rows=self._rows,
+            tokens=self._tokens if tokens is None else tokens,
+            limit_tokens=self.limit_tokens,
+            message=message,
         )
         self.events.append(event)
         log = logger.info if kind == "grow" else logger.warning
@@ -129,10 +123,6 @@ class TokenBudget:
             kind.replace("_", " "), event.rows, event.tokens, event.limit_tokens,
             f" ({message})" if message else "",
         )  # fmt: skip
-
-    def events_as_dicts(self) -> tuple[dict[str, str | int], ...]:
-        """All steps of the ladder, as the manifest keeps them."""
-        return tuple(asdict(event) for event in self.events)
 
     def learned(self) -> LearnedBudget | None:
         """What the next run should start with, or None when no limit was met, in this run or in one before.

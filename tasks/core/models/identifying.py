@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ from tasks.core.models.adapters import changes_tied
 from tasks.core.models.digests import weights_sha256
 from tasks.core.models.locating import ModelFiles
 from tasks.core.models.packaged import CONVERTED_DTYPE
-from tasks.core.models.placement import Quantization
+from tasks.core.models.placement import Quantization, answering_dtype
 from tasks.core.models.specs import ModelSource, ModelSpec, find_source, read_config
 from tasks.core.models.tokenizing import as_list, tokenizer_of
 from tasks.core.records import ModelIdentity
@@ -120,9 +121,34 @@ def saved_quantization(config: PretrainedConfig) -> str | None:
 
 
 def _dtype(source: ModelSource, config: PretrainedConfig) -> str:
-    """The setting, else the configuration's dtype, else that of the first weights (as transformers does)."""
-    if source.spec.dtype is not None:
-        return source.spec.dtype
+    """The setting, else the stored one, as far as the processor computes fast in it.
+
+    Training chooses from the stored one, see precision.py; the layers of quantised weights are bitsandbytes' own.
+    """
+    spec = source.spec
+    if spec.dtype is not None:
+        return spec.dtype
+    stored = _stored_dtype(source, config)
+    if spec.for_training or saved_quantization(config) or quantization_of(source, config) != "none":
+        return stored
+    computed = answering_dtype(stored, spec.device)
+    if computed != stored:
+        _tell_other_dtype(source.base.model_id, stored, computed)
+    return computed
+
+
+@functools.cache
+def _tell_other_dtype(model_id: str, stored: str, computed: str) -> None:
+    """Once a process: a model is identified before it is loaded, and more than once."""
+    logger.info(
+        "%s answers in %s: this processor has no arithmetic in %s, which its weights are stored in; "
+        'dtype = "bfloat16" takes half of the memory and several times as long',
+        *(model_id, computed, stored),
+    )
+
+
+def _stored_dtype(source: ModelSource, config: PretrainedConfig) -> str:
+    """The configuration's dtype, else that of the first weights (as transformers does)."""
     if source.base.gguf_name is not None:
         return CONVERTED_DTYPE
     configured = _config_dtype(config)

@@ -7,6 +7,7 @@ import logging
 from typing import Any, Literal
 
 from tasks.core.errors import ModelLoadError
+from tasks.core.memory.processor import computes_in_bfloat16
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +45,18 @@ def choose_device(wanted: str) -> str:
             'set device = "auto" or one of these; docs/gpu-4bit.md tells how to install PyTorch for a GPU',
         )
     return resolved
+
+
+def answering_dtype(stored: str, device: str) -> str:
+    """The number format to answer in on `device` (which may be `auto`) by weights stored in `stored`.
+
+    On a processor without bfloat16 arithmetic 16 bits are emulated, three times as slowly as float32, and each
+    answer of float32 is that of the row alone. Elsewhere it is the stored one. As training does, see precision.py.
+    """
+    if stored not in ("bfloat16", "float16") or device not in ("auto", "cpu"):
+        return stored
+    on_cpu = device == "cpu" or choose_device("auto") == "cpu"
+    return "float32" if on_cpu and not computes_in_bfloat16() else stored
 
 
 def device_map(wanted: str, device: str, weight_bytes: int) -> dict[str, str] | str | None:

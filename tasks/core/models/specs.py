@@ -21,7 +21,9 @@ DTYPES = ("float32", "float16", "bfloat16", "float64")
 
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
-    """What to load and how. `dtype` None keeps the checkpoint's; `device` is auto, cpu, cuda, cuda:N or mps.
+    """What to load and how. `device` is auto, cpu, cuda, cuda:N or mps.
+
+    `dtype` None keeps the checkpoint's, as far as the processor computes fast in it (see placement.py).
 
     `for_training`: all weights are wanted as one plain model, so an adapter is merged whatever rounding that costs,
     and tokens that the tokenizer has and the model has not get a row each.

@@ -10,13 +10,12 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from pydantic import Field, ValidationError, field_validator
 
 from tasks.core.errors import StorageError
 from tasks.core.files import flush_to_disk, storage_error
-from tasks.core.records import Record
+from tasks.core.records import MemoryEvent, Record
 from tasks.core.runs.ledger import ROWS_KEPT, count_lines
 from tasks.core.runs.run_dir import RunDir
 
@@ -43,7 +42,7 @@ class Session(Record):
     started_at: str
     seconds: float = Field(ge=0, le=_LONGEST_SECONDS, allow_inf_nan=False)
     rows: int = Field(ge=0)
-    memory_events: tuple[dict[str, str | int], ...] = ()
+    memory_events: tuple[MemoryEvent, ...] = ()
     peak_memory_bytes: int | None = None
     limit_tokens: int = 0
     device: str = "cpu"
@@ -172,5 +171,4 @@ def settled_sessions(part: RunDir) -> list[Session]:
 def count_out_of_memory(parts: Iterable[RunDir]) -> int:
     """How often memory ran out in all sessions, as far as they told."""
     sessions = (session for part in parts for session in read_sessions(part))
-    events: Iterator[dict[str, Any]] = (event for session in sessions for event in session.memory_events)
-    return sum(event.get("kind") in ("out_of_memory", "process_died") for event in events)
+    return sum(event.ran_out for session in sessions for event in session.memory_events)

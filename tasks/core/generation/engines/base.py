@@ -7,14 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from tasks.core.generation.batching import RequestQueue
 from tasks.core.memory.budget import TokenBudget
 from tasks.core.records import FinishReason
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +27,15 @@ class GeneratedRow:
 
 
 class Engine(Protocol):
-    """A way to answer many prompts with one loaded model."""
+    """A way to answer many prompts with one loaded model.
+
+    Two more attributes tell what else must be seen to; without one, False holds.
+
+    - `shares_steps`: rows of any length share a forward pass. The engine is not taken where the model's rotary
+      positions depend on the longest row, and need not look for that itself.
+    - `exact_in_float32`: on a CPU in float32 a row's answer does not depend on the rows beside it, so that no row is
+      answered twice to measure how far it does.
+    """
 
     name: str
 
@@ -45,3 +50,13 @@ class Engine(Protocol):
         `queue.finish` before yielding a row. Out-of-memory errors pass through; the caller calls
         `queue.restore` and starts over with what is left.
         """
+
+
+def shares_steps(engine: object) -> bool:
+    """Whether an engine, or a class of engines, says that its rows share forward passes."""
+    return bool(getattr(engine, "shares_steps", False))
+
+
+def exact_in_float32(engine: object) -> bool:
+    """Whether an engine, or a class of engines, says that in float32 its rows do not see each other."""
+    return bool(getattr(engine, "exact_in_float32", False))

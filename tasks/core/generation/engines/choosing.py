@@ -1,7 +1,7 @@
 """Which generation engines there are, and which is chosen.
 
-To add one, write a class with `name`, `unsupported` and `generate` and name it in the settings as
-`module:Class`; docs/engines.md shows a complete example.
+To add one, write a class with `name`, `unsupported` and `generate` (base.py) and name it in the settings as
+`module:Class`; docs/engines.md shows a complete example. One of ours is listed in `engine_classes` as well.
 """
 
 from __future__ import annotations
@@ -9,10 +9,10 @@ from __future__ import annotations
 import importlib
 import logging
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tasks.core.errors import ConfigError
-from tasks.core.generation.engines.base import Engine
+from tasks.core.generation.engines.base import Engine, shares_steps
 from tasks.core.generation.engines.rotary import why_rows_depend
 from tasks.core.records import GenerationSettings
 
@@ -20,10 +20,6 @@ if TYPE_CHECKING:
     from tasks.core.models.loading import LoadedModel
 
 logger = logging.getLogger(__name__)
-
-
-# Engines of ours that let rows of any length share a step.
-_SHARING_STEPS = ("inflight", "continuous")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +30,7 @@ class EngineChoice:
     reason: str | None = None
 
 
-def engine_classes() -> dict[str, type]:
+def engine_classes() -> dict[str, type[Any]]:
     """Return the engines by the name used in `inferencer.engine`, in the order in which "auto" tries them."""
     from tasks.core.generation.engines.inflight import InflightEngine
     from tasks.core.generation.engines.paged_batches import PagedBatchEngine
@@ -61,7 +57,7 @@ def choose_engine(
     for candidate in wanted:
         engine: Engine = engines[candidate](model, settings)
         reason = engine.unsupported()
-        if reason is None and candidate in _SHARING_STEPS:
+        if reason is None and shares_steps(engine):
             reason = why_rows_depend(model.model, longest_tokens)
         if reason is None:
             if reasons:
@@ -71,10 +67,10 @@ def choose_engine(
     raise ConfigError("no engine can answer with these settings: " + "; ".join(reasons))
 
 
-def _imported(name: str) -> type:
+def _imported(name: str) -> type[Any]:
     module_name, _, class_name = name.partition(":")
     try:
-        found = getattr(importlib.import_module(module_name), class_name)
+        found: Any = getattr(importlib.import_module(module_name), class_name)
     except (ImportError, AttributeError) as exc:
         raise ConfigError(
             f"inferencer.engine = {name!r} cannot be imported: {exc}",
@@ -85,5 +81,12 @@ def _imported(name: str) -> type:
         raise ConfigError(
             f"inferencer.engine = {name!r} is not an engine: it lacks {', '.join(missing) or 'being a class'}",
             "see docs/engines.md for a complete example",
+        )
+    own_name = getattr(found, "name", "")
+    namesake = engine_classes().get(own_name)
+    if namesake is not None and not issubclass(found, namesake):
+        raise ConfigError(
+            f"inferencer.engine = {name!r} is called {own_name!r}, which is an engine of tuneproof's own",
+            "give it another `name`: runs are told apart by it",
         )
     return found

@@ -47,6 +47,8 @@ class InflightEngine:
     """In-flight batching on an unmodified transformers decoder; see the module's docstring."""
 
     name = "inflight"
+    shares_steps = True
+    exact_in_float32 = True
 
     def __init__(self, model: LoadedModel, settings: GenerationSettings) -> None:
         self._model = model
@@ -63,7 +65,7 @@ class InflightEngine:
     def generate(self, queue: RequestQueue, budget: TokenBudget) -> Iterator[GeneratedRow]:
         """Answer the queue; see Engine.generate."""
         with packed_attention(self._model.model), fused_layers(self._model.model):
-            prefix = self._shared_prefix(queue, budget)
+            prefix = Prefix.of(queue, self._model, budget, self._prefill_tokens)
             admission = Admission(queue, budget, self._lanes(queue, budget), prefix.attended_tokens)
             flights = [_Flight(self, lane, prefix, queue.largest_room_tokens).run for lane in admission.lanes]
             yield from side_by_side(flights, admission)
@@ -76,28 +78,39 @@ class InflightEngine:
         fitting_rows = budget.limit_tokens // max(1, queue.largest_room_tokens)
         return lane_count(self._model.device, min(len(queue), budget.max_rows), fitting_rows)
 
-    def _shared_prefix(self, queue: RequestQueue, budget: TokenBudget) -> _Prefix:
-        """Compute the prefix that all prompts have in common, once."""
-        token_ids = queue.shared_prefix
-        if len(token_ids) < SMALLEST_SHARED_PREFIX or len(queue) < 2:
-            return _Prefix()
-        row = Row(Request(-1, "prefix", token_ids, 0), None, time.perf_counter())
-        budget.admit(1, len(token_ids))
-        SlotCache(max_width=len(token_ids)).add(row, len(token_ids))
-        while not row.prefilled:
-            step = StepPlan(self._model.device)
-            step.prefill(row, min(self._prefill_tokens, len(token_ids) - row.cached))
-            step.choosing.clear()
-            forward(self._model.model, self._model.device, step)
-        return _Prefix(row, attended=len(token_ids) >= SMALLEST_ATTENDED_PREFIX)
-
 
 @dataclass(frozen=True, slots=True)
-class _Prefix:
+class Prefix:
     """What all prompts begin with: copied into each slot or, when `attended`, read by all rows where it is."""
 
     row: Row | None = None
     attended: bool = False
+
+    @classmethod
+    def of(cls, queue: RequestQueue, model: LoadedModel, budget: TokenBudget, step_tokens: int) -> Prefix:
+        """Compute the prefix that all prompts of the queue have in common, once; empty where nothing is gained."""
+        token_ids = queue.shared_prefix
+        if len(token_ids) < SMALLEST_SHARED_PREFIX or len(queue) < 2:
+            return cls()
+        row = Row(Request(-1, "prefix", token_ids, 0), None, time.perf_counter())
+        budget.admit(1, len(token_ids))
+        SlotCache(max_width=len(token_ids)).add(row, len(token_ids))
+        while not row.prefilled:
+            step = StepPlan(model.device)
+            step.prefill(row, min(step_tokens, row.missing))
+            step.choosing.clear()
+            forward(model.model, model.device, step)
+        return cls(row, attended=len(token_ids) >= SMALLEST_ATTENDED_PREFIX)
+
+    def copy_to(self, row: Row) -> None:
+        """Begin the row's slot with the prefix, if rows do not read it where it is."""
+        if self.row is not None and not self.attended:
+            row.copy_from(self.row)
+
+    @property
+    def shared_row(self) -> Row | None:
+        """The row that all rows of a step read, or None."""
+        return self.row if self.attended else None
 
     @property
     def tokens(self) -> int:
@@ -111,7 +124,7 @@ class _Prefix:
 class _Flight:
     """One lane of a session: the rows in flight in it and their slots."""
 
-    def __init__(self, engine: InflightEngine, lane: Lane, prefix: _Prefix, largest_room_tokens: int) -> None:
+    def __init__(self, engine: InflightEngine, lane: Lane, prefix: Prefix, largest_room_tokens: int) -> None:
         self._model = engine._model.model
         self._device = engine._model.device
         self._stop, self._faults = engine._stop, engine._faults
@@ -127,7 +140,7 @@ class _Flight:
     def run(self) -> Iterator[GeneratedRow]:
         """Step until no row waits or flies here, or the session is stopped."""
         while (self._lane.waiting or self._lane.rows) and not self._lane.stopped:
-            step = StepPlan(self._device, self._prefix.row if self._prefix.attended else None)
+            step = StepPlan(self._device, self._prefix.shared_row)
             self._plan_decoding(step)
             self._plan_entering(step)
             flying = self._lane.step()
@@ -183,8 +196,7 @@ class _Flight:
             self._entrance.add(row, prompt_tokens)
         else:  # room for the first tokens of the answer too, so that a row rarely moves early
             self._cache.add(row, min(request.room_tokens - shared, prompt_tokens + 32))
-        if self._prefix.row is not None and not self._prefix.attended:
-            row.copy_from(self._prefix.row)
+        self._prefix.copy_to(row)
         return row
 
     def _advance(self, rows: list[Row], logits: torch.Tensor, flying: int) -> Iterator[GeneratedRow]:

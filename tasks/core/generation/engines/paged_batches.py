@@ -39,6 +39,8 @@ class PagedBatchEngine:
     """
 
     name = "continuous"
+    shares_steps = True
+    exact_in_float32 = False
 
     def __init__(self, model: LoadedModel, settings: GenerationSettings) -> None:
         self._loaded = model

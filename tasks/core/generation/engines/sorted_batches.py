@@ -33,6 +33,8 @@ class SortedBatchEngine:
     """
 
     name = "generate"
+    shares_steps = False  # it keeps rows apart whose positions depend on each other, by `alone_beyond_tokens`
+    exact_in_float32 = False
 
     def __init__(self, model: LoadedModel, settings: GenerationSettings) -> None:
         self._model = model.model

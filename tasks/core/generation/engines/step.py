@@ -70,14 +70,28 @@ class StepPlan:
 
     def prefill(self, row: Row, count: int) -> int:
         """Add the next `count` tokens of the row's prompt; returns `count`."""
+        self._read(row, count)
+        if row.prefilled:
+            self._choose(row, len(self.input_ids) - 1)
+        return count
+
+    def score(self, row: Row, count: int, first: int) -> range:
+        """Add the next `count` tokens of a row that is only read; returns the tokens whose logits are kept.
+
+        Those are the row's tokens from number `first` on.
+        """
+        begin, place = row.cached, len(self.input_ids)
+        self._read(row, count)
+        kept = range(max(begin, first), begin + count)
+        self.choosing_places.extend(place + token - begin for token in kept)
+        return kept
+
+    def _read(self, row: Row, count: int) -> None:
         prompt, start = row.request.token_ids, len(self.input_ids)
         self.segments.append(PrefillSegment(row, start, start + count, row.cached))
         self.input_ids.extend(prompt[row.cached : row.cached + count])
         self.positions.extend(range(row.cached, row.cached + count))
         row.cached += count
-        if row.prefilled:
-            self._choose(row, len(self.input_ids) - 1)
-        return count
 
     def _choose(self, row: Row, place: int) -> None:
         self.choosing.append(row)

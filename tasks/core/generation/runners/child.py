@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import socket
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
 
 from tasks.core.config import with_overrides
@@ -15,9 +15,9 @@ from tasks.core.generation.plan import Report, RunPlan
 from tasks.core.generation.runners.deaths import Admitted, DeathLadder, Step
 from tasks.core.generation.runners.isolation import ChildDiedError, ChildEnd, run_in_child
 from tasks.core.interruption import is_interrupted, raise_if_interrupted
-from tasks.core.memory.budget import HandedOnStore, MemoryEvent
+from tasks.core.memory.budget import HandedOnStore
 from tasks.core.provenance import now
-from tasks.core.records import Completion
+from tasks.core.records import Completion, MemoryEvent
 from tasks.core.runs.ledger import Ledger, LedgerIndex, Mask, count_lines
 from tasks.core.runs.progress import GenerationProgress
 from tasks.core.runs.sessions import Session, append_session
@@ -36,6 +36,13 @@ class Began:
     device: str
 
 
+@dataclass(frozen=True, slots=True)
+class ScoredSoFar:
+    """How far a child is with the references."""
+
+    progress: GenerationProgress
+
+
 @dataclass(slots=True)
 class Heard:
     """What the parent knows of a child from its messages."""
@@ -50,8 +57,10 @@ class Child:
     A row that is alone at two deaths becomes an error row. The child is ended when `stopped` says so.
     """
 
-    def __init__(self, stopped: Callable[[], bool] = is_interrupted) -> None:
-        self._stopped = stopped
+    def __init__(
+        self, stopped: Callable[[], bool] = is_interrupted, *, report_references: Report | None = None
+    ) -> None:
+        self._stopped, self._report_references = stopped, report_references
 
     def answer(self, plan: RunPlan, report: Report | None = None) -> LedgerIndex:
         """Answer what is missing and score the references.
@@ -85,11 +94,14 @@ class Child:
         return index_run(plan.run, plan.rows)
 
     def _run(self, work: RunPlan, deaths: _Deaths, heard: Heard, report: Report | None) -> ChildEnd | None:
-        def hear(message: Began | Admitted | GenerationProgress) -> None:
+        def hear(message: Began | Admitted | ScoredSoFar | GenerationProgress) -> None:
             if isinstance(message, Began):
                 heard.began = message
             elif isinstance(message, Admitted):
                 heard.last = message
+            elif isinstance(message, ScoredSoFar):
+                if self._report_references is not None:
+                    self._report_references(message.progress)
             elif report is not None:
                 report(message)
 
@@ -132,7 +144,9 @@ class _Deaths:
             self._fail_row(last.alone, message, for_memory=end.killed_for_memory)
         learned, kind = self.ladder.learned, "row_failed" if step == "fail_row" else "process_died"
         limit_tokens = last.tokens if learned is None else learned.limit_tokens
-        event = MemoryEvent(kind, last.rows, last.tokens, limit_tokens, message)
+        event = MemoryEvent(
+            kind=kind, rows=last.rows, tokens=last.tokens, limit_tokens=limit_tokens, message=message
+        )
         logger.warning(
             "memory: %s at %d rows, %d tokens; the next process starts with a limit of %d tokens",
             *(message, last.rows, last.tokens, limit_tokens),
@@ -149,7 +163,7 @@ class _Deaths:
             started_at=now("milliseconds"),
             seconds=0.0,
             rows=count_lines(self._part.ledger_path) - rows_before,
-            memory_events=(asdict(death),),
+            memory_events=(death,),
             limit_tokens=death.limit_tokens,
             device=began.device,
             rows_before=rows_before,
@@ -181,6 +195,7 @@ def _answer(connection: Connection, work: RunPlan) -> None:
     """Run in the child: do generation and reference scores, telling the parent of every batch."""
     answerer, plan = work.take_over()
     answerer.on_progress = connection.send
+    answerer.on_reference_progress = lambda progress: connection.send(ScoredSoFar(progress))
     began = False
 
     def tell(rows: int, tokens: int, alone: str | None) -> None:

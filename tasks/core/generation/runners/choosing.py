@@ -31,4 +31,4 @@ def choose_runner(plan: RunPlan, answerer: Answerer, *, mapped: Runner | None = 
     # A worker of a cluster may be one that Python lets have no children.
     may_have_children = not multiprocessing.current_process().daemon
     is_in_child = may_have_children and is_isolated(settings.isolation, settings.device)
-    return Child() if is_in_child else Here(answerer)
+    return Child(report_references=answerer.on_reference_progress) if is_in_child else Here(answerer)
