@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from tasks.core.errors import first_line
 from tasks.core.generation.batching import Request
+from tasks.core.generation.engines.probe_memory import is_remembered, probe_key, remember
 from tasks.core.memory.device_memory import is_out_of_memory
 from tasks.core.records import GenerationSettings
 
@@ -28,7 +29,8 @@ def why_unsupported(model: LoadedModel, settings: GenerationSettings) -> str | N
     """Return why this model or a setting needs `generate`, or None.
 
     Whether the architecture is covered is not guessed from its name: three short prompts are packed, and the
-    logits must equal those of the model's own attention.
+    logits must equal those of the model's own attention. A model of a shape that did so before is not tried again,
+    see `probe_key`.
     """
     if settings.num_beams > 1:
         return "beam search"
@@ -37,6 +39,17 @@ def why_unsupported(model: LoadedModel, settings: GenerationSettings) -> str | N
     layer_types = getattr(model.model.config.get_text_config(), "layer_types", None) or []
     if "chunked_attention" in layer_types:
         return "chunked attention"
+    key = probe_key(model)
+    if is_remembered(key) and _probe(model) is not None:  # weights that give no numbers are told of each time
+        return None
+    reason = _why_wrong(model, layer_types)
+    if reason is None:
+        remember(key)
+    return reason
+
+
+def _why_wrong(model: LoadedModel, layer_types: Sequence[str]) -> str | None:
+    """What packed attention does wrong with this model, found by trying it; None when it gives the same."""
     windows: set[int | None] = set()
     try:
         difference = _largest_difference(model, windows)
