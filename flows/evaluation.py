@@ -19,8 +19,7 @@ from tasks.core.evaluation.evaluate import require_verdicts
 from tasks.core.evaluation.summary import EvaluationSummary
 from tasks.core.metrics.catalogue import available
 from tasks.evaluator import Evaluator
-from tasks.reporting import write_report
-from tasks.scoring import score_predictions
+from tasks.scoring import score_predictions, write_report
 from tasks.server.events import emit_evaluation_finished
 from tasks.ui.run_logs import send_core_logs_to_prefect
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from datetime import timedelta
 from pathlib import Path
 from typing import Literal
 
@@ -20,6 +19,7 @@ from tasks.core.config import Config
 from tasks.core.evaluation.summary import EvaluationSummary
 from tasks.core.promotion.promotable import this_user
 from tasks.core.promotion.promotion import Promotion
+from tasks.core.report.html_page import duration
 from tasks.core.storage.store import is_url
 from tasks.promoter import Promoter
 from tasks.promotion import promote_model
@@ -93,7 +93,7 @@ def ask_a_person(summary: EvaluationSummary, timeout_seconds: int) -> PersonsDec
     form = PersonsDecision.with_initial_data(description=_question(summary))
     logger.info(
         "inconclusive: waiting up to %s for a decision in the Prefect UI (Resume)",
-        timedelta(seconds=timeout_seconds),
+        duration(timeout_seconds),
     )
     try:
         with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: _TRIES}):
@@ -103,7 +103,7 @@ def ask_a_person(summary: EvaluationSummary, timeout_seconds: int) -> PersonsDec
                 poll_interval=min(_POLL_SECONDS, max(1, timeout_seconds // 10)),
             )
     except FlowPauseTimeout:
-        logger.warning("nobody decided within %s: it stays inconclusive", timedelta(seconds=timeout_seconds))
+        logger.warning("nobody decided within %s: it stays inconclusive", duration(timeout_seconds))
     except ObjectNotFound:
         logger.warning("the run was resumed without a decision: it stays inconclusive")
         return None

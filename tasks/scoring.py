@@ -1,4 +1,4 @@
-"""Answers to scores."""
+"""Answers to scores, scores to a report."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ from contextlib import ExitStack
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
+from tasks.core.evaluation.outputs import EvaluationFiles
 from tasks.core.evaluation.summary import EvaluationSummary
 from tasks.core.interruption import keeps, way_on
 from tasks.evaluator import Evaluator
 from tasks.server.devices import held_device
 from tasks.server.secret_blocks import judge_key_of
-from tasks.ui.artifacts import show_scores
+from tasks.ui.artifacts import show_file, show_lineage, show_scores
+from tasks.ui.assets import record_scores
 from tasks.ui.progress import shown_progress
 
 logger = logging.getLogger(__name__)
@@ -45,3 +47,14 @@ def score_predictions(evaluator: Evaluator) -> EvaluationSummary:
     logger.info("scored %d rows of %s by %s%s", candidate.rows, candidate.run_name, names, told)
     show_scores(candidate.run_name, summary)
     return summary
+
+
+@task(cache_policy=NO_CACHE, persist_result=False)
+def write_report(evaluator: Evaluator, summary: EvaluationSummary) -> EvaluationFiles:
+    """Write the report and the spreadsheet from the scores that are there; link to both, show the lineage."""
+    files, run_name = evaluator.report(), summary.candidate.run_name
+    show_file("report", run_name, files.report_path, evaluator.runs)
+    show_file("spreadsheet", run_name, files.spreadsheet_path, evaluator.runs)
+    show_lineage(summary, files.directory)
+    record_scores(files.directory, summary)
+    return files

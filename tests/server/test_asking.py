@@ -110,5 +110,5 @@ def test_when_nobody_answers_in_time_the_run_ends_well_and_nothing_is_promoted(
     run = paused_run(server, process)
     state, output = ended(server, process, run["id"])
     assert state == "COMPLETED"
-    assert "nobody decided within 0:00:03: it stays inconclusive" in output
+    assert "nobody decided within 3.0 s: it stays inconclusive" in output
     assert promoted_run(folder / "models") is None

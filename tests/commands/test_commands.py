@@ -1,0 +1,129 @@
+"""The commands: one that is added as a file is there, and one that has nothing to do needs no Prefect run."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flows.cli import commands
+from flows.cli.commands.infer import finished_before
+from flows.server import temporary_server
+from tasks.core.config import Config, load_config
+from tasks.core.errors import NoAnswerError, RunKeyMismatchError
+from tasks.inferencer import Inferencer
+
+GREET = '''
+"""`tuneproof greet-somebody`: a command of somebody's own."""
+
+from flows.cli.console import say
+from flows.cli.options import NO_COMMON, ConfigPath, Settings
+from flows.cli.starting import prepare
+
+
+def greet_somebody(name: str, config: ConfigPath = None, /, *, settings: Settings = None) -> None:
+    """Greet somebody by name."""
+    say(f"Hello {name}, {prepare(config, NO_COMMON, settings).inferencer.max_new_tokens}")
+'''
+
+
+def test_a_command_that_is_added_as_one_file_is_in_the_help_and_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more" / "greet_somebody.py").write_text(GREET)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(commands, "__path__", [*commands.__path__, str(tmp_path / "more")])
+    monkeypatch.setattr(commands, "app", commands.make_app())
+    try:
+        assert commands.run(["--help"]) == 0
+        told = capsys.readouterr().out
+        assert "greet-somebody" in told and "Greet somebody by name." in told and "evaluate" in told
+        assert commands.run(["greet-somebody", "Ada", "--inferencer.max-new-tokens", "7"]) == 0
+        assert capsys.readouterr().out == "Hello Ada, 7\n"
+    finally:
+        sys.modules.pop("flows.cli.commands.greet_somebody", None)
+        if hasattr(commands, "greet_somebody"):
+            delattr(commands, "greet_somebody")
+
+
+@pytest.fixture
+def overrides(tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Settings of a run of two rows, in a folder of its own, on a machine that names no Prefect server."""
+    rows = [{"question": f"How many legs have {n} dogs?", "answer": str(4 * n)} for n in range(2)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    monkeypatch.setattr(temporary_server, "is_server_named", lambda: False)
+    monkeypatch.chdir(tmp_path)
+    return {
+        "inferencer.model": str(tiny_model_dir),
+        "inferencer.testing_data_id": "rows.jsonl",
+        "inferencer.run_name": "run",
+        "inferencer.max_sequence_length": 128,
+        "inferencer.max_new_tokens": 4,
+        "inferencer.temperature": 0,
+        "inferencer.isolation": "none",
+    }
+
+
+def config_of(overrides: dict[str, Any], **more: Any) -> Config:
+    return load_config(overrides={**overrides, **more}, environ={})
+
+
+def test_a_finished_run_is_told_without_a_prefect_run(
+    overrides: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Inferencer(config_of(overrides)).infer()
+    published = Path("runs/run/inferencer_output.jsonl").read_bytes()
+
+    def start() -> None:
+        raise AssertionError("a server was started")
+
+    monkeypatch.setattr(temporary_server, "TemporaryServer", start)
+    tokens = [f"--{key}={value}" for key, value in overrides.items()]
+    assert commands.run(["infer", *tokens]) == 0
+    told = capsys.readouterr()
+    assert told.out == "answers: runs/run/inferencer_output.jsonl (2 rows)\n"
+    assert "runs/run is complete (2 rows): nothing to generate" in told.err
+    assert Path("runs/run/inferencer_output.jsonl").read_bytes() == published
+
+
+def test_a_finished_run_is_told_to_a_server_that_is_named(
+    overrides: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Inferencer(config_of(overrides)).infer()
+    monkeypatch.setattr(temporary_server, "is_server_named", lambda: True)
+    assert finished_before(config_of(overrides)) is None
+
+
+def test_what_is_not_finished_is_left_to_the_flow(overrides: dict[str, Any]) -> None:
+    assert finished_before(config_of(overrides)) is None
+    assert not Path("runs").exists()
+    Inferencer(config_of(overrides, **{"inferencer.score_references": False})).infer()
+    assert finished_before(config_of(overrides, **{"inferencer.score_references": False})) is not None
+    assert finished_before(config_of(overrides, **{"inferencer.score_references": True})) is None
+    path = Path("runs/run/inferencer_output.jsonl")
+    path.write_bytes(path.read_bytes().replace(b"dogs", b"cats"))
+    assert finished_before(config_of(overrides, **{"inferencer.score_references": False})) is None
+
+
+def test_a_finished_run_that_lacks_the_repeated_rows_is_left_to_the_flow(overrides: dict[str, Any]) -> None:
+    sampled = {"inferencer.temperature": 0.7, "inferencer.dtype": "bfloat16"}
+    Inferencer(config_of(overrides, **sampled)).infer()
+    assert finished_before(config_of(overrides, **sampled, **{"gate.noise_rows": 0})) is not None
+    assert finished_before(config_of(overrides, **sampled, **{"gate.noise_rows": 2})) is None
+
+
+def test_a_finished_run_of_other_answers_is_refused_as_the_flow_does(overrides: dict[str, Any]) -> None:
+    Inferencer(config_of(overrides)).infer()
+    with pytest.raises(RunKeyMismatchError, match="max_new_tokens: 4 -> 5"):
+        finished_before(config_of(overrides, **{"inferencer.max_new_tokens": 5}))
+
+
+def test_a_finished_run_without_an_answer_is_refused_as_the_flow_does(overrides: dict[str, Any]) -> None:
+    Path("rows.jsonl").write_text('{"question": "", "answer": "4"}\n')
+    Inferencer(config_of(overrides)).infer()
+    with pytest.raises(NoAnswerError, match="all 1 rows of run"):
+        finished_before(config_of(overrides))
