@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -127,3 +128,24 @@ def test_a_finished_run_without_an_answer_is_refused_as_the_flow_does(overrides:
     Inferencer(config_of(overrides)).infer()
     with pytest.raises(NoAnswerError, match="all 1 rows of run"):
         finished_before(config_of(overrides))
+
+
+@pytest.mark.parametrize(("named", "allowed"), [(True, True), (False, False)])
+def test_a_temporary_server_that_the_settings_do_not_want_is_ended_before_anything_uses_it(
+    named: bool, allowed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended: list[bool] = []
+
+    class Begun:
+        api_url = "http://127.0.0.1:9/api"
+
+        def stop(self) -> None:
+            ended.append(True)
+
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    monkeypatch.setattr(temporary_server, "TemporaryServer", Begun)
+    monkeypatch.setattr(temporary_server, "is_server_named", lambda: named)
+    monkeypatch.setattr(temporary_server, "_may_be_started", lambda: allowed)
+    assert temporary_server.server_for_flows() is None
+    assert ended == [True]
+    assert "PREFECT_API_URL" not in os.environ
