@@ -54,7 +54,8 @@ demo: $(INSTALLED) ## fine-tune a small real model, test it before and after, wr
 	@$(QUIET_ENV) $(BIN)/tuneproof demo
 
 test: $(INSTALLED) ## run all tests
-	$(QUIET_ENV) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist worksteal $(PYTEST_ARGS)
+	$(QUIET_ENV) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist worksteal \
+		--durations 10 $(PYTEST_ARGS)
 
 # As on a processor with AVX2 only: what depends on the processor must be right on both kinds.
 test-avx2: $(INSTALLED) ## run the tests that depend on the processor, with its newer instructions hidden

@@ -6,6 +6,7 @@ It is built once for each test process in less than a second and answers nonsens
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import os
 import shutil
@@ -124,6 +125,13 @@ def _few_threads() -> None:
         import torch
 
         torch.set_num_threads(THREADS)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _libraries_are_no_garbage() -> None:
+    """What is imported by now stays: a collection, as each failed allocation begins one, need not look at it."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -55,7 +55,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
 
 def deaf(start: Start, wait: str, grace: float) -> Terminal:
     terminal = start("-c", DEAF.format(wait=wait, grace=grace))
-    terminal.wait_until(lambda: "working" in terminal.output, 30)
+    terminal.wait_until(lambda: "working" in terminal.output, 120)
     return terminal
 
 
@@ -65,7 +65,7 @@ def test_work_that_swallows_ctrl_c_or_computes_on_is_ended_when_its_time_is_up(
 ) -> None:
     terminal = deaf(start, wait, grace=1)
     terminal.press_ctrl_c()
-    assert terminal.wait(10) < 5
+    assert terminal.wait(50) < 25
     assert terminal.exit_code == 130
     assert terminal.processes() == []
     assert terminal.output.rstrip().endswith("\ninterrupted: 3 of 9 answers are kept")
@@ -75,18 +75,18 @@ def test_work_that_swallows_ctrl_c_or_computes_on_is_ended_when_its_time_is_up(
 def test_a_second_ctrl_c_ends_it_at_once(start: Start) -> None:
     terminal = deaf(start, SLEEPS, grace=60)
     terminal.press_ctrl_c()
-    terminal.wait_until(lambda: "^C" in terminal.output, 5)
+    terminal.wait_until(lambda: "^C" in terminal.output, 30)
     with pytest.raises(AssertionError, match="did not happen"):
         terminal.wait(1)  # one is not enough: its time is not up
     terminal.press_ctrl_c()
-    assert terminal.wait(10) < 5
+    assert terminal.wait(50) < 25
     assert (terminal.exit_code, terminal.processes()) == (130, [])
 
 
 def test_sigterm_ends_it_likewise_with_its_own_code(start: Start) -> None:
     terminal = deaf(start, SLEEPS, grace=0.5)
     terminal.kill(signal.SIGTERM)
-    terminal.wait(10)
+    terminal.wait(60)
     assert (terminal.exit_code, terminal.processes()) == (143, [])
     assert "ended by SIGTERM: 3 of 9 answers are kept" in terminal.output
 
@@ -104,9 +104,9 @@ def work():
 sys.exit(run_to_end(work))
 """
     terminal = start("-c", code)
-    terminal.wait_until(lambda: "working" in terminal.output, 30)
+    terminal.wait_until(lambda: "working" in terminal.output, 120)
     terminal.press_ctrl_c()
-    assert terminal.wait(10) < 5
+    assert terminal.wait(50) < 25
     assert terminal.exit_code == 130
     assert "server is gone" not in terminal.output
 
@@ -115,10 +115,10 @@ def test_a_command_that_is_not_interrupted_gives_its_code_and_its_errors(start: 
     terminal = start(
         "-c", "import sys; from flows.cli.ending import run_to_end; sys.exit(run_to_end(lambda: 5))"
     )
-    terminal.wait(30)
+    terminal.wait(120)
     assert terminal.exit_code == 5
     failing = start("-c", "from flows.cli.ending import run_to_end; run_to_end(lambda: 1 / 0)")
-    failing.wait(30)
+    failing.wait(120)
     assert failing.exit_code == 1 and "ZeroDivisionError" in failing.output
 
 
@@ -218,7 +218,7 @@ def test_ctrl_c_in_a_terminal_keeps_the_answers_and_leaves_no_process(
     terminal = long_inference(start, folder, tiny_model_dir, "--inferencer.isolation", "process")
     assert len(terminal.processes()) >= 3  # the command, its server, the process that answers
     terminal.press_ctrl_c()
-    assert terminal.wait(30) < 10
+    assert terminal.wait(60) < 25
     assert terminal.exit_code == 130
     assert terminal.processes() == []
     assert "Traceback" not in terminal.output
@@ -233,8 +233,8 @@ def test_ctrl_c_in_a_terminal_keeps_the_answers_and_leaves_no_process(
 def test_a_killed_command_takes_its_server_with_it(start: Start, folder: Path, tiny_model_dir: Path) -> None:  # noqa: F811
     terminal = long_inference(start, folder, tiny_model_dir)
     terminal.kill(signal.SIGKILL)
-    terminal.wait(10)
-    assert terminal.wait_until(lambda: terminal.processes() == [], 30) < 15
+    terminal.wait(60)
+    assert terminal.wait_until(lambda: terminal.processes() == [], 60) < 30
 
 
 SHARDS = ("--inferencer.num-shards", "4", "--inferencer.shard-runner", "processes")
@@ -255,8 +255,8 @@ def test_a_killed_command_takes_the_processes_of_its_shards_and_their_children_w
         len([line for line in terminal.processes() if "serve_temporarily" in line or "uvicorn" in line]) == 1
     )
     terminal.kill(signal.SIGKILL)
-    terminal.wait(10)
-    assert terminal.wait_until(lambda: terminal.processes() == [], 30) < 15
+    terminal.wait(60)
+    assert terminal.wait_until(lambda: terminal.processes() == [], 60) < 30
 
 
 @pytest.mark.server
@@ -265,8 +265,8 @@ def test_a_killed_training_takes_its_server_with_it(start: Start, folder: Path) 
     terminal = start("-m", "flows", "finetune", "--fine-tuner.epochs", "100000", cwd=folder)
     terminal.wait_until(lambda: "training" in terminal.output and "%" in terminal.output, 400)
     terminal.kill(signal.SIGKILL)
-    terminal.wait(10)
-    assert terminal.wait_until(lambda: terminal.processes() == [], 30) < 15
+    terminal.wait(60)
+    assert terminal.wait_until(lambda: terminal.processes() == [], 60) < 30
 
 
 SCORING = """
@@ -292,8 +292,8 @@ def test_a_killed_evaluation_takes_the_processes_that_score_with_it(start: Start
     terminal.wait_until(lambda: "scoring" in terminal.output, 120)
     assert len(terminal.processes()) >= 3
     terminal.kill(signal.SIGKILL)
-    terminal.wait(10)
-    assert terminal.wait_until(lambda: terminal.processes() == [], 30) < 15
+    terminal.wait(60)
+    assert terminal.wait_until(lambda: terminal.processes() == [], 60) < 30
 
 
 def test_a_program_that_only_called_a_command_goes_on_when_that_has_ended(start: Start) -> None:
@@ -306,7 +306,7 @@ time.sleep(1)
 sys.exit(4)
 """
     terminal = start("-c", code)
-    terminal.wait(30)
+    terminal.wait(120)
     assert terminal.exit_code == 4
 
 
@@ -319,5 +319,5 @@ threading.Thread(target=threading.Event().wait).start()  # the interpreter waits
 ending.exit_in_time(ending.run_to_end(lambda: 3))
 """
     terminal = start("-c", code)
-    assert terminal.wait(30) < 20
+    assert terminal.wait(60) < 50
     assert terminal.exit_code == 3

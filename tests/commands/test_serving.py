@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -15,7 +16,6 @@ import pytest
 
 from flows.server.server_place import ServerPlace
 from flows.server.serving import ServingError, Started, up
-from tests.making.warm_python import run_python
 
 ROOT = Path(__file__).resolve().parents[2]
 KEY = "pnu_of_a_person"
@@ -64,7 +64,11 @@ def person(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def tuneproof(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return run_python(["-m", "flows.cli", *arguments], cwd=ROOT, env={**os.environ, **environment})
+    """In a new interpreter: Prefect reads the person's HOME when it is imported."""
+    return subprocess.run(
+        [sys.executable, "-m", "flows.cli", *arguments],
+        cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
 
 
 def test_the_key_of_prefect_cloud_login_reaches_the_workspace_and_a_refusal_is_told(
@@ -88,7 +92,9 @@ from prefect.settings import get_current_settings
 settings = get_current_settings()
 print(settings.home, settings.api.key, get_concurrency_lease_storage().storage_path)
 """
-    done = run_python(["-c", script], env=environment, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True
+    )
     assert done.stdout.split() == [str(place.home), "None", str(place.home / "concurrency_leases")]
 
 

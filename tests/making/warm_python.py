@@ -25,6 +25,8 @@ from typing import IO
 
 SERVER_PATH = Path(__file__).with_name("warm_server.py")
 _ASKING = threading.Lock()
+# Libraries read these when they are imported; a program that is to have others needs a new interpreter.
+_READ_ONCE = ("HOME", "HF_HOME", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "XDG_CACHE_HOME", "OMP_NUM_THREADS")
 
 
 class WarmPython:
@@ -41,6 +43,7 @@ class WarmPython:
         terminal: bool = False,
     ) -> None:
         """Start `python ARGUMENTS`: -m MODULE, -c CODE or a file; `terminal` makes the streams its terminal."""
+        assert all(env.get(name) == os.environ.get(name) for name in _READ_ONCE), "start a new interpreter"
         self.args = [sys.executable, *arguments]
         self.returncode: int | None = None
         request = {

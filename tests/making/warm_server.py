@@ -77,13 +77,13 @@ class PrefectAsNew(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     ) -> importlib.machinery.ModuleSpec | None:
         if fullname != "prefect":
             return None
-        sys.meta_path.remove(self)
         return importlib.machinery.ModuleSpec("prefect", self, is_package=True)
 
     def create_module(self, spec: importlib.machinery.ModuleSpec) -> types.ModuleType:
         return self._loaded["prefect"]
 
     def exec_module(self, module: types.ModuleType) -> None:
+        sys.meta_path.remove(self)
         module.__spec__ = self._spec
         sys.modules.update(self._loaded)
         from prefect.context import refresh_global_settings_context

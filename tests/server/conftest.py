@@ -9,7 +9,6 @@ import json
 import os
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from filelock import FileLock
 
 from flows.server.server_place import ServerPlace
 from flows.server.serving import marked
+from tests.making.warm_python import run_python
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 PATIENCE_SECONDS = 240
@@ -44,15 +44,7 @@ class Server:
 
     def command(self, *arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
         """Run `python -m …` against this server, as a person would in the checkout."""
-        return subprocess.run(
-            [sys.executable, "-m", *arguments],
-            cwd=cwd,
-            env={**self.environment, "PWD": str(cwd)},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        return run_python(["-m", *arguments], cwd=cwd, env={**self.environment, "PWD": str(cwd)})
 
     def prefect(self, *arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
         return self.command("prefect", *arguments, cwd=cwd)
@@ -186,10 +178,7 @@ def _start(home: Path, tiny_model_dir: Path) -> str:
 
 
 def _tuneproof(home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "flows.cli", *arguments],
-        cwd=ROOT, env=clean_environment(home), capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    return run_python(["-m", "flows.cli", *arguments], cwd=ROOT, env=clean_environment(home))
 
 
 def settings_of(model_dir: Path, home: Path) -> str:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -15,11 +14,13 @@ from tasks.core.models.trained.registry import promoted_run, write_manifest
 from tasks.core.promotion.promotion import current_promotion, promotion_history
 from tests.making.evaluation_runs import sums, write_run
 from tests.making.model_runs import make_run, manifest_of
+from tests.making.warm_python import WarmPython
 from tests.server.conftest import ROOT, Server
 
 pytestmark = [pytest.mark.server, pytest.mark.slow]
 
 PATIENCE_SECONDS = 120
+PRINTED = "printed.txt"
 
 
 @pytest.fixture
@@ -35,7 +36,7 @@ def folder(tmp_path: Path, tiny_model_dir: Path) -> Path:
     return tmp_path
 
 
-def start(server: Server, folder: Path, timeout_seconds: int) -> subprocess.Popen[str]:
+def start(server: Server, folder: Path, timeout_seconds: int) -> WarmPython:
     """Evaluate in a process of its own, asking a person where the verdict is inconclusive."""
     script = f"""
 from flows.evaluation import evaluate
@@ -46,32 +47,38 @@ settings = (
 )
 evaluate(run="tuned", baseline="{folder / "runs" / "base"}", promote=True, settings=settings)
 """
-    return subprocess.Popen(
-        [sys.executable, "-c", script],
-        cwd=folder,
-        env={**server.environment, "PYTHONPATH": str(ROOT)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    with Path(os.devnull).open() as nothing, (folder / PRINTED).open("w") as log:
+        return WarmPython(
+            ["-c", script],
+            cwd=folder,
+            env={**server.environment, "PYTHONPATH": str(ROOT)},
+            streams=(nothing.fileno(), log.fileno(), log.fileno()),
+        )
 
 
-def paused_run(server: Server, process: subprocess.Popen[str]) -> dict[str, Any]:
+def run_over(server: Server, folder: Path, **state: Any) -> dict[str, Any] | None:
+    """The run over this folder; others use the server too."""
+    for found in server.post("/flow_runs/filter", flow_runs={"state": state} if state else {}):
+        if str(folder) in str(found["parameters"]):
+            return dict(found)
+    return None
+
+
+def paused_run(server: Server, folder: Path, process: WarmPython) -> dict[str, Any]:
     """The run that waits for a decision."""
     deadline = time.monotonic() + PATIENCE_SECONDS
     while time.monotonic() < deadline and process.poll() is None:
-        paused = {"flow_runs": {"state": {"type": {"any_": ["PAUSED"]}}}}
-        found = server.post("/flow_runs/filter", **paused)
-        if found:
-            return dict(found[0])
+        if run := run_over(server, folder, type={"any_": ["PAUSED"]}):
+            return run
         time.sleep(0.5)
     process.kill()
-    pytest.fail(f"no run was paused:\n{process.communicate()[0]}")
+    pytest.fail(f"no run was paused:\n{(folder / PRINTED).read_text()}")
 
 
-def ended(server: Server, process: subprocess.Popen[str], run_id: str) -> tuple[str, str]:
+def ended(server: Server, folder: Path, process: WarmPython, run_id: str) -> tuple[str, str]:
     """How the run ended, and what its process printed."""
-    output, _ = process.communicate(timeout=PATIENCE_SECONDS)
+    process.wait(PATIENCE_SECONDS)
+    output = (folder / PRINTED).read_text()
     assert process.returncode == 0, output
     (run,) = server.post("/flow_runs/filter", flow_runs={"id": {"any_": [run_id]}})
     return run["state"]["type"], output
@@ -79,12 +86,12 @@ def ended(server: Server, process: subprocess.Popen[str], run_id: str) -> tuple[
 
 def test_a_person_promotes_in_the_form_and_the_reason_is_kept(server: Server, folder: Path) -> None:
     process = start(server, folder, timeout_seconds=PATIENCE_SECONDS)
-    run = paused_run(server, process)
+    run = paused_run(server, folder, process)
     answer = {"decision": "promote", "reason": "it answers the new questions"}
     refused = server.post(f"/flow_runs/{run['id']}/resume", run_input={"decision": "promote"})
     assert refused["status"] == "REJECT"  # the reason is missing
     server.post(f"/flow_runs/{run['id']}/resume", run_input=answer)
-    assert ended(server, process, run["id"])[0] == "COMPLETED"
+    assert ended(server, folder, process, run["id"])[0] == "COMPLETED"
     promotion = current_promotion(folder / "models")
     assert promotion is not None and promotion.promoted_by is not None
     assert (promotion.run_name, promotion.forced) == ("tuned", True)
@@ -94,10 +101,10 @@ def test_a_person_promotes_in_the_form_and_the_reason_is_kept(server: Server, fo
 
 def test_a_person_who_decides_against_it_leaves_everything_as_it_is(server: Server, folder: Path) -> None:
     process = start(server, folder, timeout_seconds=PATIENCE_SECONDS)
-    run = paused_run(server, process)
+    run = paused_run(server, folder, process)
     answer = {"decision": "do not promote", "reason": "too little data"}
     server.post(f"/flow_runs/{run['id']}/resume", run_input=answer)
-    state, output = ended(server, process, run["id"])
+    state, output = ended(server, folder, process, run["id"])
     assert state == "COMPLETED"
     assert "a person decided not to promote: too little data" in output
     assert promotion_history(folder / "models") == []
@@ -107,8 +114,10 @@ def test_when_nobody_answers_in_time_the_run_ends_well_and_nothing_is_promoted(
     server: Server, folder: Path
 ) -> None:
     process = start(server, folder, timeout_seconds=3)
-    run = paused_run(server, process)
-    state, output = ended(server, process, run["id"])
+    process.wait(PATIENCE_SECONDS)  # its pause may be over before anybody has looked
+    run = run_over(server, folder)
+    assert run is not None, (folder / PRINTED).read_text()
+    state, output = ended(server, folder, process, run["id"])
     assert state == "COMPLETED"
     assert "nobody decided within 3.0 s: it stays inconclusive" in output
     assert promoted_run(folder / "models") is None

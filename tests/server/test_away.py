@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.making.warm_python import WarmPython
 from tests.server.conftest import ROOT, Server, wait_until, write_questions
 from tests.server.wire import Wire, wire_to
 
@@ -46,12 +47,13 @@ class Command:
         }
         options = [part for key, value in settings.items() for part in (f"--{key}", value)]
         self._log = (folder / "printed.txt").open("w")
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "flows", *command, *options],
-            cwd=folder,
-            env={**server.environment, "PREFECT_API_URL": wire.api_url, "PYTHONPATH": str(ROOT), **more},
-            stdin=subprocess.DEVNULL, stdout=self._log, stderr=self._log,
-        )  # fmt: skip
+        with Path(os.devnull).open() as nothing:
+            self.process = WarmPython(
+                ["-m", "flows", *command, *options],
+                cwd=folder,
+                env={**server.environment, "PREFECT_API_URL": wire.api_url, "PYTHONPATH": str(ROOT), **more},
+                streams=(nothing.fileno(), self._log.fileno(), self._log.fileno()),
+            )
 
     def answered(self) -> int:
         return sum(path.read_bytes().count(b"\n") for path in self.folder.glob("runs/*/ledger.jsonl"))

@@ -23,6 +23,7 @@ import pytest
 
 from tasks.core.runs.run_dir import RunDir
 from tasks.core.runs.sessions import read_sessions
+from tests.making.warm_python import run_python
 from tests.server.conftest import ROOT, SETUP, Server, wait_until, write_questions
 
 pytestmark = [pytest.mark.server, pytest.mark.slow]
@@ -148,8 +149,8 @@ def intrude(run_path: Path) -> str:
         "try:\n    RunDir(Path(sys.argv[1])).locked().__enter__()\n"
         "except RunLockedError as error:\n    print(error)"
     )
-    command = [sys.executable, "-c", script, str(run_path)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return run_python(["-c", script, str(run_path)], cwd=ROOT, env=environment, check=True).stdout
 
 
 def has_let_go(server: Server, run_id: str, *, since: datetime) -> bool:
