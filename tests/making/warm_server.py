@@ -177,8 +177,8 @@ class Server:
         signal.set_wakeup_fd(-1)
         for end in (self._requests, self._woken, self._waker):
             end.close()
-        for end in (told, *self._living.values()):
-            os.close(end)
+        for descriptor in (told, *self._living.values()):
+            os.close(descriptor)
         program.settle(streams)
         return program
 
