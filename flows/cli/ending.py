@@ -7,6 +7,7 @@ descriptor that the interpreter writes them to, and ends the process when it has
 
 from __future__ import annotations
 
+import gc
 import os
 import select
 import signal
@@ -74,6 +75,7 @@ def exit_in_time(code: int) -> NoReturn:
         for number in _ASKS_TO_END:
             signal.signal(number, end_now)
     threading.Thread(target=end_later, name="exit-in-time", daemon=True).start()
+    gc.freeze()  # the interpreter's last collection would take seconds to walk all that the libraries made
     sys.exit(code)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import socket
@@ -25,6 +26,7 @@ def serve(command_id: int, listener: socket.socket) -> None:
         factory=True, log_level="error", lifespan="on", timeout_graceful_shutdown=1,
     )  # fmt: skip
     uvicorn.Server(config).run(sockets=[listener])
+    gc.freeze()  # nothing is left to do: the last collection would only take time
 
 
 def _end_with_command(command_id: int) -> None:

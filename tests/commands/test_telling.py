@@ -29,10 +29,10 @@ def busy() -> Iterator[tuple[Courier, threading.Event]]:
 
     def hang() -> None:
         begun.set()
-        go_on.wait(10)
+        go_on.wait(120)
 
     courier.send("first", hang)
-    begun.wait(10)
+    begun.wait(120)
     yield courier, go_on
     go_on.set()
 

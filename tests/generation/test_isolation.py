@@ -34,6 +34,7 @@ from tasks.core.runs.run_dir import RunDir
 from tasks.core.runs.shards import Shard
 from tasks.inferencer import Inferencer
 from tests.making.model_files import edit_json
+from tests.making.warm_children import warm_children  # noqa: F401
 
 ROWS = 14
 
@@ -92,7 +93,7 @@ class Murdered(Inferencer):
 
 
 @pytest.fixture
-def overrides(tmp_path: Path, tiny_model_dir: Path, own_cache: Path) -> dict[str, Any]:
+def overrides(tmp_path: Path, tiny_model_dir: Path, own_cache: Path, warm_children: None) -> dict[str, Any]:  # noqa: F811
     path = tmp_path / "questions.jsonl"
     rows = [{"question": f"How many has dog {n}?", "answer": str(n)} for n in range(ROWS)]
     path.write_text("\n".join(map(json.dumps, rows)))
@@ -221,13 +222,13 @@ def test_a_killed_parent_leaves_no_child_behind(tmp_path: Path) -> None:
     child = psutil.Process(wait_for(lambda: pid_path.is_file() and int(pid_path.read_text() or 0)))
     parent.kill()
     parent.join()
-    gone, _ = psutil.wait_procs([child], timeout=60)
+    gone, _ = psutil.wait_procs([child], timeout=240)
     assert gone
 
 
 def wait_for(condition: Callable[[], Any]) -> Any:
     """What the condition gives as soon as it gives something."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 240
     while time.monotonic() < deadline:
         if found := condition():
             return found

@@ -407,7 +407,7 @@ def models_loaded(since: datetime) -> int:
     return sum(log["message"].startswith("loaded ") for log in found)
 
 
-def wait_until(holds: Callable[[], bool], seconds: float = 15) -> None:
+def wait_until(holds: Callable[[], bool], seconds: float = 120) -> None:
     """Logs are sent in batches."""
     deadline = time.monotonic() + seconds
     while not holds():

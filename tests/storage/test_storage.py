@@ -516,7 +516,7 @@ def test_a_large_file_that_another_process_is_bringing_is_waited_for_not_brought
         found = holds(store, *args)
         if threading.get_ident() not in asked:
             asked.add(threading.get_ident())
-            both_want_it.wait(10)
+            both_want_it.wait(120)
         return found
 
     monkeypatch.setattr("tasks.core.storage.store._NOTE_SECONDS", 0.1)
