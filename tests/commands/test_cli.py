@@ -401,8 +401,9 @@ def test_the_module_and_the_installed_command_are_the_same(tmp_path: Path) -> No
     assert done.stdout == tuneproof(tmp_path, "--help").stdout
 
 
+@pytest.mark.server
 def test_a_run_of_nothing_but_errors_is_published_and_ends_with_exit_code_2(
-    folder: Path, model_copy: Path
+    folder: Path, model_copy: Path, api_url: str
 ) -> None:
     from safetensors.torch import load_file, save_file
 
@@ -410,7 +411,7 @@ def test_a_run_of_nothing_but_errors_is_published_and_ends_with_exit_code_2(
     weights["model.norm.weight"][0] = float("nan")
     save_file(weights, model_copy / "model.safetensors", metadata={"format": "pt"})
     chosen = (f"--inferencer.model={model_copy}", "--inferencer.run-name=run")
-    done = tuneproof(folder, "infer", *chosen)
+    done = tuneproof(folder, "infer", *chosen, PREFECT_API_URL=api_url)
     assert done.returncode == 2
     assert "all 6 rows of run ended in an error: the model's logits are NaN at new token 1" in done.stderr
     assert "model.norm.weight" in done.stderr and "Traceback" not in done.stderr

@@ -26,6 +26,7 @@ from tasks.core.runs.run_dir import RunDir
 from tasks.inferencer import Inferencer
 from tests.making.model_runs import make_run
 from tests.making.rows import first_row
+from tests.making.warm_python import WarmPython
 
 ROWS = 24
 
@@ -239,19 +240,22 @@ def test_the_lock_is_free_again_after_its_holder(overrides: dict[str, Any]) -> N
 
 def start_and_kill(overrides: dict[str, Any], after_rows: int) -> int:
     """Start a run in another process and kill it after some rows; returns the rows it reported."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "tests.making.killed_inference", json.dumps(overrides), "0.02"],
-        stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    assert process.stdout is not None
+    reader, writer = os.pipe()
+    with Path(os.devnull).open() as nothing:
+        process = WarmPython(
+            ["-m", "tests.making.killed_inference", json.dumps(overrides), "0.1"],
+            env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+            streams=(nothing.fileno(), writer, 2),
+        )
+    os.close(writer)
     rows = 0
-    for line in process.stdout:
-        rows += line.strip() == "row"
-        if rows >= after_rows:
-            process.send_signal(signal.SIGKILL)
-            break
+    with os.fdopen(reader) as printed:
+        for line in printed:
+            rows += line.strip() == "row"
+            if rows >= after_rows:
+                process.kill()
+                break
     process.wait()
-    process.stdout.close()
     assert process.returncode == -signal.SIGKILL
     return rows
 
