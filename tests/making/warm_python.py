@@ -150,7 +150,10 @@ def _server() -> tuple[socket.socket, IO[bytes]]:
 
     def end() -> None:
         ours.close()
-        process.wait()
+        try:
+            process.wait(60)
+        except subprocess.TimeoutExpired:
+            process.kill()
         home.cleanup()
 
     atexit.register(end)
