@@ -15,7 +15,7 @@ QUIET_ENV := HF_HUB_OFFLINE=1 DO_NOT_TRACK=1 TOKENIZERS_PARALLELISM=false
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 
 .DEFAULT_GOAL := help
-.PHONY: help install up down demo test test-avx2 lint types bench torture gpu-wheels constraints lock clean
+.PHONY: help install up down demo test test-avx2 test-latest lint types bench torture gpu-wheels constraints lock clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -62,6 +62,19 @@ test-avx2: $(INSTALLED) ## run the tests that depend on the processor, with its 
 	$(QUIET_ENV) OMP_NUM_THREADS=1 ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 \
 		$(BIN)/python -m pytest -m processor $(PYTEST_ARGS)
 
+# What somebody gets who installs tomorrow: the newest of everything (of torch any build of the tested version, since
+# another one is gigabytes). The server's test is there because its parts have broken it before.
+LATEST := .venv-latest
+LATEST_TESTS := tests/house/test_newest_versions.py tests/house/test_architecture.py tests/config tests/runs/test_ledger.py \
+	tests/commands/test_flows.py::test_the_pipeline_trains_answers_before_and_after_and_compares \
+	tests/server/test_deploy.py::test_the_next_nights_are_scheduled
+test-latest: ## run a part of the tests with the newest versions of everything, in .venv-latest
+	@test -x $(LATEST)/bin/python || $(PYTHON) -m venv $(LATEST)
+	@grep '^torch==' constraints.txt > $(LATEST)/torch.txt
+	$(LATEST)/bin/python -m pip --disable-pip-version-check --no-input install --quiet --retries 10 \
+		--upgrade --upgrade-strategy eager -c $(LATEST)/torch.txt -e . pytest hypothesis
+	$(QUIET_ENV) OMP_NUM_THREADS=1 $(LATEST)/bin/python -m pytest $(LATEST_TESTS) $(PYTEST_ARGS)
+
 lint: $(INSTALLED) ## check style and formatting
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -101,5 +114,5 @@ lock: $(INSTALLED) ## write requirements.lock: constraints.txt with the hash of 
 	@mv requirements.new requirements.lock
 
 clean: ## remove .venv and caches; models/ and runs/ are yours and stay
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist *.egg-info
+	rm -rf $(VENV) $(LATEST) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
