@@ -252,12 +252,56 @@ assert "lucky_weight" not in identity(FineTunerConfig())
 """,
 )
 
+# What its rows, batches and loss come to is tried in tests/training/test_training_methods.py.
+TRAINING_METHOD = Addition(
+    file="tasks/core/training/methods/lucky.py",
+    text="""
+from tasks.core.training.methods.sft import SupervisedFineTuning
+
+
+class LuckyTuning(SupervisedFineTuning):
+    name = "lucky"
+
+    def sequences(self, rows, config):
+        return [range(len(rows))]
+""",
+    listed_in="tasks/core/training/methods/catalogue.py",
+    below=(
+        (
+            "from tasks.core.training.methods.base",
+            "from tasks.core.training.methods.lucky import LuckyTuning",
+        ),
+        ("    SupervisedFineTuning(),", "    LuckyTuning(),"),
+    ),
+    works="""
+import runpy
+
+import pytest
+
+from tasks.core.config import FineTunerConfig, load_config
+from tasks.core.errors import ConfigError
+from tasks.core.training.methods.catalogue import method_of
+from tasks.core.training.methods.rows import TokenizedRows
+from tasks.core.training.schedule import schedule_of
+
+usual = FineTunerConfig()
+config = load_config(None, {"fine_tuner.training_method": "lucky"}, {}).fine_tuner
+assert (method_of(config).name, method_of(usual).name) == ("lucky", "sft")
+rows = TokenizedRows(([1, 2], [-100, 2]) for _ in range(80))
+assert (schedule_of(config, rows).sequences, schedule_of(usual, rows).sequences) == (1, 80)
+with pytest.raises(ConfigError, match="you may mean \\"lucky\\""):
+    load_config(None, {"fine_tuner.training_method": "luky"}, {})
+assert '"lucky"' in runpy.run_path(str(house / "docs/generate_configuration.py"))["render"]()
+""",
+)
+
 ADDITIONS = {
     "a metric": METRIC,
     "a gate check": GATE_CHECK,
     "a data format": DATA_FORMAT,
     "a config key": CONFIG_KEY,
-    # An engine, a training method and a command go here, each as an Addition of its own.
+    "a training method": TRAINING_METHOD,
+    # An engine and a command go here, each as an Addition of its own.
 }
 
 

@@ -57,6 +57,8 @@ def _in_words(annotation: Any, metadata: Iterable[Any] = ()) -> str:
         return _in_words(parts[0], parts[1:])
     if words := next((item.text for item in metadata if isinstance(item, InWords)), None):
         return words
+    if names := next((item.known() for item in metadata if isinstance(item, Names)), None):
+        return _one_of(names)
     if origin in (Union, UnionType):
         return _union_in_words(parts)
     if origin is Literal:

@@ -52,7 +52,7 @@ def _wrong_value(
     must = own_words if own_words and own_words.startswith("must") else f"must be {allowed(field)}"
     line = f"{origins[section, key]}: [{section}] {key} = {shown(value)} {must}"
     wrong = value if isinstance(value, list | tuple) else [value]
-    known = [str(choice) for choice in choices(field.annotation)]
+    known = [str(choice) for part in (field.annotation, *field.metadata) for choice in choices(part)]
     near = {
         str(item): nearest(item, known)
         for item in wrong

@@ -35,6 +35,7 @@ from tasks.core.config.changes import (
     setting,
     weights,
 )
+from tasks.core.config.method_names import DEFAULT_METHOD, check_method_name, method_names
 from tasks.core.config.metric_names import DEFAULT_METRICS, check_metric_name, known_metrics, metric_names
 from tasks.core.config.question_template import QuestionTemplate
 from tasks.core.errors import ConfigError
@@ -121,6 +122,7 @@ MetricName = Annotated[
     Names(metric_names),
     InWords("regex_match:PATTERN, module:function (a metric of your own)"),
 ]
+MethodName = Annotated[str, AfterValidator(check_method_name), Names(method_names)]
 DeviceName = Annotated[
     str, StringConstraints(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$"), InWords("auto, cpu, mps, cuda or cuda:N")
 ]
@@ -412,10 +414,10 @@ class FineTunerConfig(RunNaming, ModelLoading, ChatTemplateSettings, ColumnNames
         description="Processes that prepare a dataset of the Hub; none = one. Files are always read by one.",
     )
 
-    training_method: NonEmpty = setting(
-        "sft",
+    training_method: MethodName = setting(
+        DEFAULT_METHOD,
         weights(came_later=True),
-        description='How the rows are learnt from: "sft" = supervised fine-tuning on their answers.',
+        description='How the rows are learnt from; "sft" is supervised fine-tuning on their answers.',
     )
     full_finetuning: bool = setting(
         False, WEIGHTS, description="Train all weights instead of a LoRA adapter."

@@ -110,7 +110,6 @@ class Fitted:
 
 def check_schedule(config: FineTunerConfig) -> None:
     """Raise ConfigError for settings that need another one or a package; warn of those that will disappoint."""
-    method_of(config)
     if config.lr_scheduler_type == "reduce_lr_on_plateau" and config.validation_data_id is None:
         raise ConfigError(
             'fine_tuner.lr_scheduler_type "reduce_lr_on_plateau" watches the validation loss, and there is no '
