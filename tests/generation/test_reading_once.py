@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import builtins
+import io
 import json
-import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -17,17 +18,6 @@ from tasks.core.runs.run_dir import RunDir
 from tests.making.counted_reading import NOTES, Counted
 
 ROWS = 24
-_opened: Counter[str] = Counter()
-"""How often this process opened each file, as long as anybody counts."""
-_counts = False
-
-
-def _count_opens(event: str, arguments: tuple[Any, ...]) -> None:
-    if _counts and event == "open" and isinstance(arguments[0], str | Path):
-        _opened[str(arguments[0])] += 1
-
-
-sys.addaudithook(_count_opens)  # stays as long as the process, so it asks whether to count
 
 
 @pytest.fixture
@@ -104,18 +94,20 @@ def test_a_finished_run_reads_its_data_once_to_know_that_it_is_finished(
     assert readings(notes) == {"open": 1, "read": 1}
 
 
-def test_each_file_of_the_data_is_hashed_once(
-    overrides: dict[str, Any], notes: Path, questions_path: Path
+def test_each_file_of_the_data_is_opened_and_hashed_once(
+    overrides: dict[str, Any], notes: Path, questions_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    global _counts
     Counted(config(overrides)).load_dataset()  # writes the copy that later runs map into memory
-    _opened.clear()
-    _counts = True
-    try:
-        Counted(config(overrides)).infer()
-    finally:
-        _counts = False
-    assert _opened[str(questions_path)] == 1
+    plain_open, opened = io.open, Counter[str]()
+
+    def counted(file: Any, *arguments: Any, **named: Any) -> Any:
+        opened[str(file)] += 1
+        return plain_open(file, *arguments, **named)
+
+    monkeypatch.setattr(io, "open", counted)
+    monkeypatch.setattr(builtins, "open", counted)
+    Counted(config(overrides)).infer()
+    assert opened[str(questions_path)] == 1
 
 
 @pytest.mark.parametrize(
