@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from flows.cli.options import split_settings
 from tasks.core.errors import ConfigError
-from tests.making.warm_python import run_python
+from tests.making.warm.python import run_python
 
 ROOT = Path(__file__).resolve().parents[2]
 HEAVY = {"torch", "transformers", "datasets", "prefect", "peft", "pandas", "scipy"}

@@ -26,7 +26,7 @@ from tasks.core.runs.run_dir import RunDir
 from tasks.inferencer import Inferencer
 from tests.making.model_runs import make_run
 from tests.making.rows import first_row
-from tests.making.warm_python import WarmPython
+from tests.making.warm.python import WarmPython
 
 ROWS = 24
 

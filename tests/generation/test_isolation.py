@@ -34,7 +34,7 @@ from tasks.core.runs.run_dir import RunDir
 from tasks.core.runs.shards import Shard
 from tasks.inferencer import Inferencer
 from tests.making.model_files import edit_json
-from tests.making.warm_children import warm_children  # noqa: F401
+from tests.making.warm.children import warm_children  # noqa: F401
 
 ROWS = 14
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psutil
 
-from tests.making.warm_python import start_in_terminal
+from tests.making.warm.python import start_in_terminal
 
 CTRL_C = b"\x03"
 _MARK = "COMMAND_IN_TERMINAL"

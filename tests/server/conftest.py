@@ -21,7 +21,7 @@ from filelock import FileLock
 
 from flows.server.server_place import ServerPlace
 from flows.server.serving import marked
-from tests.making.warm_python import run_python
+from tests.making.warm.python import run_python
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 PATIENCE_SECONDS = 240

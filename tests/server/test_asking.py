@@ -14,7 +14,7 @@ from tasks.core.models.trained.registry import promoted_run, write_manifest
 from tasks.core.promotion.promotion import current_promotion, promotion_history
 from tests.making.evaluation_runs import sums, write_run
 from tests.making.model_runs import make_run, manifest_of
-from tests.making.warm_python import WarmPython
+from tests.making.warm.python import WarmPython
 from tests.server.conftest import ROOT, Server
 
 pytestmark = [pytest.mark.server, pytest.mark.slow]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.making.warm_python import WarmPython
+from tests.making.warm.python import WarmPython
 from tests.server.conftest import ROOT, Server, wait_until, write_questions
 from tests.server.wire import Wire, wire_to
 

@@ -23,7 +23,7 @@ import pytest
 
 from tasks.core.runs.run_dir import RunDir
 from tasks.core.runs.sessions import read_sessions
-from tests.making.warm_python import run_python
+from tests.making.warm.python import run_python
 from tests.server.conftest import ROOT, SETUP, Server, wait_until, write_questions
 
 pytestmark = [pytest.mark.server, pytest.mark.slow]

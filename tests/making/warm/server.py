@@ -1,4 +1,4 @@
-"""Run by warm_python.py: loads the heavy libraries once and becomes, by fork, each Python program that is asked for.
+"""Run by python.py: loads the heavy libraries once and becomes, by fork, each Python program that is asked for.
 
 Nothing of this project is loaded, and Prefect reads its settings when the program imports it, as in a new process.
 """

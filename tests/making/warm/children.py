@@ -54,7 +54,7 @@ class _WarmContext(ForkServerContext):
 def warm_children(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let `multiprocessing.get_context("spawn")` begin children that have the libraries loaded."""
     warm = _WarmContext()
-    warm.set_forkserver_preload(["tests.making.loaded_libraries"])
+    warm.set_forkserver_preload(["tests.making.warm.libraries"])
     plain: Callable[..., BaseContext] = multiprocessing.get_context
     monkeypatch.setattr(
         multiprocessing, "get_context", lambda method=None: warm if method == "spawn" else plain(method)

@@ -23,7 +23,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
-SERVER_PATH = Path(__file__).with_name("warm_server.py")
+SERVER_PATH = Path(__file__).with_name("server.py")
 _ASKING = threading.Lock()
 # Libraries read these when they are imported; a program that is to have others needs a new interpreter.
 _READ_ONCE = ("HOME", "HF_HOME", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "XDG_CACHE_HOME", "OMP_NUM_THREADS")
