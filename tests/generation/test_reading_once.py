@@ -5,7 +5,9 @@ from __future__ import annotations
 import builtins
 import io
 import json
+import os
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +16,29 @@ import pytest
 from tasks.answering import repeat_some_rows
 from tasks.core.config import Config, load_config
 from tasks.core.evaluation.noise import find_repeat
+from tasks.core.records import Example
 from tasks.core.runs.run_dir import RunDir
-from tests.making.counted_reading import NOTES, Counted
+from tasks.inferencer import Inferencer
 
 ROWS = 24
+NOTES = "TUNEPROOF_TEST_NOTES"
+
+
+class Counted(Inferencer):
+    """Adds a line to the file that the environment names when data is opened, and when its rows are read."""
+
+    def load_dataset(self) -> Any:
+        _note("open")
+        return super().load_dataset()
+
+    def examples(self, dataset: Any) -> Iterator[Example]:
+        _note("read")
+        yield from super().examples(dataset)
+
+
+def _note(what: str) -> None:
+    with Path(os.environ[NOTES]).open("a") as file:
+        file.write(f"{what}\n")
 
 
 @pytest.fixture
