@@ -46,7 +46,7 @@ def test_who_sends_does_not_wait_and_only_the_newest_of_a_kind_is_sent(
     for number in range(1000):
         courier.send("progress", lambda number=number: seen.append(number), replaces="bar")  # type: ignore[misc]
     courier.send("table", lambda: seen.append("table"))
-    assert time.monotonic() - began < 5 and not seen
+    assert time.monotonic() - began < 30 and not seen
     go_on.set()
     assert courier.is_empty_within(10)
     assert seen == [999, "table"]

