@@ -1,10 +1,6 @@
-"""`python -m flows.cli`: the command without what its installed form does about an end that must not wait."""
+"""`python -m flows.cli`: the command `tuneproof`."""
 
-from __future__ import annotations
-
-import sys
-
-from flows.cli.commands import main
+from flows.__main__ import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
