@@ -65,7 +65,7 @@ test-avx2: $(INSTALLED) ## run the tests that depend on the processor, with its 
 # What somebody gets who installs tomorrow: the newest of everything (of torch any build of the tested version, since
 # another one is gigabytes). The server's test is there because its parts have broken it before.
 LATEST := .venv-latest
-LATEST_TESTS := tests/house/test_newest_versions.py tests/house/test_architecture.py tests/config tests/runs/test_ledger.py \
+LATEST_TESTS := tests/house/test_newest_versions.py tests/config tests/runs/test_ledger.py \
 	tests/commands/test_flows.py::test_the_pipeline_trains_answers_before_and_after_and_compares \
 	tests/server/test_deploy.py::test_the_next_nights_are_scheduled
 test-latest: ## run a part of the tests with the newest versions of everything, in .venv-latest
