@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import random
 import resource
@@ -10,6 +11,7 @@ import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from bench.checks.rows import Bench, Row
@@ -21,6 +23,7 @@ PART = "disks"
 _ROOMY = "64m"
 _MOST_FREE_BYTES = 600_000
 _LARGEST_LIMIT_BYTES = 200_000
+_MOST_TOLD_BYTES = 2**20
 
 
 def check(bench: Bench, share: float) -> Iterator[Row]:
@@ -65,12 +68,21 @@ def _limited(stage: Stage, work: Work, source: random.Random) -> Harm:
     stage.fresh(work)
     size = int(10 ** source.uniform(1, 5.3))
 
+    # What it says must not meet the limit too, as it would in a file.
+    reading, writing = os.pipe()
+    fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, _MOST_TOLD_BYTES)
+
     def limit() -> None:
+        os.dup2(writing, 1)
+        os.dup2(writing, 2)
         resource.setrlimit(resource.RLIMIT_FSIZE, (min(size, _LARGEST_LIMIT_BYTES), resource.RLIM_INFINITY))
 
-    # What it says must not meet the limit too.
-    harm = told_harm(stage.run(work, before=limit))
-    return _ended(stage, work, harm)
+    ended = stage.run(work, before=limit)
+    os.close(writing)
+    os.set_blocking(reading, False)
+    with os.fdopen(reading, "rb", buffering=0) as told:
+        ended = replace(ended, told=(told.read(_MOST_TOLD_BYTES) or b"").decode(errors="replace"))
+    return _ended(stage, work, told_harm(ended))
 
 
 def _full(stage: Stage, work: Work, source: random.Random) -> Harm:
