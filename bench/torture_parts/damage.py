@@ -103,7 +103,7 @@ OUTCOMES = (
     kind("finished run", "runs/run/identity.json", "refused", missing="right", doubled_line=EITHER),
     kind("finished run", "runs/run/*", "right"),
     # What a report is made of has digests in the summary.
-    kind("report", "runs/run-of-one/evaluator_output_summary.json", "refused"),
+    kind("report", "runs/run-of-one/evaluator_output_summary.json", "refused", doubled_line=EITHER),
     kind("report", "runs/run-of-one/scores.jsonl", "refused"),
     kind("report", "runs/run-of-one/inferencer_output.jsonl", "refused"),
     kind("report", "runs/base/inferencer_output.jsonl", "refused"),
