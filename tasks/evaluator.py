@@ -277,8 +277,8 @@ def _same_answers(path: Path | None, earlier: RunSummary | None) -> bool:
     if not path.is_dir():
         return True
     manifest = RunDir(path).read_manifest()  # references may have been scored since
-    scored = manifest.reference_perplexity, manifest.reference_tokens
-    return scored == (earlier.reference_perplexity, earlier.reference_tokens)
+    scored = manifest.reference_perplexity, manifest.reference_tokens, manifest.reference_scorer
+    return scored == (earlier.reference_perplexity, earlier.reference_tokens, earlier.reference_scorer)
 
 
 __all__ = ["ComparedRuns", "Evaluator"]

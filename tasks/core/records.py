@@ -143,6 +143,11 @@ class ModelIdentity(Record):
         (), description="what template or tokenizer put around thoughts: opening and closing in turn"
     )
 
+    @property
+    def is_float32(self) -> bool:
+        """Whether all is computed in 32 bits, where another order of summing changes no figure that anybody reads."""
+        return self.dtype == "float32" and self.quantization == "none"
+
     def content(self) -> dict[str, Any]:
         """The parts that can change an answer: digests, not the names or places they came from."""
         untied = {"tied embeddings": "kept apart"} if self.unties_embeddings else {}
@@ -320,6 +325,10 @@ class RunManifest(Record):
     )
     reference_tokens: int | None = None
     references_sha256: str | None = Field(None, description="digest of `reference_likelihoods.jsonl`")
+    reference_scorer: int | None = Field(
+        None,
+        description="the way in which references were scored; two ways round otherwise unless all is float32",
+    )
     library_versions: dict[str, str] = {}
     device: str
     tuneproof_version: str

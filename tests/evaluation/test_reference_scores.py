@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tasks.core.config import EvaluatorConfig, load_config
+from tasks.core.config import EvaluatorConfig, GateConfig, load_config
 from tasks.core.errors import EvaluationError, NoAnswerError
+from tasks.core.evaluation.evaluate import score_run
+from tasks.core.evaluation.gate.gate import Gating
 from tasks.core.generation import reference_scorer
 from tasks.core.generation.engines.inflight import InflightEngine
 from tasks.core.metrics.likelihood_metrics import read_likelihoods
 from tasks.core.records import RunManifest
 from tasks.core.report.writing import evaluate_run
+from tasks.core.runs.manifest import REFERENCE_SCORER
 from tasks.core.runs.published import read_predictions, refuse_without_answers
 from tasks.core.runs.run_dir import RunDir, seal_path_of
 from tasks.inferencer import Inferencer
@@ -121,12 +126,73 @@ def test_scores_that_are_not_whole_are_made_again_before_there_is_a_manifest(
     assert after.reference_perplexity == pytest.approx(before.reference_perplexity, rel=1e-6)
 
 
+def scored_by_the_first_version(run: RunDir) -> None:
+    """Seal, manifest and figures as the version left them that wrote no number of its way."""
+    path = run.references_path
+    lines = [json.loads(line) for line in path.read_bytes().splitlines()]
+    changed = [{**line, "negative_log_likelihood": line["negative_log_likelihood"] * 0.99} for line in lines]
+    path.write_text("".join(f"{json.dumps(line)}\n" for line in changed))
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    seal = json.loads(seal_path_of(path).read_text())
+    seal_path_of(path).write_text(json.dumps({**seal, "sha256": digest, "scorer": 1}))
+    if run.manifest_path.exists():
+        left = {**json.loads(run.manifest_path.read_text()), "references_sha256": digest}
+        for key in ("reference_scorer", "content_sha256"):
+            left.pop(key)
+        run.manifest_path.write_text(json.dumps(left))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "published", "kept"),
+    [("float32", True, True), ("bfloat16", True, False), ("bfloat16", False, False)],
+)
+def test_scores_in_16_bits_of_a_version_that_rounds_otherwise_are_made_again(
+    dtype: str, published: bool, kept: bool, overrides: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = infer(overrides, dtype=dtype)
+    run = run_of(overrides)
+    if not published:
+        run.manifest_path.unlink()
+    scored_by_the_first_version(run)
+    older = run.references_path.read_bytes()
+    forbid_generation(monkeypatch)
+    after = infer(overrides, dtype=dtype)
+    assert (run.references_path.read_bytes() == older) == kept
+    assert after.predictions_sha256 == before.predictions_sha256
+    assert kept or after.reference_perplexity == before.reference_perplexity
+    assert infer(overrides, dtype=dtype) == after
+
+
+@pytest.mark.parametrize(
+    ("dtype", "metric", "outcome"),
+    [
+        ("bfloat16", "perplexity", "undecided"),
+        ("bfloat16", "contains", "skipped"),
+        ("float32", "perplexity", None),
+    ],
+)
+def test_perplexities_that_were_rounded_otherwise_promote_nothing(
+    dtype: str, metric: str, outcome: str | None, overrides: dict[str, Any]
+) -> None:
+    infer(overrides, dtype=dtype)
+    candidate = run_of(overrides).path
+    base = RunDir(candidate.with_name("base"))
+    shutil.copytree(candidate, base.path)
+    scored_by_the_first_version(base)
+    settings = EvaluatorConfig(metrics=(metric,), bootstrap_resamples=100)
+    verdict = score_run(candidate, base.path, settings, gating=Gating(GateConfig())).verdict
+    assert verdict is not None
+    found = [check for check in verdict.checks if check.name == "References scored alike"]
+    assert [check.outcome for check in found] == ([] if outcome is None else [outcome])
+    assert all("were scored by a version that rounds otherwise" in check.detail for check in found)
+
+
 def test_a_damaged_line_of_interrupted_scoring_is_scored_again_and_no_other(
     overrides: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = infer(overrides)
     run = run_of(overrides)
-    partial_path = run.references_path.with_suffix(".partial.jsonl")
+    partial_path = run.references_path.with_suffix(f".partial-{REFERENCE_SCORER}.jsonl")
     lines = run.references_path.read_bytes().splitlines(keepends=True)
     partial_path.write_bytes(b"".join([lines[0], lines[1].replace(b'"tokens":', b'"tokens":"'), *lines[2:]]))
     for path in (run.references_path, run.manifest_path):
@@ -180,7 +246,7 @@ def test_interrupted_scoring_goes_on_from_what_was_scored(
     monkeypatch.setattr(reference_scorer.ReferenceScorer, "_losses", failing)
     with pytest.raises(RuntimeError, match="the machine is gone"):
         infer(overrides, batch_size=2)
-    partial_path = run_of(overrides).references_path.with_suffix(".partial.jsonl")
+    partial_path = run_of(overrides).references_path.with_suffix(f".partial-{REFERENCE_SCORER}.jsonl")
     assert len(partial_path.read_bytes().splitlines()) == 4
     with partial_path.open("ab") as file:
         file.write(b'{"id": "torn')

@@ -69,8 +69,11 @@ def repeat_of(plan: RunPlan) -> RunPlan:
 
 def why_no_noise(manifest: RunManifest) -> str | None:
     """Why the answers of a run cannot depend on the batches; None when they may."""
-    exact = manifest.identity.model.dtype == "float32" and manifest.identity.model.quantization == "none"
-    if exact and manifest.device == "cpu" and exact_in_float32(engine_classes().get(manifest.engine)):
+    if (
+        manifest.identity.model.is_float32
+        and manifest.device == "cpu"
+        and exact_in_float32(engine_classes().get(manifest.engine))
+    ):
         return "float32 answers on a CPU do not depend on the batches"
     return None
 

@@ -137,5 +137,6 @@ def _origin(manifest: RunManifest) -> dict[str, object]:
         "peak_memory_bytes": manifest.peak_memory_bytes,
         "reference_perplexity": manifest.reference_perplexity,
         "reference_tokens": manifest.reference_tokens,
+        "reference_scorer": manifest.reference_scorer,
         "library_versions": manifest.library_versions,
     }

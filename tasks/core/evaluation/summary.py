@@ -72,6 +72,7 @@ class RunSummary(Record):
     peak_memory_bytes: int | None = None
     reference_perplexity: float | None = None
     reference_tokens: int | None = None
+    reference_scorer: int | None = None
     library_versions: dict[str, str] = Field(default_factory=dict)
     metrics: tuple[MetricSummary, ...] = ()
 

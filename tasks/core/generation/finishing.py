@@ -29,12 +29,12 @@ def score_references(plan: RunPlan, answerer: Answerer, shard: Shard | None = No
         return None
     run, path = plan.run, replace(plan, part=shard).references_path
     known = _published_digest(run) if shard is None else None
-    found = likelihood.read_reference_score(path, run.run_key, known)
+    found = likelihood.read_reference_score(path, plan.identity, known)
     if found is not None and (shard is not None or _is_as_published(run, found)):
         return found
     measured = [run.shard_references_path(one) for one in all_shards(plan.config.inferencer.num_shards)]
     if shard is None and all(
-        likelihood.read_reference_score(file, run.run_key) is not None for file in measured
+        likelihood.read_reference_score(file, plan.identity) is not None for file in measured
     ):
         return likelihood.merge_references(path, measured, plan.rows, run.run_key)
     answered = ~index_run(run, plan.rows).failed
@@ -84,7 +84,9 @@ def finished_manifest(plan: RunPlan) -> RunManifest | None:
 
 
 def _has_references(run: RunDir, manifest: RunManifest) -> bool:
-    """Whether the references of a finished run were scored, and the file is still what the manifest says."""
+    """Whether the references of a finished run were scored as now, and the file is still what the manifest says."""
+    if not likelihood.is_scored_alike(manifest.reference_scorer, manifest.identity):
+        return False
     found = likelihood.sum_references(run.references_path)
     if found is None or manifest.reference_tokens != found.tokens:
         return False
@@ -93,9 +95,11 @@ def _has_references(run: RunDir, manifest: RunManifest) -> bool:
 
 def _published_digest(run: RunDir) -> str | None:
     try:
-        return run.read_manifest().references_sha256
+        manifest = run.read_manifest()
     except EvaluationError:
         return None
+    alike = likelihood.is_scored_alike(manifest.reference_scorer, manifest.identity)
+    return manifest.references_sha256 if alike else None
 
 
 def _is_as_published(run: RunDir, found: ReferenceScore) -> bool:

@@ -22,10 +22,10 @@ from tasks.core.generation.ladder import generate_all
 from tasks.core.generation.reference_scorer import ReferenceScorer
 from tasks.core.memory.budget import TokenBudget
 from tasks.core.prompts.tokens import IGNORED_LABEL
-from tasks.core.records import Example, GenerationSettings, Record
+from tasks.core.records import Example, GenerationSettings, Record, RunIdentity
 from tasks.core.runs.ledger import ABSENT, ROWS_KEPT, Ledger, Mask, index_ledgers, read_lines
 from tasks.core.runs.ledger_lines import DamagedLineError, score_head, score_in
-from tasks.core.runs.manifest import ReferenceScore
+from tasks.core.runs.manifest import REFERENCE_SCORER, ReferenceScore
 from tasks.core.runs.progress import GenerationProgress, ProgressMeter
 from tasks.core.runs.rows import RunRows
 from tasks.core.runs.run_dir import seal_path_of
@@ -59,7 +59,7 @@ def score_references(
     scored. What an interrupted call has scored is kept in a file beside `path`, from which the next call goes on.
     `report` is told how far it is, about once a second.
     """
-    partial_path = path.with_suffix(".partial.jsonl")
+    partial_path = path.with_suffix(f".partial-{REFERENCE_SCORER}.jsonl")
     with Ledger(partial_path, run_key) as ledger:
         missing = index_ledgers([partial_path], rows.ids, run_key, score_head).offsets == ABSENT
         scored = int((~missing).sum())
@@ -132,20 +132,38 @@ class Seal(Record):
     rows: int
     sha256: str
     run_key: str
+    scorer: int = 1  # the one that wrote no number
 
 
-def read_reference_score(path: Path, run_key: str, known_sha256: str | None = None) -> ReferenceScore | None:
+def read_reference_score(
+    path: Path, identity: RunIdentity, known_sha256: str | None = None
+) -> ReferenceScore | None:
     """Sum up a file that `score_references` wrote; None where it is absent, not whole, or of another run.
 
-    Whole is what has the digest of its seal, or `known_sha256`, which a manifest tells.
+    Whole is what has the digest of its seal, or `known_sha256`, which a manifest tells. Scores in 16 bits that
+    another version made count as none, since they round otherwise.
     """
     if not path.exists():
         return None
-    score = sum_references(path)
-    if score is None or (score.sha256 != known_sha256 and _seal_of(score, run_key) != _read_seal(path)):
+    score, seal = sum_references(path), _read_seal(path)
+    if score is None:
         logger.warning("%s is not whole: the references are scored again", path)
-        return None
-    return score
+    elif score.sha256 == known_sha256:
+        return score
+    elif seal is None or seal.model_copy(update={"scorer": REFERENCE_SCORER}) != _seal_of(
+        score, identity.run_key
+    ):
+        logger.warning("%s is not whole: the references are scored again", path)
+    elif not is_scored_alike(seal.scorer, identity):
+        logger.warning("%s is of a version that rounds otherwise: the references are scored again", path)
+    else:
+        return score
+    return None
+
+
+def is_scored_alike(scorer: int | None, identity: RunIdentity) -> bool:
+    """Whether what `scorer` made (None: the first) are the figures of this version."""
+    return scorer == REFERENCE_SCORER or identity.model.is_float32
 
 
 def sum_references(path: Path) -> ReferenceScore | None:
@@ -170,7 +188,7 @@ def sum_references(path: Path) -> ReferenceScore | None:
 
 
 def _seal_of(score: ReferenceScore, run_key: str) -> Seal:
-    return Seal(rows=score.rows + score.failed, sha256=score.sha256, run_key=run_key)
+    return Seal(rows=score.rows + score.failed, sha256=score.sha256, run_key=run_key, scorer=REFERENCE_SCORER)
 
 
 def _read_seal(path: Path) -> Seal | None:

@@ -20,6 +20,9 @@ from tasks.core.runs.work_done import WorkDone
 if TYPE_CHECKING:
     from tasks.core.runs.published import Published
 
+REFERENCE_SCORER = 2
+"""How references are scored; one more wherever a change lets figures in 16 bits round otherwise."""
+
 LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "tokenizers", "datasets", "prefect")
 
 
@@ -68,6 +71,7 @@ def write_manifest(
         reference_perplexity=references.perplexity if references else None,
         reference_tokens=references.tokens if references else None,
         references_sha256=references.sha256 if references else None,
+        reference_scorer=REFERENCE_SCORER if references else None,
         library_versions=library_versions(LIBRARIES),
         device=last.device if last else "unknown",
         tuneproof_version=library_version("tuneproof"),

@@ -32,6 +32,7 @@ CHECKS: tuple[Callable[[Case], Found], ...] = (
     origin.judge_agrees,
     origin.champion_compared,
     origin.same_settings,
+    origin.same_reference_scores,
     origin.same_template,
     origin.new_questions,
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tasks.core.evaluation.gate.case import Case, Found, finding
 from tasks.core.evaluation.wording import percent
+from tasks.core.metrics.likelihood_metrics import PERPLEXITY
 
 _MOST_QUOTED = 2
 _SETTINGS_OF_MODELS = frozenset(("quantization", "dtype"))
@@ -41,6 +42,24 @@ def same_settings(case: Case) -> Found:
         yield finding(name, "failed", f"Both runs must have the same settings; other: {listed}.")
     else:
         yield finding(name, "passed", "Both models answered with the same settings.")
+
+
+def same_reference_scores(case: Case) -> Found:
+    """Whether the references of both models were scored in the same way; nothing where it makes no difference."""
+    mine, theirs = case.inputs.candidate, case.inputs.opponent
+    scored = [run for run in (mine, theirs) if run.reference_perplexity is not None]
+    in_16_bits = [run for run in scored if run.identity is None or not run.identity.model.is_float32]
+    if len(scored) < 2 or mine.reference_scorer == theirs.reference_scorer or not in_16_bits:
+        return
+    older = min(scored, key=lambda run: run.reference_scorer or 1)
+    decides = PERPLEXITY.name in case.deciding
+    yield finding(
+        "References scored alike",
+        "undecided" if decides else "skipped",
+        f"The references of {older.run_name} were scored by a version that rounds otherwise in 16 bits; perplexities "
+        f"differ by that too{'' if decides else ', and decide nothing here'}. Run its `tuneproof infer` again: only "
+        "the references are scored again.",
+    )
 
 
 def same_template(case: Case) -> Found:

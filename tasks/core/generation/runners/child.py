@@ -188,7 +188,7 @@ class _Deaths:
 def _has_references(plan: RunPlan) -> bool:
     """Whether the child had nothing left to do after the last row."""
     is_wanted = plan.config.inferencer.score_references
-    return not is_wanted or read_reference_score(plan.references_path, plan.run.run_key) is not None
+    return not is_wanted or read_reference_score(plan.references_path, plan.identity) is not None
 
 
 def _answer(connection: Connection, work: RunPlan) -> None:

@@ -32,12 +32,12 @@ def pending_shards(plan: RunPlan, index: LedgerIndex) -> tuple[Shard, ...]:
     run, settings = plan.run, plan.config.inferencer
     count = settings.num_shards
     unanswered = set(shard_numbers(plan.rows.ids[index.offsets == ABSENT], count).tolist())
-    score = settings.score_references and read_reference_score(run.references_path, run.run_key) is None
+    score = settings.score_references and read_reference_score(run.references_path, plan.identity) is None
     return tuple(
         shard
         for shard in all_shards(count)
         if shard.index in unanswered
-        or (score and read_reference_score(run.shard_references_path(shard), run.run_key) is None)
+        or (score and read_reference_score(run.shard_references_path(shard), plan.identity) is None)
     )
 
 
