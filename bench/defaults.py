@@ -120,7 +120,7 @@ def _made_up(count: int) -> Iterator[dict[str, str]]:
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    module.TRAINING_ROWS, module.TEST_ROWS = count, 0
+    vars(module).update(TRAINING_ROWS=count, TEST_ROWS=0)
     yield from module.questions()
 
 

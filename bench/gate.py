@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.stats import binomtest
 
 from tasks.core.config import GateConfig
@@ -41,7 +42,9 @@ def settings(resamples: int) -> EvaluationSettings:
 
 
 def table_of(
-    scores: dict[Metric, FloatArray], questions: FloatArray | None = None, empty: FloatArray | None = None
+    scores: dict[Metric, FloatArray],
+    questions: NDArray[np.integer] | None = None,
+    empty: NDArray[np.bool_] | None = None,
 ) -> ScoreTable:
     """Scores of one run; `questions` tells which rows ask the same (none: all differ), `empty` which have no answer."""
     rows = len(next(iter(scores.values())))

@@ -24,8 +24,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import peers
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository need not be installed
 
+from bench import peers
 from tasks.core.generation.batching import Request, RequestQueue
 from tasks.core.generation.engines.choosing import engine_classes
 from tasks.core.generation.engines.sorted_batches import SortedBatchEngine
@@ -154,7 +155,8 @@ def in_dataset_order(model: LoadedModel, requests: list[Request]) -> dict[int, t
     for start in range(0, len(requests), 16):
         part = requests[start : start + 16]
         width = max(len(request.token_ids) for request in part)
-        for request, ids in zip(part, engine._answer(part, width), strict=True):
+        found, _faults = engine._answer(part, width)
+        for request, ids in zip(part, found, strict=True):
             answers[request.position] = engine._stop.cut(ids, request.max_new_tokens)[0]
     return answers
 

@@ -26,10 +26,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
+
+from bench.checks.rows import Outcome
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository need not be installed
 
@@ -87,9 +88,9 @@ def _run_part(task: Task, end_at: float, results: Results) -> None:
         results.add([Row(name, "skipped", reason, part=task.part)])
         return
     after = machine.settled_mib(task.device, before) or 0
-    outcome = "passed" if after <= before + machine.GIVEN_BACK_MIB else "failed"
-    row = Row(name, "passed", f"{before} MiB taken before, {after} MiB after", part=task.part)  # type: ignore[arg-type]
-    results.add([replace(row, outcome=outcome, figures={"before_mib": before, "after_mib": after})])  # type: ignore[arg-type]
+    outcome: Outcome = "passed" if after <= before + machine.GIVEN_BACK_MIB else "failed"
+    seen = f"{before} MiB taken before, {after} MiB after"
+    results.add([Row(name, outcome, seen, {"before_mib": before, "after_mib": after}, part=task.part)])
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

@@ -102,7 +102,7 @@ def coverage_with_a_heavy_question(rows: int, share: float, alike: bool, runs: i
     questions = np.concatenate([np.zeros(heavy), np.arange(1, rows - heavy + 1)]).astype(np.uint64)
     for _ in range(runs):
         difficulty = random.beta(1, 1, rows)
-        tables = []
+        tables: list[ScoreTable] = []
         for _ in range(2):
             skill = np.clip(difficulty + random.normal(0, 0.3, rows), 0, 1)
             skill[:heavy] = skill[0]
@@ -110,7 +110,7 @@ def coverage_with_a_heavy_question(rows: int, share: float, alike: bool, runs: i
             if alike:
                 values[:heavy] = values[0]
             tables.append(table_of(BINARY, values, questions))
-        interval = compare_tables(*tables, SETTINGS).metrics[0].interval
+        interval = compare_tables(tables[0], tables[1], SETTINGS).metrics[0].interval
         held += interval is not None and interval.low <= 0 <= interval.high
     return held / runs
 
@@ -141,7 +141,7 @@ def main() -> None:
     random = np.random.default_rng(0)
     tables = [table_of(SHARE, random.random(10_000)) for _ in range(2)]
     start = time.perf_counter()
-    compare_tables(*tables, SETTINGS.model_copy(update={"bootstrap_resamples": 10_000}))
+    compare_tables(tables[0], tables[1], SETTINGS.model_copy(update={"bootstrap_resamples": 10_000}))
     print(f"\n10,000 resamples and swaps over 10,000 rows: {time.perf_counter() - start:.1f} s")
 
 

@@ -88,7 +88,7 @@ def bare(config: Config) -> float:
     texts = [request.token_ids for request in requests]
     queue = RequestQueue(
         range(len(requests)), list(map(len, texts)), requests.__getitem__,
-        shared_prefix=os.path.commonprefix([text[:-1] for text in texts]),  # noqa: RUF071 - of token ids
+        shared_prefix=tuple(os.path.commonprefix([text[:-1] for text in texts])),  # noqa: RUF071 - of token ids
         largest_answer_tokens=asked.max_new_tokens,
     )  # fmt: skip
     for _ in engine.generate(queue, budget):

@@ -110,13 +110,14 @@ def ctranslate2(converted: Path, kind: str, tokenizer: PreTrainedTokenizerBase) 
 
         def is_full(step: Any) -> bool:
             left[step.batch_id] -= 1
-            return left[step.batch_id] == 0
+            return bool(left[step.batch_id] == 0)
 
-        return generator.generate_batch(
+        results: list[Any] = generator.generate_batch(
             [tokenizer.convert_ids_to_tokens(list(request.token_ids)) for request in batch],
             max_length=max(left), callback=is_full, include_prompt_in_result=False,
             end_token=[tokenizer.eos_token_id], return_end_token=True,
         )  # fmt: skip
+        return results
 
     def run(requests: list[Request]) -> Answers:
         answers = {}

@@ -140,7 +140,7 @@ def _contender(
                     attention_mask=_mask(rows, indices, batch["input_ids"]),
                     use_cache=False,
                 ).loss
-        loss.backward()
+        torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(learning, 1.0)
         optimizer.step()
         optimizer.zero_grad()

@@ -78,7 +78,7 @@ def tell(folder: Path, story: Story) -> bool:
     (summary_path,) = (folder / "runs").glob(f"{story.run_name}*/evaluator_output_summary.json")
     summary = json.loads(summary_path.read_text("utf-8"))
     verdict = summary["verdict"]
-    right = verdict["decision"] == story.expected
+    right: bool = verdict["decision"] == story.expected
     print(
         f"| {story.told} | {verdict['decision']}{'' if right else ' (WRONG)'} | {verdict['reasons'][0]} "
         f"| {promoted(folder)} | {seconds:.0f} |",

@@ -74,9 +74,10 @@ def evaluate(
     loaded = load_settings(
         config, settings, evaluator__confidence=confidence, evaluator__metrics=metrics or None
     )
-    is_given = isinstance(baseline, Answered)
-    named, opponents = (None, baseline.runs) if is_given else (baseline, ())
-    evaluator = Evaluator(loaded, run=run, baseline=named, opponents=opponents)
+    if isinstance(baseline, Answered):
+        evaluator = Evaluator(loaded, run=run, opponents=baseline.runs)
+    else:
+        evaluator = Evaluator(loaded, run=run, baseline=baseline)
     # A retry goes on: the run may have ended after the scores and before what follows them.
     earlier = evaluator.earlier_summary() if only_new and flow_run.run_count < 2 else None
     if earlier is not None:

@@ -79,7 +79,12 @@ def infer(
         settings: Any other setting as section.key=value, e.g. inferencer.top_p=0.9; beats the file.
     """
     send_core_logs_to_prefect()
-    given = {"model": model, "testing_data_id": dataset, "run_name": run_name, "max_rows": max_rows}
+    given: dict[str, object] = {
+        "model": model,
+        "testing_data_id": dataset,
+        "run_name": run_name,
+        "max_rows": max_rows,
+    }
     given |= {"max_new_tokens": max_new_tokens, "temperature": temperature}
     named = {f"inferencer__{key}": value for key, value in given.items()}
     loaded = load_settings(config, settings, **named, **chosen_quantization(quantization))
@@ -159,7 +164,8 @@ def _infer_with_opponent(
 ) -> RunManifest | None:
     """Let an opponent answer; None when it answers nothing, which must not hide the candidate's answers."""
     try:
-        return infer(config, model=model_id, run_name=run_name, settings=settings)
+        manifest: RunManifest = infer(config, model=model_id, run_name=run_name, settings=settings)
     except NoAnswerError as error:
         logger.error("%s", error)
         return None
+    return manifest

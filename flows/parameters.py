@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import BeforeValidator, Field, WithJsonSchema
 
@@ -11,7 +11,7 @@ from tasks.core.config.loading import with_overrides
 from tasks.core.errors import ConfigError
 from tasks.server.telling import root_run
 
-AS_CONFIGURED = "as configured"
+AS_CONFIGURED: Final = "as configured"
 
 
 def _none_if_empty(value: object) -> object:

@@ -23,13 +23,13 @@ def trained_name(config: Config, time: str = SOME_TIME) -> str:
 
 def check_names(config: Config) -> None:
     """Raise ConfigError for a name that the run of the model to be trained, or of its opponents, cannot have."""
+    from tasks.core.data.sources import described_data
     from tasks.core.models.trained.registry import slug
 
     settings = config.inferencer
     run_name_of(settings, None, trained_name(config))
-    opponent = (
-        f"{slug(config.fine_tuner.base_model_id)}-{slug(settings.required_testing_data_id)}-{_SOME_KEY}"
-    )
+    tested_on = slug(described_data(settings.required_testing_data_id))
+    opponent = f"{slug(config.fine_tuner.base_model_id)}-{tested_on}-{_SOME_KEY}"
     if config.pipeline.compare_with_base or config.pipeline.compare_with_champion:
         run_name_of(settings, opponent, config.fine_tuner.base_model_id)
 

@@ -122,6 +122,7 @@ class Mapped:
     def _map(self, plan: RunPlan, pending: Sequence[Shard]) -> None:
         settings, places = plan.config.inferencer, seats(plan, len(pending))
         plans = [replace(plan, part=shard) for shard in pending]
+        runner: TaskRunner[Any]
         with _same_server(), _runner(settings, places) as runner:
             if isinstance(runner, ThreadPoolTaskRunner):
                 given = {"answerer": unmapped(self._answerer), "plan": plans}
@@ -131,7 +132,7 @@ class Mapped:
                 local_dask = settings.shard_runner == "dask" and not settings.shard_address
                 own_places = unmapped(places if local_dask else ())
                 with unheard_by_children():  # a pool begins its processes when it gets work
-                    futures = runner.map(answer_shard, {"plan": plans, "places": own_places})
+                    futures = runner.map(answer_shard, {"plan": plans, "places": own_places})  # type: ignore[arg-type]
             _raise_first_error(futures)
 
 
@@ -179,7 +180,8 @@ def _runner(settings: InferencerConfig, places: Sequence[Seat]) -> Iterator[Task
 @contextmanager
 def _thread() -> Iterator[TaskRunner[Any]]:
     """One device and one model: the shards take turns."""
-    with interruptible_threads() as interrupt, ThreadPoolTaskRunner(max_workers=1) as runner:
+    pool: ThreadPoolTaskRunner[Any] = ThreadPoolTaskRunner(max_workers=1)
+    with interruptible_threads() as interrupt, pool as runner:
         try:
             yield runner
         except BaseException:  # leaving the runner waits for the shard at hand

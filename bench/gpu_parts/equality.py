@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from bench.checks.rows import Bench, Check, Row
+from bench.checks.rows import Bench, Check, Figures, Row
 from bench.gpu_parts import models
 
 if TYPE_CHECKING:
@@ -102,11 +102,12 @@ def _compared(
     """Pass when every row has the same answer; where not, say how near a tie the first differing token was."""
     differing = [request for request in asked if alone[request.position] != other.get(request.position)]
     same = len(asked) - len(differing)
-    seen, figures = f"{same} of {len(asked)} rows", {"same_rows": same, "rows": len(asked)}
+    seen = f"{same} of {len(asked)} rows"
+    figures: Figures = {"same_rows": same, "rows": len(asked)}
     if differing:
         gaps = [_gap(model, request, alone, other) for request in differing[:8]]
         seen += f"; largest gap of logits where they part: {max(gaps):.2g}"
-        figures["largest_gap"] = max(gaps)  # type: ignore[assignment]
+        figures["largest_gap"] = max(gaps)
     return bench.judged(check, not differing, seen, figures)
 
 
@@ -129,7 +130,7 @@ def _training(bench: Bench) -> Iterator[Row]:
     _exact()
     steps = 3 if bench.tiny else 5
     rows_path = models.training_rows(bench, "same-steps", 4 * steps)
-    settings = {"full_finetuning": True, "dtype": "float32", "learning_rate": 1e-4}
+    settings: dict[str, Any] = {"full_finetuning": True, "dtype": "float32", "learning_rate": 1e-4}
     on_cpu = models.losses(models.training(bench, "on-cpu", rows_path, **settings, device="cpu"))
     there = models.losses(models.training(bench, "on-device", rows_path, **settings))
     difference = max(abs(one - other) / abs(one) for one, other in zip(on_cpu, there, strict=True))

@@ -41,7 +41,8 @@ def small_model(bench: Bench) -> str:
 
         tokenizer = build_tiny_tokenizer()
         tokenizer.save_pretrained(folder)
-        build_tiny_model(tokenizer, **({} if bench.tiny else SHAPE_135M)).save_pretrained(folder)
+        shape: dict[str, Any] = {} if bench.tiny else SHAPE_135M
+        build_tiny_model(tokenizer, **shape).save_pretrained(folder)
         (folder / "whole").touch()
     return str(folder)
 

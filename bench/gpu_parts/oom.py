@@ -6,7 +6,7 @@ import json
 import resource
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -52,7 +52,7 @@ def _ladder(bench: Bench) -> Iterator[Row]:
 class _Session:
     """What became of one session: answered rows and the steps of the ladder."""
 
-    def __init__(self, asked: list[Request], reasons: dict[int, str], budget: TokenBudget) -> None:
+    def __init__(self, asked: list[Request], reasons: Mapping[int, str], budget: TokenBudget) -> None:
         self.rows, self.limit_tokens = len(reasons), budget.limit_tokens
         self.failed = sum(reason == "error" for reason in reasons.values())
         self.complete = sorted(reasons) == [request.position for request in asked] and not self.failed
@@ -208,7 +208,7 @@ def _training(bench: Bench) -> Iterator[Row]:
     """A batch far too large for what a neighbour leaves: the step is cut in pieces."""
     rows_at_once = 256
     rows_path = models.training_rows(bench, "long-rows", rows_at_once, words=1000 if bench.tiny else 200)
-    settings = {"device_train_batch_size": rows_at_once, "max_sequence_length": 700}
+    settings: dict[str, Any] = {"device_train_batch_size": rows_at_once, "max_sequence_length": 700}
     if not bench.on_gpu:  # libraries are loaded before the process's address space is limited
         models.training(bench, "warm", models.training_rows(bench, "warm-rows", 4))
     taken = max(2**20, _free_bytes(bench) - LEFT_FOR_TRAINING_BYTES)

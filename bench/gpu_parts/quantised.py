@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from bench.checks.rows import Bench, Check, Row
+from bench.checks.rows import Bench, Check, Figures, Row
 from bench.gpu_parts import models
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ def _answers(bench: Bench, name: str, dtype: str, **settings: Any) -> Row:
         f"{len(flown)} of {count} rows in flight, {same} as with generate; weights {megabytes:.0f} MiB; "
         f"logits {'finite' if finite else 'NOT finite'}; in flight {reason or 'agrees with a plain pass'}"
     )
-    figures = {"rows": len(flown), "same_rows": same, "weights_mib": megabytes}
+    figures: Figures = {"rows": len(flown), "same_rows": same, "weights_mib": megabytes}
     return bench.judged_on_gpu(name, finite and reason is None and len(flown) == count, seen, figures)
 
 
@@ -50,19 +51,17 @@ def _weights_mib(model: LoadedModel) -> float:
 
 def _quantised_answers(bench: Bench) -> Iterator[Row]:
     for name, settings in BITS.items():
-        yield bench.tried(
-            name, lambda name=name, settings=settings: _answers(bench, name, "bfloat16", **settings)
-        )
+        yield bench.tried(name, partial(_answers, bench, name, "bfloat16", **settings))
         models.forget(bench)
 
 
 def _formats(bench: Bench) -> Iterator[Row]:
     for dtype in ("bfloat16", "float16"):
         name = f"{dtype}: answers"
-        yield bench.tried(name, lambda name=name, dtype=dtype: _answers(bench, name, dtype))
+        yield bench.tried(name, partial(_answers, bench, name, dtype))
         models.forget(bench)
         name = f"{dtype}: training"
-        yield bench.tried(name, lambda name=name, dtype=dtype: _trains(bench, name, dtype=dtype))
+        yield bench.tried(name, partial(_trains, bench, name, dtype=dtype))
 
 
 def _trains(bench: Bench, name: str, **settings: Any) -> Row:

@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from bench.checks.rows import Bench, Check, Figures, Row
@@ -80,7 +81,7 @@ def _measured_peaks(bench: Bench) -> dict[str, float]:
     for dtype, size in ((torch.bfloat16, 8192), (torch.float32, 4096)):
         size = 128 if bench.tiny else size
         one, other = (torch.randn(size, size, device=bench.device).to(dtype) for _ in range(2))
-        seconds = _seconds(bench, lambda one=one, other=other: one @ other, 10)
+        seconds = _seconds(bench, partial(torch.matmul, one, other), 10)
         reached[f"{str(dtype).removeprefix('torch.')}_tflops"] = 2 * size**3 / seconds / 1e12
     source = torch.randn((2**20 if bench.tiny else 2**31) // 4, device=bench.device)
     target = torch.empty_like(source)
@@ -95,9 +96,7 @@ def _generation(bench: Bench) -> Iterator[Row]:
     asked = models.requests(6, 40, 4) if bench.tiny else models.requests(256, 500, 64)
     for engine, rows in METHODS:
         name = f"random Llama, {engine}, {rows} rows"
-        yield bench.tried(
-            name, lambda name=name, engine=engine, rows=rows: _rate(bench, name, model, asked, engine, rows)
-        )
+        yield bench.tried(name, partial(_rate, bench, name, model, asked, engine, rows))
 
 
 def _small_generation(bench: Bench) -> Iterator[Row]:
@@ -105,9 +104,7 @@ def _small_generation(bench: Bench) -> Iterator[Row]:
     asked = models.chats(model, *((8, 1, 4) if bench.tiny else (256, 22, 64)))
     for engine, rows in METHODS[:1] if bench.tiny else (METHODS[0], METHODS[3]):
         name = f"{models.small_name(bench)}, {engine}, {rows} rows"
-        yield bench.tried(
-            name, lambda name=name, engine=engine, rows=rows: _rate(bench, name, model, asked, engine, rows)
-        )
+        yield bench.tried(name, partial(_rate, bench, name, model, asked, engine, rows))
 
 
 def _rate(
@@ -275,7 +272,7 @@ def _attention(bench: Bench) -> Iterator[Row]:
     for name, function in (
         ("ours, whole slots", _ours), ("scaled_dot_product_attention, mask", _fused), ("varlen_attn", _varlen),
     ):  # fmt: skip
-        arguments = (query, keys, values, lengths)
+        arguments: tuple[torch.Tensor, ...] = (query, keys, values, lengths)
         if function is _varlen:  # its layout is made beforehand, as a cache of that layout would have it
             arguments = (query, *(part.transpose(1, 2).contiguous() for part in (keys, values)), lengths)
         yield _kernel(bench, f"decode attention: {name}", function, arguments, wanted, stored)
@@ -347,8 +344,14 @@ def _training(bench: Bench) -> Iterator[Row]:
         check = f"{name}: training{', gradient checkpointing' if saved else ''}"
         yield bench.tried(
             check,
-            lambda check=check, saved=saved: _training_rate(
-                bench, check, rows_path, rows, f"speed-{saved}", use_gradient_checkpointing=saved
+            partial(
+                _training_rate,
+                bench,
+                check,
+                rows_path,
+                rows,
+                f"speed-{saved}",
+                use_gradient_checkpointing=saved,
             ),
         )
 
@@ -368,7 +371,8 @@ def _big_training(bench: Bench) -> Iterator[Row]:
         check = f"random Llama: training{', gradient checkpointing' if saved else ''}"
         yield bench.tried(
             check,
-            lambda check=check, saved=saved: _training_rate(
+            partial(
+                _training_rate,
                 bench, check, rows_path, rows, f"big-{saved}", weights=weights, base_model_id=str(folder),
                 use_gradient_checkpointing=saved,
             ),

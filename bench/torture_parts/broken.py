@@ -40,7 +40,7 @@ def _doubles_lines() -> None:
         append(ledger, record)
         return offset
 
-    Ledger.append_line = twice  # type: ignore[method-assign]
+    Ledger.append_line = twice  # type: ignore[method-assign, assignment]
 
 
 def _changes_answers() -> None:
@@ -52,11 +52,11 @@ def _changes_answers() -> None:
         row = plain(*arguments)
         return {**row, "predicted_answer": row["predicted_answer"] + " "}
 
-    published._prediction = changed
+    published._prediction = changed  # type: ignore[assignment]
 
 
 def _forgets_history() -> None:
-    from tasks.core.models.trained.champion import HISTORY_NAME
+    from tasks.core.models.trained.alias import HISTORY_NAME
     from tasks.promoter import Promoter
 
     plain = Promoter.promote
@@ -67,7 +67,7 @@ def _forgets_history() -> None:
         path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:-1]))
         return promoted
 
-    Promoter.promote = forgetful  # type: ignore[method-assign]
+    Promoter.promote = forgetful  # type: ignore[method-assign, assignment]
 
 
 def _raises() -> None:

@@ -6,7 +6,7 @@ import functools
 import itertools
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from bench.checks.rows import Bench, Row
 from bench.torture_parts import works
@@ -89,7 +89,7 @@ def _on_alias(stage: Stage, source: random.Random) -> Harm:
     return harm
 
 
-def _together(stage: Stage, acts: list[functools.partial[object]]) -> list[Ended]:
+def _together(stage: Stage, acts: Sequence[Callable[[], object]]) -> list[Ended]:
     started = time.monotonic()
     logs = [stage.folder / f"crowd-{number}.log" for number in range(len(acts))]
     children = [start(act, log) for act, log in zip(acts, logs, strict=True)]

@@ -10,12 +10,12 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TypeVar
 
-from bench.checks.rows import Bench, Figures, Row
+from bench.checks.rows import Bench, Figures, Outcome, Row
 
 Trial = TypeVar("Trial")
 
@@ -101,7 +101,7 @@ class Tally:
         shown = list(dict.fromkeys(self.harm.notes))
         more = [f"and {len(shown) - _SHOWN_NOTES} more"] if len(shown) > _SHOWN_NOTES else []
         bad = "; ".join([*shown[:_SHOWN_NOTES], *more])
-        outcome = "failed" if self.harm.any else "passed"
+        outcome: Outcome = "failed" if self.harm.any else "passed"
         return Row(
             self._check, outcome, bad or seen, figures, time.perf_counter() - self._started, self._part,
             "\n".join(shown),
@@ -236,7 +236,7 @@ def _run_as_command(work: Callable[[], object]) -> int:
 
     prepare_console()
 
-    def run(_tokens: Iterable[str]) -> None:
+    def run(tokens: Sequence[str]) -> None:
         work()
 
     commands._run_command = run

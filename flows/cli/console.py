@@ -170,14 +170,14 @@ def show_table(
     # Square brackets and colons in a name are no markup.
     console = Console(width=width, markup=False, emoji=False)
     title = visible(title)
-    rows = [tuple("" if cell is None else visible(str(cell)) for cell in row) for row in rows]
-    if max(len(rows), of_rows) > _MOST_STYLED_ROWS and _show_plainly(title, columns, rows, console.width):
+    cells = [tuple("" if cell is None else visible(str(cell)) for cell in row) for row in rows]
+    if max(len(cells), of_rows) > _MOST_STYLED_ROWS and _show_plainly(title, columns, cells, console.width):
         return
     table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
     for column in columns:
         keep = column in _KEPT_WHOLE
         table.add_column(column, overflow="fold", no_wrap=keep, min_width=None if keep else 8)
-    for row in rows:
+    for row in cells:
         table.add_row(*row)
     console.print(table)
 

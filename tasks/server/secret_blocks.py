@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 from prefect.blocks.system import Secret
 from pydantic import SecretStr
 
@@ -26,7 +28,8 @@ def judge_key_of(settings: EvaluatorConfig) -> SecretStr | None:
             "start that server, or set another place of the key, such as env:NAME",
         )
     try:
-        value = Secret.load(name, _sync=True).get()
+        block = Secret.load(name, _sync=True)  # type: ignore[call-arg]  # Prefect's own wrapper takes it
+        value = cast(Secret[str], block).get()
     except ValueError as error:
         raise EvaluationError(
             f"judge_api_key names the Prefect Secret block {name!r}, which does not exist",

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
+from typing import cast
 from uuid import UUID
 
 from prefect.artifacts import (
@@ -74,7 +75,8 @@ class ProgressArtifact:
 
     def _tell(self, percent: float, description: str) -> None:
         if self._artifact_id is None:
-            self._artifact_id = create_progress_artifact(percent, key=self._key, description=description)
+            made = create_progress_artifact(percent, key=self._key, description=description)
+            self._artifact_id = cast(UUID, made)  # a coroutine only where an event loop runs
         else:
             update_progress_artifact(self._artifact_id, percent, description=description)
 

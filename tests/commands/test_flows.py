@@ -10,6 +10,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from prefect.client.schemas.objects import State
 
 from flows.parameters import load_settings
 from tasks.core.config import load_config
@@ -168,10 +169,12 @@ def test_work_that_is_done_ends_at_once_and_is_told_apart(settings: Path, tiny_m
     from flows.inference import infer
 
     def infer_again() -> str | None:
-        return infer(str(settings), model=str(tiny_model_dir), run_name="done", return_state=True).name
+        state: State = infer(str(settings), model=str(tiny_model_dir), run_name="done", return_state=True)
+        return state.name
 
     def evaluate_new() -> str | None:
-        return evaluate(str(settings), run="done", only_new=True, return_state=True).name
+        state: State = evaluate(str(settings), run="done", only_new=True, return_state=True)
+        return state.name
 
     assert [infer_again(), infer_again()] == ["Completed", "Already done"]
     assert [evaluate_new(), evaluate_new()] == ["Completed", "Already done"]
@@ -186,7 +189,8 @@ def test_the_noise_is_measured_later_when_the_process_ended_before_it_was(
     def infer_with(noise_rows: int) -> str | None:
         chosen = ("inferencer.engine=generate", f"gate.noise_rows={noise_rows}")
         given = {"model": str(tiny_model_dir), "run_name": "noisy", "settings": chosen}
-        return infer(str(settings), **given, return_state=True).name
+        state: State = infer(str(settings), **given, return_state=True)
+        return state.name
 
     repeated = Path("runs/noisy/repeat-3/manifest.json")
     assert infer_with(0) == "Completed" and not repeated.exists()  # as after a death behind the publishing

@@ -74,6 +74,7 @@ def test_every_metric_can_be_chosen() -> None:
 def test_choices_become_settings() -> None:
     config = load_settings(
         None,
+        (),
         **chosen_phases("inference and evaluation"),
         **chosen_method("qlora"),
         **chosen_quantization("8bit"),

@@ -132,7 +132,7 @@ def test_a_run_goes_on_when_its_slot_of_the_deployments_limit_cannot_be_renewed(
     monkeypatch.setattr(_leases, "_renew_concurrency_lease_with_retries", refuse)
     with (
         temporary_settings({PREFECT_API_URL: "http://127.0.0.1:9/api"}),
-        flow_engine.maintain_concurrency_lease(uuid4(), 300, raise_on_lease_renewal_failure=True),
+        vars(flow_engine)["maintain_concurrency_lease"](uuid4(), 300, raise_on_lease_renewal_failure=True),
     ):
         assert asked.wait(60)
         time.sleep(0.5)  # the time in which it would be ended
@@ -153,6 +153,11 @@ def test_what_prefect_says_at_the_end_is_told_as_it_is_and_the_work_counts(
     monkeypatch.setattr(steady, "server_answers", lambda: True)
     monkeypatch.setattr(steady, "_can_be_told", lambda: True)
     monkeypatch.setattr(Flow, "__call__", refused_at_the_end)
-    assert steady.SteadyFlow.of(flow(lambda: 3, name="three"))() == 3
+
+    @flow(name="three")
+    def three() -> int:
+        return 3
+
+    assert steady.SteadyFlow.of(three)() == 3
     assert "Prefect could not end three" in caplog.text
     assert "does not answer" not in caplog.text

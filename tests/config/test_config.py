@@ -40,7 +40,7 @@ Load = Callable[..., Config]
 def load(tmp_path: Path) -> Load:
     """Write a file, load it; nothing of the real environment gets in."""
 
-    def write_and_load(text: str, overrides: dict | None = None, **environ: str) -> Config:
+    def write_and_load(text: str, overrides: dict[str, object] | None = None, **environ: str) -> Config:
         path = tmp_path / "config.toml"
         path.write_text(text, encoding="utf-8")
         return load_config(path, overrides, environ)
@@ -48,7 +48,7 @@ def load(tmp_path: Path) -> Load:
     return write_and_load
 
 
-def message_of(load: Load, text: str, overrides: dict | None = None, **environ: str) -> str:
+def message_of(load: Load, text: str, overrides: dict[str, object] | None = None, **environ: str) -> str:
     with pytest.raises(ConfigError) as caught:
         load(text, overrides, **environ)
     assert caught.value.exit_code == 2
@@ -114,7 +114,7 @@ def test_a_trailing_comma_is_read_with_a_warning_that_names_the_line(
     ],
 )
 def test_a_table_can_be_set_whole_or_entry_by_entry(
-    load: Load, overrides: dict, environ: dict[str, str]
+    load: Load, overrides: dict[str, object], environ: dict[str, str]
 ) -> None:
     loaded = load('[inferencer]\nrun_name = "a"\n', overrides, **environ)
     assert loaded.inferencer.chat_template_kwargs == {"enable_thinking": False}

@@ -34,7 +34,7 @@ FILES = {
 def config(root: Path, **evaluator: object) -> Config:
     settings: dict[str, object] = {"bootstrap_resamples": 500, **evaluator}
     return Config(
-        evaluator=EvaluatorConfig(**settings),  # type: ignore[arg-type]
+        evaluator=EvaluatorConfig(**settings),
         pipeline=PipelineConfig(runs_dir=str(root / "runs"), models_dir=str(root / "models")),
     )
 

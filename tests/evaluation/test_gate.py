@@ -61,7 +61,7 @@ def verdict(
 ) -> Verdict:
     """The verdict about two runs whose origin is in order, unless `changes` say otherwise."""
     evaluation = simulation.settings(1000)
-    tables = [simulation.table_of(scores) for scores in (candidate, opponent)]
+    tables = (simulation.table_of(candidate), simulation.table_of(opponent))
     runs = [
         simulation.run_of(name, table, evaluation)
         for name, table in zip(("tuned", "base"), tables, strict=True)
@@ -454,7 +454,7 @@ def test_test_questions_in_the_training_data_are_found_kept_and_stop_the_promoti
     data = runs / "train.jsonl"
     rows = [{"question": f"What is {i} + {i}?", "answer": str(2 * i)} for i in range(95, 140)]
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    columns = {"question_column": "question", "ground_truth_column": "answer"}
+    columns: dict[str, str | None] = {"question_column": "question", "ground_truth_column": "answer"}
     columns |= {"system_prompt_column": None, "system_prompt_override_text": None}
     ids = "\n".join(example.id for example in examples(rows, ColumnMapping("question", "answer")))
     manifest = training(runs / "models" / "tuned").model_copy(
@@ -480,7 +480,8 @@ def test_training_data_that_changed_is_told_whatever_was_skipped(tmp_path: Path,
     rows = [{"question": f"What is {i}?", "answer": str(i) if i >= skipped else ""} for i in range(20)]
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     ids = [example.id for example in examples(rows, ColumnMapping("question", "answer"))]
-    columns = {"question_column": "question", "ground_truth_column": "answer", "training_data_split": "train"}
+    columns: dict[str, str | None] = {"question_column": "question", "ground_truth_column": "answer"}
+    columns["training_data_split"] = "train"
     columns |= {"system_prompt_column": None, "system_prompt_override_text": None}
     manifest = training(tmp_path / "model").model_copy(
         update={

@@ -53,6 +53,18 @@ def run_of(overrides: dict[str, Any]) -> RunDir:
     return RunDir(Path(overrides["pipeline.runs_dir"]) / "run")
 
 
+def count_scored(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Rows of each batch whose references are scored from now on."""
+    plain, scored = reference_scorer.ReferenceScorer._losses, list[int]()
+
+    def counting(self: Any, batch: Any) -> Any:
+        scored.append(len(batch))
+        return plain(self, batch)
+
+    monkeypatch.setattr(reference_scorer.ReferenceScorer, "_losses", counting)
+    return scored
+
+
 def forbid_generation(monkeypatch: pytest.MonkeyPatch) -> None:
     def refused(*_: Any) -> Any:
         raise AssertionError("an answer was generated again")
@@ -197,12 +209,7 @@ def test_a_damaged_line_of_interrupted_scoring_is_scored_again_and_no_other(
     partial_path.write_bytes(b"".join([lines[0], lines[1].replace(b'"tokens":', b'"tokens":"'), *lines[2:]]))
     for path in (run.references_path, run.manifest_path):
         path.unlink()
-    plain, asked = reference_scorer.ReferenceScorer._losses, []
-    monkeypatch.setattr(
-        reference_scorer.ReferenceScorer,
-        "_losses",
-        lambda self, batch: asked.append(len(batch)) or plain(self, batch),
-    )
+    asked = count_scored(monkeypatch)
     assert infer(overrides).reference_perplexity == pytest.approx(whole.reference_perplexity, rel=1e-6)
     assert sum(asked) == 1
 
@@ -235,7 +242,7 @@ def test_interrupted_scoring_goes_on_from_what_was_scored(
     overrides: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = infer({**overrides, "pipeline.runs_dir": overrides["pipeline.runs_dir"] + "-whole"})
-    plain, asked = reference_scorer.ReferenceScorer._losses, []
+    plain, asked = reference_scorer.ReferenceScorer._losses, list[int]()
 
     def failing(self: Any, batch: Any) -> Any:
         if len(asked) == 2:
@@ -243,19 +250,14 @@ def test_interrupted_scoring_goes_on_from_what_was_scored(
         asked.append(len(batch))
         return plain(self, batch)
 
-    monkeypatch.setattr(reference_scorer.ReferenceScorer, "_losses", failing)
-    with pytest.raises(RuntimeError, match="the machine is gone"):
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="the machine is gone"):
+        patch.setattr(reference_scorer.ReferenceScorer, "_losses", failing)
         infer(overrides, batch_size=2)
     partial_path = run_of(overrides).references_path.with_suffix(f".partial-{REFERENCE_SCORER}.jsonl")
     assert len(partial_path.read_bytes().splitlines()) == 4
     with partial_path.open("ab") as file:
         file.write(b'{"id": "torn')
-    asked.clear()
-    monkeypatch.setattr(
-        reference_scorer.ReferenceScorer,
-        "_losses",
-        lambda self, batch: asked.append(len(batch)) or plain(self, batch),
-    )
+    asked = count_scored(monkeypatch)
     manifest = infer(overrides)
     assert sum(asked) == len(QUESTIONS) - 4
     assert manifest.reference_perplexity == pytest.approx(whole.reference_perplexity, rel=1e-5)
@@ -272,6 +274,7 @@ def test_a_reference_of_nan_is_unscored_with_its_reason_and_no_mean_is_nan(
     manifest = infer({**overrides, "inferencer.model": str(model_copy)})
     assert manifest.error_count == 0
     assert manifest.reference_perplexity is not None and math.isfinite(manifest.reference_perplexity)
+    assert manifest.reference_tokens is not None and sound.reference_tokens is not None
     assert 0 < manifest.reference_tokens < sound.reference_tokens
     scores = read_likelihoods(run_of(overrides).references_path)
     rows = list(read_predictions(run_of(overrides).predictions_path))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -102,7 +104,9 @@ def test_resamples_vary_as_a_sum_of_drawn_rows_does() -> None:
     ],
     ids=["binary", "skewed"],
 )
-def test_95_percent_intervals_cover_the_truth_93_to_97_percent_of_the_time(sample, truth: float) -> None:
+def test_95_percent_intervals_cover_the_truth_93_to_97_percent_of_the_time(
+    sample: Callable[[np.random.Generator, int], FloatArray], truth: float
+) -> None:
     random = np.random.default_rng(5)
     covered = 0
     for _ in range(600):
@@ -311,10 +315,10 @@ def test_rows_are_paired_by_id_and_the_others_counted() -> None:
     random = np.random.default_rng(13)
     whole = table_of(SHARE, random.random(40))
     part = table_of(SHARE, whole.values["share"][::-1].copy())
-    part = ScoreTable(**{**_fields(part), "ids": tuple(str(i) for i in reversed(range(40)))})
+    part = replace(part, ids=tuple(str(i) for i in reversed(range(40))))
     reversed_run = compare_tables(whole, part, settings()).metrics[0]
     assert reversed_run.ties == 40
-    shifted = ScoreTable(**{**_fields(whole), "ids": tuple(str(i + 10) for i in range(40))})
+    shifted = replace(whole, ids=tuple(str(i + 10) for i in range(40)))
     comparison = compare_tables(whole, shifted, settings())
     assert (comparison.paired_rows, comparison.only_candidate_rows, comparison.only_baseline_rows) == (
         30,
@@ -325,13 +329,9 @@ def test_rows_are_paired_by_id_and_the_others_counted() -> None:
 
 def test_runs_that_share_too_few_rows_are_refused_with_the_counts() -> None:
     whole = table_of(SHARE, np.linspace(0, 1, 40))
-    shifted = ScoreTable(**{**_fields(whole), "ids": tuple(str(i + 30) for i in range(40))})
+    shifted = replace(whole, ids=tuple(str(i + 30) for i in range(40)))
     with pytest.raises(EvaluationError, match=r"only 10 rows are in both runs \(candidate 40, baseline 40\)"):
         compare_tables(whole, shifted, settings())
-
-
-def _fields(table: ScoreTable) -> dict[str, object]:
-    return {name: getattr(table, name) for name in table.__slots__}
 
 
 def test_holm_adjusts_as_the_step_down_procedure_does() -> None:
@@ -345,18 +345,16 @@ def test_only_metrics_with_a_better_and_a_worse_are_adjusted_for_their_number() 
     candidate, baseline = np.zeros(50), np.zeros(50)
     candidate[:9], baseline[9:12] = 1, 1
     tables = [table_of(BINARY, values) for values in (candidate, baseline)]
-    tables = [
-        ScoreTable(
-            **{
-                **_fields(table),
-                "metrics": (BINARY, length),
-                "values": {**table.values, "length": table.values["binary"]},
-                "statistics": {**table.statistics, "length": table.statistics["binary"]},
-            }
+    one, other = (
+        replace(
+            table,
+            metrics=(BINARY, length),
+            values={**table.values, "length": table.values["binary"]},
+            statistics={**table.statistics, "length": table.statistics["binary"]},
         )
         for table in tables
-    ]
-    directed, described = compare_tables(*tables, settings()).metrics
+    )
+    directed, described = compare_tables(one, other, settings()).metrics
     assert directed.p_value_holm == directed.p_value
     assert described.p_value_holm is None and described.p_value is not None
 
@@ -382,7 +380,7 @@ def test_mcnemar_with_no_changed_row_says_nothing() -> None:
 
 def test_a_clustered_binary_metric_is_not_given_mcnemars_test() -> None:
     random = np.random.default_rng(15)
-    questions = np.repeat(np.arange(20), 3)
+    questions = np.repeat(np.arange(20.0), 3)
     candidate = table_of(BINARY, (random.random(60) < 0.6).astype(float), questions)
     baseline = table_of(BINARY, (random.random(60) < 0.4).astype(float), questions)
     found = compare_tables(candidate, baseline, settings()).metrics[0]

@@ -121,7 +121,7 @@ def test_every_right_answer_is_read_without_its_thoughts(tmp_path: Path) -> None
 
 def test_references_are_read_by_the_markers_that_the_answers_were_split_by(tmp_path: Path) -> None:
     own = {"generation_config": {"thought_markers": ["<plan>", "</plan>"]}, "is_cut_in_thoughts": False}
-    off = {"generation_config": {"thought_markers": []}}
+    off: dict[str, object] = {"generation_config": {"thought_markers": []}}
     answers = [
         {"predicted_answer": "4", "ground_truth": "<plan>b</plan>4", "metadata": own},
         {"predicted_answer": "<think>a</think>4", "ground_truth": "<think>a</think>4", "metadata": off},

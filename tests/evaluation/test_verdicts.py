@@ -139,7 +139,7 @@ def test_more_empty_answers_are_told_first_and_keep_a_better_candidate_from_prom
 
 
 def test_answers_that_never_stop_are_told_first(tmp_path: Path) -> None:
-    cut = {"finish_reason": "length"}
+    cut: dict[str, Any] = {"finish_reason": "length"}
     candidate = [*answers(some(50, 50), **cut), *answers([True] * 100)[50:]]
     found = verdict(tmp_path, candidate, answers(some(100, 40)))
     assert found.decision == "reject"

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -209,7 +209,7 @@ def test_a_folder_of_runs_that_is_a_file_is_told(overrides: dict[str, Any], tmp_
 def test_a_dataset_that_was_not_processed_is_refused_in_words(overrides: dict[str, Any]) -> None:
     inferencer = Inferencer(config(overrides))
     with pytest.raises(TypeError, match="takes what process_dataset"):
-        inferencer.generate_responses(inferencer.load_dataset())  # type: ignore[arg-type]
+        inferencer.generate_responses(inferencer.load_dataset())
 
 
 def test_a_second_writer_is_told_who_holds_the_run(overrides: dict[str, Any]) -> None:
@@ -330,6 +330,7 @@ def test_streaming_can_be_closed_early(overrides: dict[str, Any]) -> None:
     inferencer.load_model_and_tokenizer().model.register_forward_pre_hook(lambda *_: passes.append(1))
     pieces = inferencer.stream_inference("How many legs has a dog?")
     next(pieces)
+    assert isinstance(pieces, Generator)
     pieces.close()
     assert 1 <= len(passes) < 200
     assert "tuneproof-stream" not in [thread.name for thread in threading.enumerate()]

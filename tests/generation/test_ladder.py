@@ -7,6 +7,7 @@ import subprocess
 import sys
 import weakref
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -167,7 +168,7 @@ def test_the_limit_grows_back_after_clean_batches_but_not_to_where_it_failed_twi
     assert "pin" in kinds
 
 
-def test_what_was_learned_is_where_the_next_run_starts(tmp_path) -> None:
+def test_what_was_learned_is_where_the_next_run_starts(tmp_path: Path) -> None:
     store = FileBudgetStore(tmp_path / "budgets.json")
     first = TokenBudget(1000, 100)
     run(LimitedEngine(fits_tokens=50), [10] * 30, first)
@@ -187,7 +188,7 @@ def test_a_run_without_trouble_teaches_nothing() -> None:
     assert budget.learned() is None
 
 
-def test_a_damaged_budget_file_counts_as_nothing_learned(tmp_path) -> None:
+def test_a_damaged_budget_file_counts_as_nothing_learned(tmp_path: Path) -> None:
     path = tmp_path / "budgets.json"
     path.write_text("{not json")
     assert FileBudgetStore(path).load("x") is None

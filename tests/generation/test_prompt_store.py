@@ -30,7 +30,7 @@ def test_pairs_of_equal_prompts_cost_few_bytes_a_row(tmp_path: Path) -> None:
     store.write((place, Prompt(str(place), (place // 2, 1))) for place in range(2000))
     positions, repeats = store.first_of_equals()
     assert positions.tolist() == list(range(0, 2000, 2))
-    assert [repeats.of(place) for place in positions] == [[place + 1] for place in positions]
+    assert [repeats.of(place) for place in positions.tolist()] == [[place + 1] for place in positions]
     assert repeats.firsts.nbytes + repeats.repeats.nbytes == 16 * 1000
 
 

@@ -48,6 +48,6 @@ def test_the_settings_load_and_name_files_that_exist(monkeypatch: pytest.MonkeyP
     for name in [name for name in os.environ if name.startswith("TUNEPROOF_")]:
         monkeypatch.delenv(name)
     config = load_config(QUICKSTART / "config.toml")
-    assert (ROOT / config.fine_tuner.required_training_data_id).is_file()
-    assert (ROOT / config.inferencer.required_testing_data_id).is_file()
+    assert (ROOT / str(config.fine_tuner.required_training_data_id)).is_file()
+    assert (ROOT / str(config.inferencer.required_testing_data_id)).is_file()
     assert config.fine_tuner.system_prompt_override_text == config.inferencer.system_prompt_override_text

@@ -286,7 +286,8 @@ def prefect_api() -> Iterator[None]:
 def infer_in_flow(overrides: dict[str, Any], **more: Any) -> RunManifest:
     from flows.inference import infer
 
-    return infer(config(overrides, **more))
+    manifest: RunManifest = infer(config(overrides, **more))
+    return manifest
 
 
 def infer_slowly_in_flow(overrides: dict[str, Any], **more: Any) -> RunManifest:

@@ -35,10 +35,10 @@ def test_what_we_use_of_prefects_inner_parts_is_there() -> None:
     from prefect.events.worker import EventsWorker
 
     assert isinstance(SyncClientContext.__var__, ContextVar)
-    assert isinstance(EventsWorker._instances, dict)
+    assert isinstance(inspect.getattr_static(EventsWorker, "_instances"), dict)
     assert hasattr(EventsWorker, "_client_override")
     assert "self._client = " in inspect.getsource(EventsWorker)
     client = PrefectEventsClient("http://127.0.0.1:9/api", reconnection_attempts=7)
     assert client._reconnection_attempts == 7
-    renewed = inspect.unwrap(flow_engine.maintain_concurrency_lease)
+    renewed = inspect.unwrap(vars(flow_engine)["maintain_concurrency_lease"])
     assert "raise_on_lease_renewal_failure" in inspect.signature(renewed).parameters

@@ -16,7 +16,8 @@ def spec_of(model_id: Path | str, **settings: Any) -> ModelSpec:
 
 
 def logits(model: Any, tokenizer: Any, text: str = "Anna has 3 apples") -> torch.Tensor:
-    return model(torch.tensor([tokenizer.encode(text)])).logits
+    found: torch.Tensor = model(torch.tensor([tokenizer.encode(text)])).logits
+    return found
 
 
 def save_adapter(base_dir: Path, directory: Path, *, base_name: str | None = None, seed: int = 1) -> Path:

@@ -130,7 +130,8 @@ def main(template: Path, work: Path, commands: list[str]) -> None:
                 code, told = _run(command, models_dir, Fault(kind, number, models_dir))
                 if code == 9:
                     break
-                found = {"command": command, "kind": kind, "number": number, "code": code, "told": told}
+                found: dict[str, Any] = {"command": command, "kind": kind, "number": number}
+                found |= {"code": code, "told": told}
                 found["held"] = _holds(models_dir)
                 if code:
                     found["again"] = _run(command, models_dir, None)

@@ -27,12 +27,14 @@ class Call:
     def texts(self) -> dict[str, Any]:
         """The JSON object to judge."""
         _mark, data, _mark_again, _reminder = self.body["messages"][1]["content"].split("\n")
-        return json.loads(data)
+        texts: dict[str, Any] = json.loads(data)
+        return texts
 
     @property
     def form(self) -> str | None:
         """Kind of response_format."""
-        return self.body.get("response_format", {}).get("type")
+        kind: str | None = self.body.get("response_format", {}).get("type")
+        return kind
 
     def send(self, status: int, content: bytes, **headers: str) -> None:
         self.handler.send_response(status)

@@ -37,7 +37,9 @@ def test_a_budget_learned_by_one_worker_is_found_by_another(
     PrefectBudgetStore().save("model on cuda 80GiB", LearnedBudget(5000, 10_000))
     monkeypatch.setenv("TUNEPROOF_CACHE", str(tmp_path / "other-machine"))
     assert PrefectBudgetStore().load("model on cuda 80GiB") == LearnedBudget(5000, 10_000)
-    assert list(Variable.get(VARIABLE)) == ["model on cuda 80GiB"]
+    kept = Variable.get(VARIABLE)
+    assert isinstance(kept, dict)
+    assert list(kept) == ["model on cuda 80GiB"]
 
 
 def test_as_many_budgets_are_kept_as_a_variable_holds(caplog: pytest.LogCaptureFixture) -> None:
@@ -51,6 +53,7 @@ def test_as_many_budgets_are_kept_as_a_variable_holds(caplog: pytest.LogCaptureF
     for name in names[25:35]:
         PrefectBudgetStore().save(name, LearnedBudget(10**8, 10**9))
     kept = Variable.get(VARIABLE)
+    assert isinstance(kept, dict)
     assert set(names[25:35]) < set(kept)
     assert 20 < len(kept) <= 30
     assert names[0] not in kept

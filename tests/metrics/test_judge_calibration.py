@@ -323,7 +323,11 @@ def test_evaluate_ends_with_2_where_no_verdict_came_and_its_files_are_there(
 ) -> None:
     from flows.cli.commands.compare import compare_named as compare
 
-    stub.trouble = lambda call, attempt: call.say("no idea") is None
+    def has_no_idea(call: Call, _attempt: int) -> bool:
+        call.say("no idea")
+        return True
+
+    stub.trouble = has_no_idea
     a = write_run(tmp_path / "a", [row(i, "x", f"{i}") for i in range(3)])
     b = write_run(tmp_path / "b", [row(i, "y", f"{i}") for i in range(3)])
     config = Config(evaluator=settings(stub), pipeline=PipelineConfig(runs_dir=str(tmp_path)))

@@ -59,9 +59,8 @@ def test_a_model_that_knows_nothing_of_json_gives_verdicts_of_the_asked_form(tin
         preference_prompt("what?", "this", "that", ()),
         accuracy_prompt("", "", ""),
     ]
-    short = [
-        replace(prompt, verdict=form) for prompt, form in zip(prompts, (Rated, Preferred, Rated), strict=True)
-    ]
+    forms: list[type[Verdict]] = [Rated, Preferred, Rated]
+    short = [replace(prompt, verdict=form) for prompt, form in zip(prompts, forms, strict=True)]
     for prompt, reply in zip(short, replies_of(tiny_model_dir, short, 200), strict=True):
         assert reply.failure is None
         assert isinstance(read_verdict(reply.text, prompt.verdict), prompt.verdict)

@@ -80,7 +80,7 @@ def test_semantic_similarity_equals_sentence_transformers_on_real_and_strange_ro
     answers, references = (model.encode(list(texts)) for texts in zip(*real_pairs, strict=True))
     expected = np.clip(util.pairwise_cos_sim(answers, references).numpy(), 0.0, 1.0)
     referenced = [i for i, (_, reference) in enumerate(real_pairs) if reference.strip()]
-    np.testing.assert_allclose([found[i] for i in referenced], expected[referenced], atol=1e-5)
+    np.testing.assert_allclose(np.array(found)[referenced].astype(float), expected[referenced], atol=1e-5)
     assert found.count(None) == len(real_pairs) - len(referenced) > 0  # a blank reference is none
     assert np.ptp(expected) > 0.1
 
@@ -108,7 +108,9 @@ def test_bert_score_equals_its_package_on_real_and_strange_rows(
     scorer = BERTScorer(model_type=model_dir, num_layers=TINY_LAYERS, device="cpu", use_fast_tokenizer=True)
     written = [i for i, (answer, reference) in enumerate(real_pairs) if answer.strip() and reference.strip()]
     _, _, expected = scorer.score([real_pairs[i][0] for i in written], [real_pairs[i][1] for i in written])
-    np.testing.assert_allclose([found[i] for i in written], np.clip(expected.numpy(), 0, 1), atol=1e-5)
+    np.testing.assert_allclose(
+        np.array(found)[written].astype(float), np.clip(expected.numpy(), 0, 1), atol=1e-5
+    )
     empty_answers = [
         i for i, (answer, reference) in enumerate(real_pairs) if reference.strip() and not answer.strip()
     ]
@@ -129,8 +131,8 @@ def test_perplexity_is_that_of_the_runs_likelihoods_by_row_and_in_total(tmp_path
     assert metric is not None
     assert metric.value == pytest.approx(math.exp(11.5 / 12))
     assert metric.unscored_reasons == {"its reference was not scored": 1}
-    rows = [line.scores.get("perplexity") for line in read_scores(run / "scores.jsonl")]
-    assert rows[:3] == pytest.approx([math.exp(loss / tokens) for loss, tokens in losses.values()])
+    scores = [line.scores.get("perplexity") for line in read_scores(run / "scores.jsonl")]
+    assert scores[:3] == pytest.approx([math.exp(loss / tokens) for loss, tokens in losses.values()])
 
 
 def test_perplexity_without_likelihoods_says_why(tmp_path: Path) -> None:

@@ -51,6 +51,7 @@ def test_a_prompt_beyond_the_position_table_is_cut(
     assert short.error is long.error is None
     assert short.metadata.truncated_prompt_tokens == 0
     assert long.metadata.truncated_prompt_tokens > 500
+    assert long.metadata.prompt_tokens is not None
     assert POSITIONS - 20 < long.metadata.prompt_tokens + 12 <= POSITIONS
     assert "the model has 256 positions" in caplog.text
 

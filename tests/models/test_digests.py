@@ -47,7 +47,12 @@ def test_a_file_is_read_once_until_it_changes(model_copy: Path, monkeypatch: pyt
     first = digests.file_sha256(path)
     read: list[Path] = []
     real_open = Path.open
-    monkeypatch.setattr(Path, "open", lambda self, *a, **k: (read.append(self), real_open(self, *a, **k))[1])
+
+    def noting(self: Path, *args: Any, **options: Any) -> Any:
+        read.append(self)
+        return real_open(self, *args, **options)
+
+    monkeypatch.setattr(Path, "open", noting)
     assert digests.file_sha256(path) == first
     assert path not in read
     content = bytearray(path.read_bytes())

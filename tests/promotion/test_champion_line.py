@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 
 from flows.cli.commands import main
 from flows.cli.commands.models import list_models
@@ -125,8 +126,13 @@ def _without_line(number: int) -> Callable[[Path], None]:
     return damage
 
 
-def _pointer_holds(text: str) -> Callable[[Path], None]:
-    return lambda models_dir: (models_dir / "promoted.json").write_text(text) and None
+def _pointer_holds(text: str) -> Callable[[Path], int]:
+    return lambda models_dir: (models_dir / "promoted.json").write_text(text)
+
+
+def _pointer_is_a_folder(models_dir: Path) -> None:
+    (models_dir / "promoted.json").unlink()
+    (models_dir / "promoted.json").mkdir()
 
 
 DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
@@ -152,10 +158,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "an empty pointer": (_pointer_holds(""), r"promoted\.json names no run"),
     "a pointer of zeros": (_pointer_holds("\0" * 99), r"promoted\.json names no run"),
     "another pointer": (_pointer_holds('{"run_name": "one"}'), "says that one is promoted, but line 3"),
-    "a folder as pointer": (
-        lambda m: ((m / "promoted.json").unlink(), (m / "promoted.json").mkdir()),
-        r"promoted\.json cannot be read",
-    ),
+    "a folder as pointer": (_pointer_is_a_folder, r"promoted\.json cannot be read"),
 }  # fmt: skip
 
 
@@ -482,7 +485,7 @@ def test_a_promotion_ends_the_rollback_that_was_cut_off_before_it(models: Path) 
 def test_a_folder_that_is_read_only_is_told_and_still_read(
     models: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    class ReadOnly(alias.FileLock):
+    class ReadOnly(FileLock):
         def acquire(self, *_: Any, **__: Any) -> Any:
             raise PermissionError(13, "Permission denied", self.lock_file)
 

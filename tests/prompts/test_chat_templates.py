@@ -38,9 +38,8 @@ WHY_WITH_THOUGHTS = Example("id", "Why?", reference="So.", reference_reasoning="
 
 def two_turns(first: str | None, last: str | None, system: str | None = None) -> Example:
     """A conversation of two answers, with thoughts or without."""
-    turns = (Message("user", "One?"), Message("assistant", "Uno.", reasoning=first), Message("user", "Two?"))
-    if system is not None:
-        turns = (Message("system", system), *turns)
+    asked = (Message("user", "One?"), Message("assistant", "Uno.", reasoning=first), Message("user", "Two?"))
+    turns = asked if system is None else (Message("system", system), *asked)
     return Example("id", "Two?", system, "Dos.", turns, reference_reasoning=last)
 
 

@@ -99,7 +99,7 @@ def _slow_tokenizer(template: str) -> Any:
     """A tokenizer in Python, without offsets: one token a character."""
     from transformers.tokenization_python import PythonBackend
 
-    class Characters(PythonBackend):
+    class Characters(PythonBackend):  # type: ignore[misc]  # of a library without types
         def __init__(self, **kwargs: Any) -> None:
             self._characters = {chr(code): code for code in range(1000)}
             super().__init__(bos_token="<s>", eos_token="<|im_end|>", **kwargs)
@@ -540,7 +540,7 @@ def test_all_tokens_are_labelled_when_training_is_not_on_responses_only(tiny_tok
 
 
 def test_explicit_parts_override_the_template(tiny_tokenizer: Any) -> None:
-    parts = {"question_part": "<|im_start|>user\n", "answer_part": "<|im_start|>assistant\n"}
+    parts: dict[str, Any] = {"question_part": "<|im_start|>user\n", "answer_part": "<|im_start|>assistant\n"}
     example = _chat("u1", "first answer", "u2", reference="second answer")
     derived = first_row(_builder(tiny_tokenizer), example)
     assert first_row(_builder(tiny_tokenizer, **parts), example) == derived

@@ -84,7 +84,7 @@ def learn(model: Any, rows: Sequence[tuple[Sequence[int], Sequence[int]]]) -> No
 @pytest.fixture(scope="module", params=["ordinary", "special"])
 def thinker_dir(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny model that has learnt twelve sums with thoughts, whose opening marker stands in the prompt."""
-    directory = tmp_path_factory.mktemp("thinker") / request.param
+    directory: Path = tmp_path_factory.mktemp("thinker") / request.param
     tokenizer = thinking_tokenizer(request.param)
     model = build_tiny_model(tokenizer, initializer_range=0.05)
     prompts = PromptBuilder(tokenizer, max_sequence_length=512)

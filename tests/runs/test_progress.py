@@ -38,13 +38,14 @@ def test_the_terminal_line_has_less_than_100_characters(
         def isatty(self) -> bool:
             return True
 
-    monkeypatch.setattr(sys, "stderr", Terminal())
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
     monkeypatch.setattr("tasks.ui.progress.ProgressArtifact.show", lambda *_: None)
     for name, value in {"COLUMNS": "200", "TERM": "xterm", "NO_COLOR": "1"}.items():
         monkeypatch.setenv(name, value)
     with shown_progress("generation", "run") as show:
         show(progress.rows_done, progress.rows_total, progress_text(progress))
-    shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", sys.stderr.getvalue()).replace("\r", "\n")
+    shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", terminal.getvalue()).replace("\r", "\n")
     assert progress_text(progress) in shown
     assert max(map(len, shown.splitlines())) < 100
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Barrier
@@ -148,7 +149,8 @@ def test_a_link_that_leads_out_of_a_run_is_refused_by_name(tmp_path: Path, damag
     link, target = links[damage]
     link.parent.mkdir(parents=True)
     link.symlink_to(target)
-    for write in (lambda: run.claim(identity(8)), lambda: run.locked().__enter__()):
+    writes: tuple[Callable[[], object], ...] = (lambda: run.claim(identity(8)), run.locked().__enter__)
+    for write in writes:
         with pytest.raises(StorageError, match=f"{link} is a symbolic link that leads out of"):
             write()
     assert list(outside.iterdir()) == []

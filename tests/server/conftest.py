@@ -142,7 +142,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> It
     home = shared / "prefect"
     lock, users_path = FileLock(shared / "server.lock"), shared / "server-users.json"
     with lock:
-        users = json.loads(users_path.read_text()) if users_path.exists() else {"count": 0}
+        users: dict[str, Any] = json.loads(users_path.read_text()) if users_path.exists() else {"count": 0}
         if users["count"] == 0:
             users["api_url"] = _start(home, tiny_model_dir)
         _write(users_path, users, by=1)

@@ -6,6 +6,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -187,7 +188,7 @@ def each_step_logs_one_line_without_a_traceback_or_a_bar(
 ) -> None:
     chosen = {"parent_flow_run_id": {"any_": [finished_run["id"]]}}
     for run in server.post("/flow_runs/filter", flow_runs=chosen):
-        lines = wait_until(lambda run_id=run["id"]: server.logs(run_id)).splitlines()  # sent a while later
+        lines = wait_until(partial(server.logs, run["id"])).splitlines()  # sent a while later
         assert 0 < len(lines) < 40, "\n".join(lines)
         assert all(len(line) < 400 for line in lines), max(lines, key=len)
         assert not any(word in line for line in lines for word in ("Traceback", "it/s]", "Warning:"))

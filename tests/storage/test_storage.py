@@ -457,11 +457,16 @@ def test_versions_of_fetched_files_are_noted_once_a_pull_and_also_when_it_breaks
 ) -> None:
     from fsspec.implementations.local import LocalFileSystem
 
-    store, noted = Store(bucket), []
+    store, noted = Store(bucket), list[Any]()
     for name in "abcd":
         store.write(f"run/{name}", name.encode())
     remember, get_file = Store._remember, LocalFileSystem.get_file
-    monkeypatch.setattr(Store, "_remember", lambda store, news: (noted.append(news), remember(store, news)))
+
+    def noting(store: Store, news: Any) -> None:
+        noted.append(news)
+        remember(store, news)
+
+    monkeypatch.setattr(Store, "_remember", noting)
 
     def without_c(files: Any, address: str, *args: Any) -> None:
         if address.endswith("c"):

@@ -95,7 +95,7 @@ def test_pissa_begins_where_the_base_is_and_goes_on_exactly_after_a_crash(
 ) -> None:
     from tasks.core.training.trainer import AnswerTrainer
 
-    changes = {"init_lora_weights": "pissa", "save_steps": 3}
+    changes: dict[str, Any] = {"init_lora_weights": "pissa", "save_steps": 3}
     undisturbed = run(tiny_model_dir, tmp_path, "undisturbed", **changes)
     plain = run(tiny_model_dir, tmp_path, "plain", epochs=0.5)
     untrained = [result.manifest.losses[0].validation_loss for result in (undisturbed, plain)]
@@ -155,7 +155,7 @@ def test_the_norm_of_gradients_is_limited_as_set(
     tiny_model_dir: Path, tmp_path: Path, norm: float, shortened: bool
 ) -> None:
     """With plain gradient descent an update moves the weights by rate times gradient."""
-    changes = {"max_grad_norm": norm, "optimizer": "sgd", "weight_decay": 0.0, "epochs": 0.25}
+    changes: dict[str, Any] = {"max_grad_norm": norm, "optimizer": "sgd", "weight_decay": 0.0, "epochs": 0.25}
     moved = load_file(run(tiny_model_dir, tmp_path, **changes).model_dir / "adapter_model.safetensors")
     length = math.sqrt(sum(float(part.pow(2).sum()) for name, part in moved.items() if "lora_B" in name))
     assert (length <= PEAK * 1e-6 * 1.01) is shortened

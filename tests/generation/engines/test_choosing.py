@@ -45,7 +45,7 @@ class Instant:
 @pytest.fixture
 def write_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     monkeypatch.syspath_prepend(str(tmp_path))
-    written = []
+    written: list[str] = []
 
     def write(attributes: str = "", name: str = "instant") -> str:
         module = f"temporary_engine_{len(written)}_{tmp_path.name.replace('-', '_')}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import Any
 
 import pytest
@@ -376,6 +376,7 @@ def test_the_models_own_attention_is_back_after_generating(tiny_model: Any, tiny
     engine = InflightEngine(loaded(tiny_model, tiny_tokenizer), GenerationSettings(max_new_tokens=2))
     running = engine.generate(queue_of(prompts(4, len(tiny_tokenizer))), TokenBudget(10**6, 2))
     next(running)
+    assert isinstance(running, Generator)
     running.close()
     assert tiny_model.config._attn_implementation == before
 

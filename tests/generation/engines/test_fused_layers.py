@@ -93,10 +93,15 @@ def test_nothing_is_prepared_when_memory_is_short(monkeypatch: pytest.MonkeyPatc
 
 def test_a_layer_that_somebody_else_hooked_is_left_to_them(tokens: torch.Tensor) -> None:
     model = build("llama", 64)
-    calls = []
+    calls: list[int] = []
     layer = model.model.layers[0].mlp.up_proj
     own = layer.forward
-    layer.forward = lambda states: calls.append(1) or own(states)
+
+    def counting(states: torch.Tensor) -> Any:
+        calls.append(1)
+        return own(states)
+
+    layer.forward = counting
     with fused_layers(model):
         logits(model, tokens)
     assert calls

@@ -89,8 +89,12 @@ def test_all_lanes_together_stay_within_rows_and_tokens(tiny_tokenizer: Any) -> 
     texts = prompts(60, len(tiny_tokenizer))
     expected = alone(model, texts)
     for limit_tokens, max_rows in [(300, 64), (10**6, 17), (1, 64)]:
-        budget, held = TokenBudget(limit_tokens, max_rows), []
-        budget.on_admit = lambda rows, tokens, alone, held=held: held.append((rows, tokens))
+        budget, held = TokenBudget(limit_tokens, max_rows), list[tuple[int, int]]()
+
+        def hold(into: list[tuple[int, int]], rows: int, tokens: int, _alone: str | None) -> None:
+            into.append((rows, tokens))
+
+        budget.on_admit = functools.partial(hold, held)
         rows = {
             row.position: row for row in engine_of(model, tiny_tokenizer).generate(queue_of(texts), budget)
         }

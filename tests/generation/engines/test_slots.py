@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from tasks.core.generation.batching import Request
-from tasks.core.generation.engines import allocation
 from tasks.core.generation.engines.allocation import Slab
 from tasks.core.generation.engines.slots import Row, SlotCache
 
@@ -152,7 +151,7 @@ def test_rows_keep_their_keys_and_values_while_slots_come_go_and_widen(moved: bo
 
 
 def test_on_other_systems_a_slab_copies(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(allocation.sys, "platform", "darwin")
+    monkeypatch.setattr(sys, "platform", "darwin")
     slab = Slab((2, 3), torch.empty(0))
     before = slab.tensor.fill_(4)
     slab.resize(5)

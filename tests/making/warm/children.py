@@ -47,7 +47,7 @@ class _WarmProcess(ForkServerProcess):
 
 
 class _WarmContext(ForkServerContext):
-    Process = _WarmProcess  # type: ignore[assignment]
+    Process = _WarmProcess
 
 
 @pytest.fixture
