@@ -34,6 +34,11 @@ def test_settings_that_inference_takes_are_taken(settings: dict[str, object]) ->
     check_inference(config_of(settings, fine_tuner__run_name="tuned"), is_next=True)
 
 
+def test_test_data_of_several_files_are_taken(settings: dict[str, object], tmp_path: Path) -> None:
+    files = [str(tmp_path / "test.jsonl"), str(tmp_path / "train.jsonl")]
+    check_inference(config_of(settings, inferencer__testing_data_id=files), is_next=True)
+
+
 @pytest.mark.parametrize(
     ("wrong", "error"),
     [
