@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from itertools import product
 from types import SimpleNamespace
 from typing import Any
 
@@ -167,6 +168,24 @@ def test_what_changes_weights_is_in_a_trainings_identity_or_within_a_named_part_
 )  # fmt: skip
 def test_the_key_of_a_run_is_the_one_it_had(settings: dict[str, Any], key: str) -> None:
     assert run(**settings).run_key.startswith(key)
+
+
+def test_the_identities_of_runs_with_many_settings_are_written_as_before() -> None:
+    """Digest of keys and files of 768 runs, made before the settings of a run followed from what keys declare."""
+    digest = hashlib.sha256()
+    for temperature, sampled, beams, seed, penalty, minimum, markers, stops, model in product(
+        (0.0, 0.7), (None, True, False), (1, 2), (0, 42), (None, 1.2), (None, 0.1),
+        ("auto", ("<a>", "</a>")), ((), ("x",)), ({}, {"thought_markers": ("<think>", "</think>")}),
+    ):  # fmt: skip
+        made = run(
+            temperature=temperature, do_sample=sampled, num_beams=beams, seed=seed, repetition_penalty=penalty,
+            min_p=minimum, thought_markers=markers, stop_strings=stops, length_penalty=2.0, top_k=5, top_p=0.9,
+            early_stopping=True,
+        )  # fmt: skip
+        made = made.model_copy(update={"model": made.model.model_copy(update=model)})
+        digest.update(f"{made.run_key} {made.model_dump_json()}".encode())
+        assert RunIdentity.model_validate_json(made.model_dump_json()).run_key == made.run_key
+    assert digest.hexdigest() == "8568ffb24167ae4ecb55c5dcd424fb8c711b5ce53aa30025b041684702c101a5"
 
 
 def test_what_changes_answers_is_in_a_runs_identity_or_within_a_named_part_of_it() -> None:
