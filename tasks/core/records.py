@@ -99,7 +99,12 @@ class Record(BaseModel):
 
 
 class GenerationSettings(Record):
-    """Everything that shapes an answer once prompt and weights are given."""
+    """Everything that shapes an answer once prompt and weights are given.
+
+    Settings that came later and are not at their default stand here too, by name in `model_extra`.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="allow", protected_namespaces=())
 
     max_new_tokens: int = 512
     min_new_tokens: int = 0

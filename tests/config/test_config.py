@@ -21,7 +21,7 @@ from tasks.core.config import (
     as_config,
     load_config,
 )
-from tasks.core.config.metric_names import DEFAULT_METRICS
+from tasks.core.config.catalogues import DEFAULT_METRICS
 from tasks.core.config.sections import (
     SECTIONS,
     OptimizerName,
@@ -320,7 +320,7 @@ def test_use_cache_of_the_original_pipeline_is_ignored_with_a_warning(
 
 def test_an_engine_that_is_none_is_told_how_one_of_ones_own_is_named(load: Load) -> None:
     message = message_of(load, '[inferencer]\nengine = "foo"\n')
-    assert 'must be module:Class (an engine of your own), or "auto"' in message
+    assert 'must be "auto", "inflight"' in message and ", or module:Class (an engine of your own)" in message
 
 
 def test_a_wrong_item_of_a_list_names_what_was_meant(load: Load) -> None:

@@ -10,6 +10,7 @@ from pydantic import BaseModel, Field
 
 Effect = Literal["answers", "weights", "figures", "nothing"]
 Kind = Literal["adapter"]
+Decoding = Literal["sampling", "beams"]
 ScoringModel = Literal["judge", "embedding", "bert_score"]
 
 
@@ -19,20 +20,29 @@ class Changes:
 
     `within` names the part of an identity that stands for the setting where the setting itself is not in it: the
     digest of the rows for a column's name. `kind` is set where only trainings of that kind look at it, `used_by`
-    where only that model of an evaluation does. A setting that `came_later` than the first identities is not in
-    them at its default, so that what was done before it keeps the identity it had.
+    where only that model of an evaluation does, `decoding` where only answers that are found so do, and `unused` is
+    what then stands for it elsewhere. A setting that `came_later` than the first identities is not in them at its
+    default, so that what was done before it keeps the identity it had.
     """
 
     effect: Effect
     within: str | None = None
     kind: Kind | None = None
     used_by: ScoringModel | None = None
+    decoding: Decoding | None = None
+    unused: Any = None
     came_later: bool = False
 
 
-def answers(within: str | None = None) -> Changes:
+def answers(
+    within: str | None = None,
+    *,
+    decoding: Decoding | None = None,
+    unused: Any = None,
+    came_later: bool = False,
+) -> Changes:
     """Another answer of the model to the same question."""
-    return Changes("answers", within)
+    return Changes("answers", within, decoding=decoding, unused=unused, came_later=came_later)
 
 
 def weights(within: str | None = None, *, kind: Kind | None = None, came_later: bool = False) -> Changes:

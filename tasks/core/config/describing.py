@@ -55,10 +55,10 @@ def _in_words(annotation: Any, metadata: Iterable[Any] = ()) -> str:
     origin, parts = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         return _in_words(parts[0], parts[1:])
-    if words := next((item.text for item in metadata if isinstance(item, InWords)), None):
-        return words
-    if names := next((item.known() for item in metadata if isinstance(item, Names)), None):
-        return _one_of(names)
+    metadata = tuple(metadata)
+    names = [_one_of(item.known()) for item in metadata if isinstance(item, Names)]
+    if said := [*names, *(item.text for item in metadata if isinstance(item, InWords))]:
+        return ", or ".join(said)
     if origin in (Union, UnionType):
         return _union_in_words(parts)
     if origin is Literal:

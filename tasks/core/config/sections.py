@@ -23,6 +23,18 @@ from pydantic import (
     model_validator,
 )
 
+from tasks.core.config.catalogues import (
+    DEFAULT_ENGINE,
+    DEFAULT_METHOD,
+    DEFAULT_METRICS,
+    check_engine_name,
+    check_method_name,
+    check_metric_name,
+    engine_names,
+    known_metrics,
+    method_names,
+    metric_names,
+)
 from tasks.core.config.changes import (
     ANSWERS,
     FIGURES,
@@ -35,8 +47,6 @@ from tasks.core.config.changes import (
     setting,
     weights,
 )
-from tasks.core.config.method_names import DEFAULT_METHOD, check_method_name, method_names
-from tasks.core.config.metric_names import DEFAULT_METRICS, check_metric_name, known_metrics, metric_names
 from tasks.core.config.question_template import QuestionTemplate
 from tasks.core.errors import ConfigError
 from tasks.core.run_names import why_no_name
@@ -123,6 +133,12 @@ MetricName = Annotated[
     InWords("regex_match:PATTERN, module:function (a metric of your own)"),
 ]
 MethodName = Annotated[str, AfterValidator(check_method_name), Names(method_names)]
+EngineName = Annotated[
+    str,
+    AfterValidator(check_engine_name),
+    Names(engine_names),
+    InWords("module:Class (an engine of your own)"),
+]
 DeviceName = Annotated[
     str, StringConstraints(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$"), InWords("auto, cpu, mps, cuda or cuda:N")
 ]
@@ -582,12 +598,6 @@ class FineTunerConfig(RunNaming, ModelLoading, ChatTemplateSettings, ColumnNames
         return self
 
 
-OwnEngine = Annotated[
-    str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$"), InWords("module:Class (an engine of your own)")
-]
-"""An engine of the user's own: the class `Class` of the importable `module`."""
-
-
 class InferencerConfig(RunNaming, ModelLoading, ChatTemplateSettings, ColumnNames):
     """Section [inferencer]: the model that answers, the test data and how to generate."""
 
@@ -629,15 +639,19 @@ class InferencerConfig(RunNaming, ModelLoading, ChatTemplateSettings, ColumnName
         description="Draw tokens at random; false = greedy; none = true when temperature is above 0.",
     )
     temperature: Annotated[float, Field(ge=0, le=10)] = setting(
-        0.7, ANSWERS, description="Randomness of the draw; 0 = greedy."
+        0.7, answers(decoding="sampling", unused=1.0), description="Randomness of the draw; 0 = greedy."
     )
-    top_k: Count | None = setting(None, ANSWERS, description="Draw from the k likeliest tokens; none = all.")
+    top_k: Count | None = setting(
+        None, answers(decoding="sampling"), description="Draw from the k likeliest tokens; none = all."
+    )
     top_p: Annotated[float, Field(gt=0, le=1)] | None = setting(
-        None, ANSWERS, description="Draw from the likeliest tokens that sum to this probability; none = off."
+        None,
+        answers(decoding="sampling"),
+        description="Draw from the likeliest tokens that sum to this probability; none = off.",
     )
     min_p: Annotated[float, Field(ge=0, le=1)] | None = setting(
         0.1,
-        ANSWERS,
+        answers(decoding="sampling"),
         description="Drop tokens below this share of the likeliest token's probability; none = off.",
     )
     repetition_penalty: Annotated[float, Field(gt=0, le=10)] | None = setting(
@@ -645,13 +659,21 @@ class InferencerConfig(RunNaming, ModelLoading, ChatTemplateSettings, ColumnName
     )
     num_beams: Count = setting(1, ANSWERS, description="Beams of beam search; 1 = no beam search.")
     length_penalty: Annotated[float, Field(ge=-10, le=10)] | None = setting(
-        None, ANSWERS, description="Beam search: above 0 favours longer answers; none = the model's default."
+        None,
+        answers(decoding="beams"),
+        description="Beam search: above 0 favours longer answers; none = the model's default.",
     )
     early_stopping: bool = setting(
-        False, ANSWERS, description="Beam search: stop as soon as enough beams are done."
+        False,
+        answers(decoding="beams", unused=False),
+        description="Beam search: stop as soon as enough beams are done.",
     )
     stop_strings: tuple[NonEmpty, ...] = setting((), ANSWERS, description="Texts that end an answer.")
-    seed: Seed = setting(42, ANSWERS, description="Random seed; each row draws from its own stream.")
+    seed: Seed = setting(
+        42,
+        answers(decoding="sampling", unused=0),
+        description="Random seed; each row draws from its own stream.",
+    )
     thought_markers: ThoughtMarkers = setting(
         "auto",
         ANSWERS,
@@ -663,8 +685,8 @@ class InferencerConfig(RunNaming, ModelLoading, ChatTemplateSettings, ColumnName
     max_batch_tokens: Count | None = setting(
         None, NOTHING, description="Most tokens at once; none = by memory."
     )
-    engine: Literal["auto", "inflight", "continuous", "generate"] | OwnEngine = setting(
-        "auto",
+    engine: EngineName = setting(
+        DEFAULT_ENGINE,
         NOTHING,
         description="How batches are driven; auto = the fastest that fits; or module:Class of your own.",
     )

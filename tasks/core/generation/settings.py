@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from tasks.core.config import InferencerConfig, given_markers
-from tasks.core.records import GenerationSettings
+from tasks.core.config.changes import changes_of
+from tasks.core.records import GenerationSettings, RunIdentity
 
 if TYPE_CHECKING:
     from tasks.core.data.columns import ColumnMapping
@@ -29,25 +30,19 @@ def column_mapping(settings: InferencerConfig) -> ColumnMapping:
 
 
 def generation_settings(settings: InferencerConfig) -> GenerationSettings:
-    """Return what shapes an answer; settings of the other decoding mode are left out."""
-    sampled = settings.samples
-    beams = settings.num_beams > 1
-    return GenerationSettings(
-        max_new_tokens=settings.max_new_tokens,
-        min_new_tokens=settings.min_new_tokens,
-        do_sample=sampled,
-        temperature=settings.temperature if sampled else 1.0,
-        top_k=settings.top_k if sampled else None,
-        top_p=settings.top_p if sampled else None,
-        min_p=settings.min_p if sampled else None,
-        repetition_penalty=settings.repetition_penalty,
-        num_beams=settings.num_beams,
-        length_penalty=settings.length_penalty if beams else None,
-        early_stopping=settings.early_stopping and beams,
-        stop_strings=settings.stop_strings,
-        seed=settings.seed if sampled else 0,
-        thought_markers=given_markers(settings.thought_markers),
-    )
+    """Return what shapes an answer, as the section declares it; settings of the other decoding mode are left out."""
+    given, defaults = settings.model_dump(mode="json"), type(settings)().model_dump(mode="json")
+    is_decoding = {None: True, "sampling": settings.samples, "beams": settings.num_beams > 1}
+    values = {
+        key: given[key] if is_decoding[changes.decoding] else changes.unused
+        for key, changes in changes_of(type(settings)).items()
+        if changes.effect == "answers"
+        and changes.within is None
+        and key not in RunIdentity.model_fields
+        and not (changes.came_later and given[key] == defaults[key])
+    }
+    values |= {"do_sample": settings.samples, "thought_markers": given_markers(settings.thought_markers)}
+    return GenerationSettings.model_validate(values)
 
 
 def model_run_names(settings: InferencerConfig) -> tuple[str, ...]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 
-from tasks.core.config import InferencerConfig
+from tasks.core.config import load_config
+from tasks.core.config.catalogues import engine_names
 from tasks.core.errors import ConfigError
 from tasks.core.evaluation.noise import why_no_noise
 from tasks.core.generation.engines import choosing
@@ -91,7 +92,7 @@ def test_an_engine_of_ours_needs_no_other_place_that_knows_its_name(
     write_engine: Any, monkeypatch: pytest.MonkeyPatch, tiny_model: Any, tiny_tokenizer: Any, tmp_path: Path
 ) -> None:
     attributes = "exact_in_float32 = True; shares_steps = True"
-    new = choosing._imported(write_engine(attributes, name="newest"))
+    new = choosing._own(write_engine(attributes, name="newest"))
     ours = {"newest": new, **engine_classes()}
     monkeypatch.setattr("tasks.core.generation.engines.choosing.engine_classes", lambda: ours)
     monkeypatch.setattr("tasks.core.evaluation.noise.engine_classes", lambda: ours)
@@ -113,11 +114,11 @@ def test_an_engine_of_ones_own_may_not_go_by_the_name_of_one_of_ours(
         choose_engine(write_engine(name="inflight"), loaded(tiny_model, tiny_tokenizer), GenerationSettings())
 
 
-def test_the_settings_offer_the_engines_that_there_are() -> None:
-    offered = {
-        value
-        for part in get_args(InferencerConfig.model_fields["engine"].annotation)
-        for value in get_args(part)
-        if isinstance(value, str)
-    }
-    assert offered == {"auto", *engine_classes()}
+def test_the_settings_offer_the_engines_that_there_are_and_read_their_names_off_one_table() -> None:
+    assert engine_names() == ["auto", *(engine.name for engine in engine_classes().values())]
+    with pytest.raises(
+        ConfigError, match=r'engine = "inflght" must be "auto", "inflight".*you may mean "inflight"'
+    ):
+        load_config(None, {"inferencer.engine": "inflght"})
+    for name in (*engine_names(), "my.module:Own"):
+        assert load_config(None, {"inferencer.engine": name}).inferencer.engine == name

@@ -1,7 +1,7 @@
 """Which generation engines there are, and which is chosen.
 
 To add one, write a class with `name`, `unsupported` and `generate` (base.py) and name it in the settings as
-`module:Class`; docs/engines.md shows a complete example. One of ours is listed in `engine_classes` as well.
+`module:Class`; docs/engines.md shows a complete example. One of ours is a line in `catalogue.py` instead.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from tasks.core.errors import ConfigError
 from tasks.core.generation.engines.base import Engine, shares_steps
+from tasks.core.generation.engines.catalogue import ENGINES
 from tasks.core.generation.engines.rotary import why_rows_depend
 from tasks.core.records import GenerationSettings
 
@@ -31,12 +32,8 @@ class EngineChoice:
 
 
 def engine_classes() -> dict[str, type[Any]]:
-    """Return the engines by the name used in `inferencer.engine`, in the order in which "auto" tries them."""
-    from tasks.core.generation.engines.inflight import InflightEngine
-    from tasks.core.generation.engines.paged_batches import PagedBatchEngine
-    from tasks.core.generation.engines.sorted_batches import SortedBatchEngine
-
-    return {engine.name: engine for engine in (InflightEngine, SortedBatchEngine, PagedBatchEngine)}
+    """Return the engines by name, in the order in which "auto" tries them."""
+    return {name: _imported(place) for name, place in ENGINES.items()}
 
 
 def choose_engine(
@@ -49,7 +46,7 @@ def choose_engine(
     """
     engines = engine_classes()
     if ":" in name:
-        engines = {name: _imported(name), **engines}
+        engines = {name: _own(name), **engines}
     if name != "auto" and name not in engines:
         raise ConfigError(f"inferencer.engine = {name!r} is not an engine", f"use auto, {', '.join(engines)}")
     wanted = engines if name == "auto" else dict.fromkeys((name, *engines))
@@ -67,10 +64,14 @@ def choose_engine(
     raise ConfigError("no engine can answer with these settings: " + "; ".join(reasons))
 
 
-def _imported(name: str) -> type[Any]:
-    module_name, _, class_name = name.partition(":")
+def _imported(place: str) -> Any:
+    module_name, _, class_name = place.partition(":")
+    return getattr(importlib.import_module(module_name), class_name)
+
+
+def _own(name: str) -> type[Any]:
     try:
-        found: Any = getattr(importlib.import_module(module_name), class_name)
+        found = _imported(name)
     except (ImportError, AttributeError) as exc:
         raise ConfigError(
             f"inferencer.engine = {name!r} cannot be imported: {exc}",
@@ -83,8 +84,7 @@ def _imported(name: str) -> type[Any]:
             "see docs/engines.md for a complete example",
         )
     own_name = getattr(found, "name", "")
-    namesake = engine_classes().get(own_name)
-    if namesake is not None and not issubclass(found, namesake):
+    if own_name in ENGINES and not issubclass(found, engine_classes()[own_name]):
         raise ConfigError(
             f"inferencer.engine = {name!r} is called {own_name!r}, which is an engine of tuneproof's own",
             "give it another `name`: runs are told apart by it",
