@@ -188,7 +188,6 @@ METHODS: dict[str, Method] = {
     "generate, dataset order, 16": in_dataset_order,
     "generate, sorted, 16": through_engine("generate", 16),
     "generate, sorted, 64": through_engine("generate", 64),
-    "continuous, 64 (generate_batch)": through_engine("continuous", 64),
     "in flight, 64 (ours)": through_engine("inflight", 64),
 }
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from tasks.core.models.loading import LoadedModel
 
 Answers = dict[int, tuple[int, ...]]
-ENGINES = (("inflight", 64), ("generate", 16), ("continuous", 64))
+ENGINES = (("inflight", 64), ("generate", 16))
 LARGEST_LOSS_DIFFERENCE = 1e-4
 
 

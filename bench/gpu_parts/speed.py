@@ -20,9 +20,7 @@ if TYPE_CHECKING:
     from tasks.core.generation.batching import Request
     from tasks.core.models.loading import LoadedModel
 
-METHODS = (
-    ("inflight", 256), ("inflight", 128), ("inflight", 64), ("generate", 64), ("generate", 256), ("continuous", 256),
-)  # fmt: skip
+METHODS = (("inflight", 256), ("inflight", 128), ("inflight", 64), ("generate", 64), ("generate", 256))
 # Operations of a step by what they are for; the first that fits.
 KINDS = (
     ("linear layers", ("aten::mm", "aten::addmm", "aten::linear", "mkldnn::", "aten::mkldnn_linear")),

@@ -120,7 +120,7 @@ def infer(overrides: dict[str, Any], **more: Any) -> list[Prediction]:
     return Inferencer(load_config(None, {**overrides, **changed})).run()
 
 
-@pytest.mark.parametrize("engine", ["inflight", "generate", "continuous"])
+@pytest.mark.parametrize("engine", ["inflight", "generate"])
 def test_a_thinking_model_is_scored_by_its_answers(
     thinker_dir: Path, overrides: dict[str, Any], engine: str
 ) -> None:
@@ -147,7 +147,7 @@ def test_answers_that_end_in_the_thoughts_are_empty_and_counted(
     assert manifest.reasoning_tokens == manifest.completion_tokens
 
 
-@pytest.mark.parametrize("engine", ["inflight", "generate", "continuous"])
+@pytest.mark.parametrize("engine", ["inflight", "generate"])
 def test_a_stop_string_in_the_thoughts_does_not_end_the_answer(
     thinker_dir: Path, overrides: dict[str, Any], engine: str
 ) -> None:

@@ -90,7 +90,7 @@ def test_the_end_that_was_learnt_ends_the_answer_in_every_engine(
     rows_path = write_sums(tmp_path / "sums.jsonl")
     trained = learn(base_dir, rows_path, tmp_path / "models", full_finetuning=full_finetuning)
     assert (trained.manifest.final_loss or 1) < 0.05
-    for engine in ("inflight", "generate", "continuous"):
+    for engine in ("inflight", "generate"):
         predictions = answers(trained, rows_path, tmp_path / f"runs {engine}", engine=engine)
         assert exact_matches(predictions) == 12, engine
         assert {prediction.metadata.finish_reason for prediction in predictions} == {"stop"}

@@ -15,7 +15,6 @@ from tasks.core.generation.engines import inflight
 from tasks.core.generation.engines.base import Engine, GeneratedRow
 from tasks.core.generation.engines.choosing import choose_engine
 from tasks.core.generation.engines.inflight import InflightEngine
-from tasks.core.generation.engines.paged_batches import PagedBatchEngine
 from tasks.core.generation.engines.sorted_batches import SortedBatchEngine
 from tasks.core.generation.ladder import generate_all
 from tasks.core.memory.budget import TokenBudget
@@ -217,25 +216,6 @@ def test_what_is_no_engine_is_refused_with_the_reason(
 ) -> None:
     with pytest.raises(ConfigError, match=reason):
         choose_engine(name, loaded(tiny_model, tiny_tokenizer), GenerationSettings())
-
-
-@pytest.mark.parametrize("architecture", ["llama", "qwen2", "gpt-neox"])
-def test_continuous_answers_equal_those_of_each_row_alone(architecture: str, tiny_tokenizer: Any) -> None:
-    model = build(architecture, len(tiny_tokenizer))
-    texts = prompts(20, len(tiny_tokenizer), shared=20)
-    engine = PagedBatchEngine(loaded(model, tiny_tokenizer), GenerationSettings(max_new_tokens=NEW_TOKENS))
-    engine._eos, engine._stop._eos = (), frozenset()
-    assert engine.unsupported() is None
-    for rows, tokens in [(7, 10**6), (64, 300)]:
-        got = answers(engine, queue_of(texts), rows=rows, tokens=tokens)
-        assert [list(got[place].token_ids) for place in range(len(texts))] == alone(model, texts)
-
-
-def test_continuous_leaves_sampling_to_the_others(tiny_model: Any, tiny_tokenizer: Any) -> None:
-    settings = GenerationSettings(do_sample=True)
-    choice = choose_engine("continuous", loaded(tiny_model, tiny_tokenizer), settings)
-    assert choice.engine.name == "inflight"
-    assert choice.reason == "continuous: sampling, whose draws would depend on the batch"
 
 
 @pytest.fixture(params=[InflightEngine, SortedBatchEngine], ids=lambda engine: engine.name)

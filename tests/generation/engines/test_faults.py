@@ -13,7 +13,6 @@ from tasks.core.generation.engines import inflight
 from tasks.core.generation.engines.choosing import choose_engine
 from tasks.core.generation.engines.faults import IMPOSSIBLE, INFINITE, NAN
 from tasks.core.generation.engines.inflight import InflightEngine
-from tasks.core.generation.engines.paged_batches import PagedBatchEngine
 from tasks.core.generation.engines.sampling import TokenChooser
 from tasks.core.generation.engines.slots import Row, SlotCache
 from tasks.core.generation.engines.sorted_batches import SortedBatchEngine
@@ -25,7 +24,7 @@ from tests.generation.engines.test_engines import answers, build, loaded, prompt
 
 BROKEN, VOCABULARY, NEW_TOKENS = 7, 512, 6
 NOT_A_NUMBER = float("nan")
-ENGINES = [InflightEngine, SortedBatchEngine, PagedBatchEngine]
+ENGINES = [InflightEngine, SortedBatchEngine]
 SETTINGS: dict[str, dict[str, Any]] = {
     "greedy": {},
     "sampled": {"do_sample": True, "temperature": 0.8, "top_k": 30, "top_p": 0.9, "min_p": 0.01},
@@ -36,7 +35,6 @@ SETTINGS: dict[str, dict[str, Any]] = {
 COVERED = {
     InflightEngine: {"greedy", "sampled", "penalty"},
     SortedBatchEngine: set(SETTINGS),
-    PagedBatchEngine: {"greedy"},
 }
 
 
@@ -127,7 +125,7 @@ def test_nan_stays_in_its_row_beside_a_shared_prefix_and_in_a_prompt_that_enters
         assert all(got[place].token_ids == sound[place].token_ids for place in got if place not in broken)
 
 
-@pytest.mark.parametrize("kind", [InflightEngine, SortedBatchEngine], ids=lambda kind: kind.name)
+@pytest.mark.parametrize("kind", ENGINES, ids=lambda kind: kind.name)
 def test_an_overflow_of_float16_in_some_rows_leaves_the_others_and_names_its_cause(
     kind: Any, tiny_tokenizer: Any
 ) -> None:

@@ -11,7 +11,6 @@ import torch
 
 from tasks.core.generation.engines.choosing import choose_engine
 from tasks.core.generation.engines.inflight import InflightEngine
-from tasks.core.generation.engines.paged_batches import PagedBatchEngine
 from tasks.core.generation.engines.sorted_batches import SortedBatchEngine
 from tasks.core.records import GenerationSettings
 from tests.generation.engines.test_engines import (
@@ -107,13 +106,6 @@ def test_a_wide_window_that_only_the_models_mask_knows_is_left_to_generate(tiny_
     model = tf.AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
     reason = InflightEngine(loaded(model, tiny_tokenizer), SETTINGS).unsupported()
     assert reason is not None and "window of 300" in reason
-
-
-def test_continuous_refuses_a_model_whose_positions_it_would_get_wrong(tiny_tokenizer: Any) -> None:
-    engine = PagedBatchEngine(
-        loaded(build("bloom", len(tiny_tokenizer)), tiny_tokenizer), GenerationSettings()
-    )
-    assert engine.unsupported() is not None
 
 
 def test_two_threads_generate_with_two_models_at_once(tiny_tokenizer: Any) -> None:

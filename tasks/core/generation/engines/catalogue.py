@@ -8,7 +8,9 @@ from __future__ import annotations
 ENGINES = {
     "inflight": "tasks.core.generation.engines.inflight:InflightEngine",
     "generate": "tasks.core.generation.engines.sorted_batches:SortedBatchEngine",
-    "continuous": "tasks.core.generation.engines.paged_batches:PagedBatchEngine",
 }
-REMOVED: dict[str, str] = {}
-"""Names of engines that are gone, with what to write in their place."""
+REMOVED = {
+    "continuous": 'must be another engine: "continuous" is gone, "inflight" covers all that it did and is faster; '
+    'write "auto" or "inflight"',
+}
+"""Names that old settings may hold, with what to write in their place; a run keeps its key with another engine."""
