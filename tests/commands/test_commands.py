@@ -1,10 +1,9 @@
-"""The commands: one that is added as a file is there, and one that has nothing to do needs no Prefect run."""
+"""The commands: one that has nothing to do needs no Prefect run."""
 
 from __future__ import annotations
 
 import json
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,39 +15,6 @@ from flows.server import temporary_server
 from tasks.core.config import Config, load_config
 from tasks.core.errors import NoAnswerError, RunKeyMismatchError
 from tasks.inferencer import Inferencer
-
-GREET = '''
-"""`tuneproof greet-somebody`: a command of somebody's own."""
-
-from flows.cli.console import say
-from flows.cli.options import NO_COMMON, ConfigPath, Settings
-from flows.cli.starting import prepare
-
-
-def greet_somebody(name: str, config: ConfigPath = None, /, *, settings: Settings = None) -> None:
-    """Greet somebody by name."""
-    say(f"Hello {name}, {prepare(config, NO_COMMON, settings).inferencer.max_new_tokens}")
-'''
-
-
-def test_a_command_that_is_added_as_one_file_is_in_the_help_and_runs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "more").mkdir()
-    (tmp_path / "more" / "greet_somebody.py").write_text(GREET)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(commands, "__path__", [*commands.__path__, str(tmp_path / "more")])
-    monkeypatch.setattr(commands, "app", commands.make_app())
-    try:
-        assert commands.run(["--help"]) == 0
-        told = capsys.readouterr().out
-        assert "greet-somebody" in told and "Greet somebody by name." in told and "evaluate" in told
-        assert commands.run(["greet-somebody", "Ada", "--inferencer.max-new-tokens", "7"]) == 0
-        assert capsys.readouterr().out == "Hello Ada, 7\n"
-    finally:
-        sys.modules.pop("flows.cli.commands.greet_somebody", None)
-        if hasattr(commands, "greet_somebody"):
-            delattr(commands, "greet_somebody")
 
 
 @pytest.fixture

@@ -18,9 +18,10 @@ import pytest
 import torch
 
 from tasks.core.config import Config, load_config
-from tasks.core.errors import DataError, RunKeyMismatchError, RunLockedError, StorageError
+from tasks.core.errors import ConfigError, DataError, RunKeyMismatchError, RunLockedError, StorageError
 from tasks.core.generation.engines.inflight import InflightEngine
 from tasks.core.records import Message, Prediction
+from tasks.core.report.writing import evaluate_run
 from tasks.core.runs.published import read_predictions
 from tasks.core.runs.run_dir import RunDir
 from tasks.inferencer import Inferencer
@@ -137,6 +138,26 @@ def test_with_another_setting_it_refuses_to_mix_and_says_what_differs(
 def test_batch_size_engine_and_device_limits_are_no_other_setting(overrides: dict[str, Any]) -> None:
     manifest = Inferencer(config(overrides, batch_size=2)).infer()
     assert Inferencer(config(overrides, batch_size=7, engine="generate")).infer() == manifest
+
+
+def test_a_run_that_an_engine_of_earlier_versions_answered_is_read_and_one_it_began_is_finished(
+    overrides: dict[str, Any],
+) -> None:
+    with pytest.raises(ConfigError, match=r'"continuous" is gone.*write "auto" or "inflight"'):
+        config(overrides, engine="continuous")
+    settings = config(overrides)
+    manifest = Inferencer(settings).infer()
+    run = RunDir(Path(overrides["pipeline.runs_dir"]) / manifest.run_name)
+    old = manifest.model_copy(update={"engine": "continuous"})
+    run.manifest_path.write_text(old.model_dump_json())
+    run.sessions_path.write_text(run.sessions_path.read_text().replace('"inflight"', '"continuous"'))
+    assert Inferencer(settings).infer() == old
+    assert evaluate_run(run.path, None, settings.evaluator).candidate.rows == ROWS
+    run.manifest_path.unlink()
+    run.ledger_path.write_text("".join(run.ledger_path.read_text().splitlines(keepends=True)[:7]))
+    finished = Inferencer(settings).infer()
+    assert (finished.run_key, finished.engine) == (old.run_key, "inflight")
+    assert len(list(read_predictions(run.predictions_path))) == ROWS
 
 
 def test_other_rows_in_the_same_folder_are_refused(overrides: dict[str, Any], questions_path: Path) -> None:

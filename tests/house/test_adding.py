@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-COPIED = ("tasks", "docs", "tests/making")
+COPIED = ("flows", "tasks", "docs", "tests/making")
 
 
 @dataclass(frozen=True)
@@ -207,6 +207,10 @@ CONFIG_KEY = Addition(
             "    seed: Seed = setting(42, WEIGHTS",
             f"    lucky_weight: {_SEVEN}, weights(came_later=True), {_LUCKY})",
         ),
+        (
+            "    max_new_tokens: Count",
+            f"    lucky_answer: {_SEVEN}, answers(decoding='sampling', came_later=True), {_LUCKY})",
+        ),
         ('    """Section [gate]', f'    lucky_rows: {_SEVEN}, figures("verdict"), {_LUCKY})'),
     ),
     works="""
@@ -215,10 +219,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from tasks.core.config import Config, EvaluatorConfig, FineTunerConfig, load_config
+from tasks.core.config import Config, EvaluatorConfig, FineTunerConfig, InferencerConfig, load_config
 from tasks.core.errors import ConfigError
 from tasks.core.evaluation.evaluate import settings_of
 from tasks.core.evaluation.summary import EvaluationSettings
+from tasks.core.generation.settings import generation_settings
+from tasks.core.records import RunIdentity
 from tasks.core.training.identity import TrainingIdentity
 
 (here / "config.toml").write_text("[fine_tuner]\\nlucky_weight = 8\\n")
@@ -249,6 +255,25 @@ def identity(config):
 
 assert identity(loaded.fine_tuner)["lucky_weight"] == 8
 assert "lucky_weight" not in identity(FineTunerConfig())
+
+
+def run(**settings):
+    model = {
+        "model_id": "m", "weights_sha256": "0", "dtype": "float32", "chat_template_sha256": "1", "vocab_size": 9
+    }
+    return RunIdentity(
+        model=model, rows_sha256="2", row_count=1, max_sequence_length=9, long_prompts="refuse",
+        generation=generation_settings(InferencerConfig(**settings)),
+    )
+
+
+usual, lucky = run(), run(lucky_answer=8)
+assert lucky.run_key != usual.run_key
+assert list(map(str, lucky.differences(usual))) == ["lucky_answer: 8 -> None"]
+assert lucky.generation.model_extra == {"lucky_answer": 8}  # so it reaches the engine
+assert RunIdentity.model_validate_json(lucky.model_dump_json()).run_key == lucky.run_key
+assert run(lucky_answer=7).model_dump_json() == usual.model_dump_json() and "lucky" not in usual.model_dump_json()
+assert run(temperature=0, lucky_answer=8).run_key == run(temperature=0).run_key  # it is for sampling only
 """,
 )
 
@@ -295,13 +320,107 @@ assert '"lucky"' in runpy.run_path(str(house / "docs/generate_configuration.py")
 """,
 )
 
+ENGINE = Addition(
+    file="tasks/core/generation/engines/instant.py",
+    text="""
+from tasks.core.generation.engines.base import GeneratedRow
+
+
+class InstantEngine:
+    name = "instant"
+    shares_steps = True
+    exact_in_float32 = True
+
+    def __init__(self, model, settings):
+        self.settings = settings
+
+    def unsupported(self):
+        return "beam search" if self.settings.num_beams > 1 else None
+
+    def generate(self, queue, budget):
+        while queue:
+            request = queue.take()
+            budget.admit(1, request.room_tokens, request.id)
+            queue.finish(request.position)
+            yield GeneratedRow(request.position, (), "now", "stop", 0.0, 1)
+""",
+    listed_in="tasks/core/generation/engines/catalogue.py",
+    below=(("ENGINES = {", '    "instant": "tasks.core.generation.engines.instant:InstantEngine",'),),
+    works="""
+import runpy
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from tasks.core.config import load_config
+from tasks.core.errors import ConfigError
+
+page = runpy.run_path(str(house / "docs/generate_configuration.py"))["render"]()
+assert '"auto", "instant", "inflight" or "generate", or module:Class' in page
+with pytest.raises(ConfigError, match='you may mean "instant"'):
+    load_config(None, {"inferencer.engine": "instnt"}, {})
+settings = load_config(None, {"inferencer.engine": "instant"}, {}).inferencer
+assert "torch" not in sys.modules
+
+from tasks.core.evaluation.noise import why_no_noise
+from tasks.core.generation.engines import choosing
+from tasks.core.generation.settings import generation_settings
+from tasks.core.runs.run_dir import RunDir
+from tests.making.evaluation_runs import write_run
+
+asked = []  # there is no model here, whose positions might depend on the longest row
+choosing.why_rows_depend = lambda *of: asked.append(of)
+for name in ("auto", settings.engine):
+    choice = choosing.choose_engine(name, SimpleNamespace(model=None), generation_settings(settings))
+    assert (choice.engine.name, choice.reason) == ("instant", None)
+assert len(asked) == 2  # since its rows share steps
+manifest = RunDir(write_run(here / "run", [])).read_manifest()
+answered = manifest.model_copy(update={"engine": "instant", "device": "cpu"})
+assert why_no_noise(answered) is not None
+assert why_no_noise(answered.model_copy(update={"engine": "generate"})) is None
+""",
+)
+
+COMMAND = Addition(
+    file="flows/cli/commands/greet_somebody.py",
+    text="""
+from flows.cli.console import say
+from flows.cli.options import NO_COMMON, ConfigPath, Settings
+from flows.cli.starting import prepare
+
+
+def greet_somebody(name: str, config: ConfigPath = None, /, *, settings: Settings = None) -> None:
+    '''Greet somebody by name.'''
+    say(f"Hello {name}, {prepare(config, NO_COMMON, settings).inferencer.max_new_tokens}")
+""",
+    works="""
+from contextlib import redirect_stdout
+from io import StringIO
+
+from flows.cli import commands
+
+
+def said(*tokens):
+    with redirect_stdout(StringIO()) as out:
+        assert commands.run(tokens) == 0
+    return out.getvalue()
+
+
+told = said("--help")
+assert "greet-somebody" in told and "Greet somebody by name." in told and "evaluate" in told
+assert said("greet-somebody", "Ada", "--inferencer.max-new-tokens", "7") == "Hello Ada, 7\\n"
+""",
+)
+
 ADDITIONS = {
     "a metric": METRIC,
     "a gate check": GATE_CHECK,
     "a data format": DATA_FORMAT,
     "a config key": CONFIG_KEY,
     "a training method": TRAINING_METHOD,
-    # An engine and a command go here, each as an Addition of its own.
+    "an engine": ENGINE,
+    "a command": COMMAND,
 }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tasks.core.config import InferencerConfig, given_markers
 from tasks.core.config.changes import changes_of
@@ -32,15 +32,15 @@ def column_mapping(settings: InferencerConfig) -> ColumnMapping:
 def generation_settings(settings: InferencerConfig) -> GenerationSettings:
     """Return what shapes an answer, as the section declares it; settings of the other decoding mode are left out."""
     given, defaults = settings.model_dump(mode="json"), type(settings)().model_dump(mode="json")
-    is_decoding = {None: True, "sampling": settings.samples, "beams": settings.num_beams > 1}
-    values = {
-        key: given[key] if is_decoding[changes.decoding] else changes.unused
-        for key, changes in changes_of(type(settings)).items()
-        if changes.effect == "answers"
-        and changes.within is None
-        and key not in RunIdentity.model_fields
-        and not (changes.came_later and given[key] == defaults[key])
-    }
+    is_used = {None: True, "sampling": settings.samples, "beams": settings.num_beams > 1}
+    values: dict[str, Any] = {}
+    for key, changes in changes_of(type(settings)).items():
+        if changes.effect != "answers" or changes.within is not None or key in RunIdentity.model_fields:
+            continue
+        if is_used[changes.decoding] and not (changes.came_later and given[key] == defaults[key]):
+            values[key] = given[key]
+        elif not changes.came_later:
+            values[key] = changes.unused
     values |= {"do_sample": settings.samples, "thought_markers": given_markers(settings.thought_markers)}
     return GenerationSettings.model_validate(values)
 
