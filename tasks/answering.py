@@ -15,7 +15,7 @@ from tasks.core.config import Config
 from tasks.core.errors import TuneproofError
 from tasks.core.evaluation.noise import repeat_of, why_no_noise
 from tasks.core.generation.answering import index_run
-from tasks.core.generation.plan import RunPlan
+from tasks.core.generation.plan import Answerer, RunPlan
 from tasks.core.generation.runners.choosing import choose_runner
 from tasks.core.generation.runners.here import Here
 from tasks.core.interruption import keeps, way_on
@@ -55,32 +55,32 @@ def process_dataset(inferencer: Inferencer) -> RunPlan:
 
 
 @task(**_READING)
-def load_model_and_tokenizer(inferencer: Inferencer) -> None:
-    """Load the discovered model; it stays in this process, with the inferencer."""
-    inferencer.load_model_and_tokenizer()
+def load_model_and_tokenizer(answerer: Answerer) -> None:
+    """Load the discovered model; it stays in this process, with who answers."""
+    answerer.load_model_and_tokenizer()
 
 
-def answer_rows(inferencer: Inferencer, plan: RunPlan) -> LedgerIndex:
+def answer_rows(answerer: Answerer, plan: RunPlan) -> LedgerIndex:
     """Answer what is missing where the settings say: here, in a child, or shard by shard as tasks of their own."""
-    mapped = Mapped(inferencer)
-    runner = choose_runner(plan, inferencer, mapped=mapped)
+    mapped = Mapped(answerer)
+    runner = choose_runner(plan, answerer, mapped=mapped)
     if runner is mapped:
-        with _shown(inferencer, plan):
-            return mapped.answer(plan, inferencer.on_progress)
+        with _shown(answerer, plan):
+            return mapped.answer(plan, answerer.on_progress)
     if isinstance(runner, Here):
-        load_model_and_tokenizer(inferencer)
-    return generate_responses(inferencer, plan)
+        load_model_and_tokenizer(answerer)
+    return generate_responses(answerer, plan)
 
 
 @task(**_IN_THIS_PROCESS)
-def generate_responses(inferencer: Inferencer, plan: RunPlan) -> LedgerIndex:
+def generate_responses(answerer: Answerer, plan: RunPlan) -> LedgerIndex:
     """Answer every row that is not answered yet. Out of memory is handled further down; rows are never lost."""
-    with _shown(inferencer, plan):
-        return inferencer.generate_responses(plan)
+    with _shown(answerer, plan):
+        return answerer.generate_responses(plan)
 
 
 @contextmanager
-def _shown(inferencer: Inferencer, plan: RunPlan) -> Iterator[None]:
+def _shown(answerer: Answerer, plan: RunPlan) -> Iterator[None]:
     keeps(lambda: _kept(plan))
     with shown_progress("generation", plan.run_name) as show:
 
@@ -90,15 +90,15 @@ def _shown(inferencer: Inferencer, plan: RunPlan) -> Iterator[None]:
         def report_references(progress: GenerationProgress) -> None:  # of a child, before it ends
             show(progress.rows_done, progress.rows_total, references_text(progress))
 
-        inferencer.on_progress, inferencer.on_reference_progress = report, report_references
+        answerer.on_progress, answerer.on_reference_progress = report, report_references
         try:
             yield
         finally:
-            inferencer.on_progress = inferencer.on_reference_progress = None
+            answerer.on_progress = answerer.on_reference_progress = None
 
 
 @contextmanager
-def _references_shown(inferencer: Inferencer, plan: RunPlan) -> Iterator[None]:
+def _references_shown(answerer: Answerer, plan: RunPlan) -> Iterator[None]:
     """Show how far the scoring of references is, from when it begins."""
     with ExitStack() as stack:
         show: Show | None = None
@@ -109,11 +109,11 @@ def _references_shown(inferencer: Inferencer, plan: RunPlan) -> Iterator[None]:
                 show = stack.enter_context(shown_progress("reference scores", plan.run_name))
             show(progress.rows_done, progress.rows_total, references_text(progress))
 
-        inferencer.on_reference_progress = report
+        answerer.on_reference_progress = report
         try:
             yield
         finally:
-            inferencer.on_reference_progress = None
+            answerer.on_reference_progress = None
 
 
 def references_text(progress: GenerationProgress) -> str:
@@ -157,10 +157,10 @@ def _short(number: float) -> str:
 
 
 @task(**_IN_THIS_PROCESS)
-def publish_predictions(inferencer: Inferencer, plan: RunPlan, index: LedgerIndex) -> RunManifest:
+def publish_predictions(answerer: Answerer, plan: RunPlan, index: LedgerIndex) -> RunManifest:
     """Write all answers in dataset order, then the manifest; show a sample."""
-    with _references_shown(inferencer, plan):
-        manifest = inferencer.publish(plan, index)
+    with _references_shown(answerer, plan):
+        manifest = answerer.publish(plan, index)
     show_predictions(plan, manifest)
     record_predictions(plan.run.path, manifest)
     return manifest
@@ -179,12 +179,12 @@ def is_repeated(plan: RunPlan, manifest: RunManifest) -> bool:
 
 
 @task(**_IN_THIS_PROCESS)
-def repeat_some_rows(inferencer: Inferencer, plan: RunPlan, manifest: RunManifest) -> None:
+def repeat_some_rows(answerer: Answerer, plan: RunPlan, manifest: RunManifest) -> None:
     """Answer a few rows again for the gate, if their answers can depend on the batches; never fails the run."""
     if not is_repeated(plan, manifest):
         return
     try:
-        row_count = inferencer.answer_again(repeat_of(plan)).row_count
+        row_count = answerer.answer_again(repeat_of(plan)).row_count
         plan.sync.pull()  # at a URL the repeat is a run with a mirror of its own
         logger.info("%d rows are answered twice, to measure the noise", row_count)
     except TuneproofError as error:

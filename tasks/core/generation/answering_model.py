@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from tasks.core.config import Config, InferencerConfig
 from tasks.core.generation import settings as from_settings
+from tasks.core.generation.runners.isolation import is_isolated
 from tasks.core.memory.budget import BudgetStore, TokenBudget
 from tasks.core.models.trained.model_store import bring_wanted
 from tasks.core.records import ModelIdentity
@@ -53,6 +54,16 @@ class AnsweringModel:
     def models(self) -> Store:
         """Where the fine-tuned models are kept."""
         return Store(self.config.pipeline.models_dir)
+
+    @property
+    def runs(self) -> Store:
+        """Where the runs are kept."""
+        return Store(self.config.pipeline.runs_dir)
+
+    @property
+    def generates_in_child(self) -> bool:
+        """Whether a child process generates a run without shards: as set, and for `auto` on a CUDA device."""
+        return is_isolated(self.settings.isolation, self.settings.device)
 
     def discover(self) -> Discovery:
         """Find the model that answers, once. Raises ModelNotFoundError naming what was searched."""

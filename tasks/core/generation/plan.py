@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from tasks.core.config import Config
+from tasks.core.config import Config, with_overrides
 from tasks.core.generation.runners.seats import ALONE, Seat
 from tasks.core.memory.budget import BudgetStore, TokenBudget
-from tasks.core.records import RunIdentity
+from tasks.core.records import Example, ModelIdentity, RunIdentity, RunManifest
 from tasks.core.runs.ledger import LedgerIndex
 from tasks.core.runs.progress import GenerationProgress
-from tasks.core.runs.rows import RunRows
+from tasks.core.runs.rows import RunRows, index_rows
 from tasks.core.runs.run_dir import RunDir
 from tasks.core.runs.shards import Shard
 from tasks.core.runs.sync import RunSync
@@ -85,30 +85,73 @@ class RunPlan:
             sync.claim(self.identity)  # another machine may have begun in the same moment
             yield
 
+    def claimed(self) -> RunPlan:
+        """Bring what other machines have of the run, and claim it. Raises RunKeyMismatchError where it is another's."""
+        self.sync.pull()
+        self.sync.claim(self.identity)
+        return self
+
     def take_over(self) -> tuple[Answerer, RunPlan]:
         """Take the seat in this process, make who answers here, and return both it and the plan bound to it.
 
         Raises RunKeyMismatchError where this machine has other rows or weights.
         """
         self.seat.take()
-        answerer = self.answerer.of_plan(self)
-        return answerer, answerer.bind(self)
+        answerer = self.seated(self.answerer)
+        return answerer, self.bound_to(answerer)
+
+    def seated(self, kind: type[AnyAnswerer]) -> AnyAnswerer:
+        """Make one who answers at the seat."""
+        # The run's full name is given, so prefix and suffix are in it already.
+        own = {"inferencer.run_name_prefix": "", "inferencer.run_name_suffix": ""}
+        # Whichever GPU the settings name, a process that has a seat at one sees that one only.
+        own |= {} if self.seat.gpu is None else {"inferencer.device": "cuda"}
+        # Another machine would answer in the number format that it computes fast in.
+        dtype = self.identity.model.dtype
+        own |= {"inferencer.dtype": dtype} if dtype in ("float32", "float16", "bfloat16") else {}
+        config, model = with_overrides(self.config, own), self.spec.model_id
+        made = kind(config, model=model, run_name=self.run_name, budget_store=self.budget_store)
+        made.processes = self.seat.processes
+        return made
+
+    def bound_to(self, answerer: Answerer) -> RunPlan:
+        """Compare the plan with what is here, reading rows that did not travel with it, and claim the run.
+
+        Raises RunKeyMismatchError where rows or weights are others.
+        """
+        rows, identity = self.rows, self.identity.model_copy(update={"model": answerer.identify()})
+        if not rows.are_here:
+            dataset = answerer.load_dataset()
+            rows = index_rows(lambda: answerer.examples(dataset))
+            identity = answerer.run_identity(rows)
+        return replace(self, rows=rows, identity=identity, config=answerer.config).claimed()
 
 
 class Answerer(Protocol):
     """Who does the work of a plan in one process; the library's door is one, and its subclasses change single steps."""
 
+    config: Config
     on_progress: Report | None
     on_reference_progress: Report | None
     on_admit: Callable[[int, int, str | None], None] | None
     engine_name: str
+    processes: int
 
-    @classmethod
-    def of_plan(cls, plan: RunPlan) -> Self:
-        """Make one for a plan that was made elsewhere."""
+    def __init__(
+        self, config: Config, /, *, model: str | None, run_name: str | None, budget_store: BudgetStore | None
+    ) -> None: ...
 
-    def bind(self, plan: RunPlan) -> RunPlan:
-        """Compare rows and weights with what is here, read rows that did not travel, and claim the run."""
+    def identify(self) -> ModelIdentity:
+        """Tell which weights answer."""
+
+    def load_dataset(self) -> Any:
+        """Open the test data."""
+
+    def examples(self, dataset: Any) -> Iterator[Example]:
+        """Map its rows."""
+
+    def run_identity(self, rows: RunRows) -> RunIdentity:
+        """Tell all that can change an answer to these rows."""
 
     def load_model_and_tokenizer(self) -> LoadedModel:
         """Load the model, once."""
@@ -130,6 +173,15 @@ class Answerer(Protocol):
 
     def score_references(self, plan: RunPlan, shard: Shard | None = None) -> ReferenceScore | None:
         """Score the references of the run, or of one shard."""
+
+    def publish(self, plan: RunPlan, index: LedgerIndex) -> RunManifest:
+        """Write the predictions and the manifest."""
+
+    def answer_again(self, plan: RunPlan) -> RunManifest:
+        """Complete another plan with the model that is loaded."""
+
+
+AnyAnswerer = TypeVar("AnyAnswerer", bound=Answerer)
 
 
 class Runner(Protocol):

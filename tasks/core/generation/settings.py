@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from tasks.core.config import InferencerConfig, given_markers
 from tasks.core.config.changes import changes_of
-from tasks.core.records import GenerationSettings, RunIdentity
+from tasks.core.records import GenerationSettings, ModelIdentity, RunIdentity
+from tasks.core.runs.rows import RunRows
 
 if TYPE_CHECKING:
     from tasks.core.data.columns import ColumnMapping
@@ -43,6 +44,21 @@ def generation_settings(settings: InferencerConfig) -> GenerationSettings:
             values[key] = changes.unused
     values |= {"do_sample": settings.samples, "thought_markers": given_markers(settings.thought_markers)}
     return GenerationSettings.model_validate(values)
+
+
+def run_identity(
+    settings: InferencerConfig, model: ModelIdentity, rows: RunRows, generation: GenerationSettings
+) -> RunIdentity:
+    """Return all that can change a published answer to these rows."""
+    return RunIdentity(
+        model=model,
+        rows_sha256=rows.rows_sha256,
+        row_count=len(rows),
+        generation=generation,
+        max_sequence_length=settings.max_sequence_length,
+        long_prompts=settings.long_prompts,
+        chat_template_kwargs=settings.chat_template_kwargs or {},
+    )
 
 
 def model_run_names(settings: InferencerConfig) -> tuple[str, ...]:

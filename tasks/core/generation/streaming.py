@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from tasks.core.errors import DataError
 from tasks.core.generation.batching import Request
 from tasks.core.generation.engines.sorted_batches import SortedBatchEngine
 from tasks.core.prompts.answer_reading import AnswerGate
-from tasks.core.records import GenerationSettings, Prompt
+from tasks.core.records import Example, GenerationSettings, Message, Prompt
 
 if TYPE_CHECKING:
     import torch
@@ -19,6 +19,14 @@ if TYPE_CHECKING:
     from tasks.core.models.loading import LoadedModel
 
 logger = logging.getLogger(__name__)
+
+
+def example_of(asked: str | Iterable[Message], system: str | None) -> Example:
+    """Return a question, or a conversation that ends with one, as a row; `system` is for a single question."""
+    if isinstance(asked, str):
+        return Example("stream-0", asked, system)
+    messages = tuple(asked)
+    return Example("stream-0", messages[-1].content if messages else "", messages=messages)
 
 
 def stream_answer(model: LoadedModel, prompt: Prompt, settings: GenerationSettings) -> Iterator[str]:
@@ -31,6 +39,12 @@ def stream_answer(model: LoadedModel, prompt: Prompt, settings: GenerationSettin
     if prompt.problem is not None:
         raise DataError(
             f"the prompt cannot be answered: {prompt.problem}", "shorten it or change its settings"
+        )
+    if prompt.truncated_tokens:
+        logger.warning(
+            "the question was cut on the left by %d tokens: with the answer it is longer than the model or "
+            "max_sequence_length allows",
+            prompt.truncated_tokens,
         )
     gate = AnswerGate(model.tokenizer, settings.thought_markers, prompt.token_ids)
     streamer = _AnswerStreamer(model, gate)

@@ -5,11 +5,27 @@ from __future__ import annotations
 import multiprocessing
 
 from tasks.core.errors import ConfigError
-from tasks.core.generation.plan import Answerer, Runner, RunPlan
+from tasks.core.generation.plan import Answerer, Report, Runner, RunPlan
 from tasks.core.generation.runners.child import Child
 from tasks.core.generation.runners.here import Here
 from tasks.core.generation.runners.isolation import is_isolated
 from tasks.core.generation.runners.processes import Processes
+from tasks.core.runs.ledger import LedgerIndex
+
+
+def answer_plan(plan: RunPlan, answerer: Answerer, report: Report | None) -> LedgerIndex:
+    """Answer what is missing of a plan, where the settings say; who answers lets go of its model for another process.
+
+    Raises TypeError for what is no plan.
+    """
+    if not isinstance(plan, RunPlan):
+        raise TypeError(
+            f"generate_responses takes what process_dataset(dataset) returns, not a {type(plan).__name__}"
+        )
+    runner = choose_runner(plan, answerer)
+    if not isinstance(runner, Here):
+        answerer.release_model()  # its memory is for the process that answers
+    return runner.answer(plan, report)
 
 
 def choose_runner(plan: RunPlan, answerer: Answerer, *, mapped: Runner | None = None) -> Runner:
