@@ -37,12 +37,31 @@ METRIC = Addition(
     text="""
 from functools import partial
 
+import numpy
+
 from tasks.core.metrics.answer_metrics import score_without_reference
-from tasks.core.metrics.metric import Metric, MetricFamily
+from tasks.core.metrics.judge.judged import BothOrders, Judged, PositionBias
+from tasks.core.metrics.judge.prompts import relevancy_prompt
+from tasks.core.metrics.metric import BatchScores, Metric, MetricFamily, pairing
 
 
 def _share(answer: str) -> float:
     return sum(letter in "aeiou" for letter in answer) / max(1, len(answer))
+
+
+def _rounder(sources):
+    def score(pairs):
+        more = [_share(mine.predicted_answer) > _share(other.predicted_answer) for mine, other in pairs]
+        return BatchScores({"rounder": 1.0 * numpy.array(more)}, [None] * len(pairs))
+    return score
+
+
+def _both(question, mine, other, reference):
+    return [relevancy_prompt(f"{question} {mine} {other}"), relevancy_prompt(f"{question} {other} {mine}")]
+
+
+def _by_questions(verdicts):
+    return float(verdicts[0].noncommittal)
 
 
 VOWEL_FAMILIES = (
@@ -59,6 +78,16 @@ VOWEL_FAMILIES = (
         needs="vowels",
         note="counts the letters a, e, i, o and u.",
     ),
+    pairing(
+        Metric("rounder", "Which of two answers has the larger share of vowels.", "counted"),
+        _rounder,
+        judged=Judged(
+            partial(relevancy_prompt, ""),
+            labels_need_reference=False,
+            of_two_answers=True,
+            orders=BothOrders(_both, _by_questions, lambda found: PositionBias(len(found), 0, None)),
+        ),
+    ),
 )
 """,
     listed_in="tasks/core/metrics/catalogue.py",
@@ -70,16 +99,21 @@ VOWEL_FAMILIES = (
         ("    *JUDGE_FAMILIES,", "    *VOWEL_FAMILIES,"),
     ),
     works="""
+import json
 import runpy
 
 import pytest
 
 from tasks.core.config import EvaluatorConfig, load_config
 from tasks.core.errors import ConfigError
+from tasks.core.evaluation.calibrating import calibrate
 from tasks.core.evaluation.evaluate import settings_of
 from tasks.core.evaluation.gate.gate import decide
+from tasks.core.metrics.judge.labels import read_labels
+from tasks.core.metrics.models.scoring_models import ScoringModels
 from tasks.core.report.writing import evaluate_run
 from tests.making.evaluation_runs import row, write_run
+from tests.making.stub_judge import stub_judge
 
 config = load_config(None, {"evaluator.metrics": "vowel_share,f1"}, {}).evaluator
 before = write_run(here / "before", [row(i, "xyz", "a") for i in range(9)])
@@ -97,6 +131,22 @@ page = runpy.run_path(str(house / "docs/generate_metrics.py"))["render"]()
 assert "| `vowel_share` | `vowel_share` | Share of vowels in the answer. | 0 to 1 | higher |" in page
 assert "| never | vowels | counted |" in page and "- **vowel_share** counts the letters" in page
 assert '"vowel_share"' in runpy.run_path(str(house / "docs/generate_configuration.py"))["render"]()
+
+paired = EvaluatorConfig(metrics=("rounder",))  # compares two runs' answers
+assert evaluate_run(after, before, paired).comparison.metrics[0].wins == 9
+assert evaluate_run(after, None, paired).candidate.metrics[0].unscored_rows == 9
+
+with stub_judge() as stub:  # and its judge is compared with people in both orders
+    labels = here / "labels.jsonl"
+    line = {"metric": "rounder", "question": "q", "answer_a": "a", "answer_b": "do not know", "label": "a"}
+    labels.write_text("".join(json.dumps(line | {"question": f"q{i}"}) + "\\n" for i in range(4)))
+    models = ScoringModels(
+        EvaluatorConfig(metrics=("rounder",), llm="stub", judge_base_url=stub.url), environ={"OPENAI_API_KEY": "key"}
+    )
+    (found,) = calibrate(read_labels(labels, None), models)
+    assert (found.record.metric, found.record.rows, found.record.agreement) == ("rounder", 4, 1.0)
+    assert found.position.rows == 4 and len(stub.calls) == 8
+    models.close()
 
 assert config.embedded_metrics == ("vowel_share",)  # so the settings of its model are part of what its figures are
 other = config.model_copy(update={"embedding": "other"})

@@ -77,8 +77,10 @@ def calibrate_by(labels_path: Path, config: Config, *, metric: str | None, page_
     write_calibration(page, found, standings, str(labels_path))
     for one, standing in zip(found, standings, strict=True):
         _show(one)
-        if one.record.metric in labels.rated:
-            say("The labels are read as ratings 0, 1, 2, that is 0, 0.5 and 1.")
+        if (top := labels.rated.get(one.record.metric)) is not None:
+            *shares, last = (f"{rating / top:g}" for rating in range(top + 1))
+            ratings = ", ".join(map(str, range(top + 1)))
+            say(f"The labels are read as ratings {ratings}, that is {', '.join(shares)} and {last}.")
         say(f"{'may' if standing.may_decide else 'may not'} decide a gate. {standing.told}")
     say(f"kept: {book.address}")
     say(f"page: {page.resolve()}")

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast
 
 import numpy as np
 
 from tasks.core.errors import EvaluationError
-from tasks.core.evaluation.preference import preference_of, preference_prompts
-from tasks.core.metrics.catalogue import prompt_sha256, resolve
+from tasks.core.metrics.catalogue import family_of, prompt_sha256, resolve
 from tasks.core.metrics.judge.agreement import (
     FloatArray,
     Leaning,
@@ -20,21 +18,15 @@ from tasks.core.metrics.judge.agreement import (
     weighted_kappa,
 )
 from tasks.core.metrics.judge.calibration import JudgeCalibration
-from tasks.core.metrics.judge.judge_metrics import (
-    ANSWER_ACCURACY,
-    PREFERENCE,
-    accuracy_prompts,
-    ask_rows,
-)
+from tasks.core.metrics.judge.judge_metrics import ask_rows
+from tasks.core.metrics.judge.judged import PositionBias
 from tasks.core.metrics.judge.labels import LabelFile, LabelledRow
-from tasks.core.metrics.judge.prompts import AccuracyVerdict, PreferenceVerdict, Verdict
 from tasks.core.metrics.metric import ScoredRun
 from tasks.core.metrics.models.scoring_models import ScoringModels
 from tasks.core.provenance import now
 from tasks.core.records import Prediction, PredictionMetadata
 
 _SAME = 1e-6
-_TOP_RATING = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,24 +38,10 @@ class DifferingRow:
 
 
 @dataclass(frozen=True, slots=True)
-class PositionBias:
-    """What the judge does when the two texts change places.
-
-    `changed` of `rows` verdicts change with the order. `first`: for preference the share of choices that fall on the
-    text that stands first (a half without bias); for answer_accuracy the mean rating (0 to 1) with the answer first
-    less that with the reference first (0 without bias).
-    """
-
-    rows: int
-    changed: int
-    first: float | None
-
-
-@dataclass(frozen=True, slots=True)
 class Calibrated:
     """A judge against people on one metric. `longer` and `shorter` are mean errors (judge minus person) of the halves
 
-    of the rows by the answer's length (for preference: by how much longer the first one is).
+    of the rows by the answer's length (of two answers: by how much longer the first one is).
     """
 
     record: JudgeCalibration
@@ -148,40 +126,21 @@ def _judged(
     metric: str, rows: Sequence[LabelledRow], models: ScoringModels
 ) -> tuple[FloatArray, list[str | None], PositionBias | None]:
     reasons: list[str | None] = [None] * len(rows)
-    if metric not in (PREFERENCE.name, ANSWER_ACCURACY.name):
+    family = family_of(metric)
+    orders = None if family is None or family.judged is None else family.judged.orders
+    if orders is None:
         (family,) = resolve((metric,), ScoredRun(models, None))
         scores = family.score([_prediction(row) for row in rows])
         return scores.values[metric], list(scores.reasons), None
     values = np.full(len(rows), np.nan)
-    is_preference = metric == PREFERENCE.name
     prompts = {
-        i: preference_prompts(row.question, row.answer, row.other or "", row.reference or ())
-        if is_preference
-        else accuracy_prompts(row.question, row.answer, row.reference or "")
+        i: orders.prompts(row.question, row.answer, row.other or "", row.reference or ())
         for i, row in enumerate(rows)
     }
     verdicts = ask_rows(models, prompts, reasons)
     for i, both in verdicts.items():
-        values[i] = preference_of(both) if is_preference else _ratings(both).mean()
-    bias = _preference_bias if is_preference else _accuracy_bias
-    return values, reasons, bias(list(verdicts.values())) if verdicts else None
-
-
-def _ratings(verdicts: Sequence[Verdict]) -> FloatArray:
-    return np.array([cast(AccuracyVerdict, verdict).rating for verdict in verdicts]) / _TOP_RATING
-
-
-def _accuracy_bias(verdicts: Sequence[Sequence[Verdict]]) -> PositionBias:
-    straight, swapped = np.stack([_ratings(both) for both in verdicts], axis=1)
-    return PositionBias(len(verdicts), int((straight != swapped).sum()), float((straight - swapped).mean()))
-
-
-def _preference_bias(verdicts: Sequence[Sequence[Verdict]]) -> PositionBias:
-    mirrored = {"first": "second", "second": "first", "tie": "tie"}
-    chosen = [[cast(PreferenceVerdict, verdict).better for verdict in both] for both in verdicts]
-    choices = [better for both in chosen for better in both if better != "tie"]
-    first = choices.count("first") / len(choices) if choices else None
-    return PositionBias(len(chosen), sum(mirrored[one] != other for one, other in chosen), first)
+        values[i] = orders.value(both)
+    return values, reasons, orders.bias(list(verdicts.values())) if verdicts else None
 
 
 def _prediction(row: LabelledRow) -> Prediction:

@@ -11,11 +11,10 @@ from pathlib import Path
 from tasks.core.errors import EvaluationError
 from tasks.core.evaluation.answers import read_answers
 from tasks.core.evaluation.figures import summarize_metrics
-from tasks.core.evaluation.preference import with_preference
+from tasks.core.evaluation.pairs import score_pairs
 from tasks.core.evaluation.scoring import ScoreTable, score_predictions
 from tasks.core.evaluation.summary import EvaluationSettings, RunSummary
-from tasks.core.metrics.catalogue import resolve
-from tasks.core.metrics.judge.judge_metrics import PREFERENCE
+from tasks.core.metrics.catalogue import family_of, resolve
 from tasks.core.metrics.metric import ScoredRun, Sources
 from tasks.core.records import Prediction, RunManifest
 from tasks.core.runs.run_dir import RunDir
@@ -71,12 +70,13 @@ class RunScoring:
     def against(
         self, candidate_path: Path, table: ScoreTable, other_path: Path
     ) -> tuple[ScoreTable, ScoreTable]:
-        """The candidate's and another run's scores, with the judge's preference between both if it is asked for."""
+        """The candidate's and another run's scores, with those of metrics that compare both runs' answers."""
         other = self.table(other_path)
-        if PREFERENCE.name not in self.settings.metrics:
+        families = [found for name in self.settings.metrics if (found := family_of(name)) and found.pairs]
+        if not families:
             return table, other
         mine, theirs = self.predictions(candidate_path), self.predictions(other_path)
-        return with_preference((table, other), (mine, theirs), self.sources, self.settings.error_rows)
+        return score_pairs((table, other), (mine, theirs), families, self.sources, self.settings.error_rows)
 
     def summary(self, run_path: Path, table: ScoreTable) -> RunSummary:
         """Figures of a run and where its answers came from."""

@@ -31,7 +31,7 @@ from tasks.core.metrics.metric import (
 )
 from tasks.core.records import Prediction
 
-_BATCH_ROWS = 1000
+BATCH_ROWS = 1000
 _WITHOUT_WIDTH = dict.fromkeys(map(ord, "\u00ad\u200b\u200c\u200d\u2060\ufeff"))
 
 Item = TypeVar("Item")
@@ -91,7 +91,7 @@ def score_predictions(
 def _scored_batches(
     predictions: Iterable[Prediction], families: Sequence[MetricFamily], processes: int
 ) -> Iterator[tuple[Sequence[Prediction], list[BatchScores]]]:
-    batches = _batched(map(_without_text_of_errors, predictions), _BATCH_ROWS)
+    batches = batched(map(_without_text_of_errors, predictions), BATCH_ROWS)
     if processes <= 1:
         for rows in batches:
             yield rows, [family.score(rows) for family in families]
@@ -101,7 +101,7 @@ def _scored_batches(
             # A killed parent leaves its pool waiting for work for ever.
             ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), initializer=end_with_parent)
         )
-        for group in _batched(batches, 2 * processes):
+        for group in batched(batches, 2 * processes):
             with unheard_by_children():  # the pool begins its processes when it gets work
                 futures = [
                     [None if family.in_process else pool.submit(family.score, rows) for family in families]
@@ -117,7 +117,7 @@ def _scored_batches(
                 )
 
 
-def _batched(items: Iterable[Item], size: int) -> Iterator[tuple[Item, ...]]:
+def batched(items: Iterable[Item], size: int) -> Iterator[tuple[Item, ...]]:
     iterator = iter(items)
     while batch := tuple(islice(iterator, size)):
         yield batch

@@ -70,9 +70,9 @@ def prompt_sha256(metric: str) -> str:
     Raises KeyError for a metric that no judge scores.
     """
     family = family_of(metric)
-    if family is None or family.asks is None:
+    if family is None or family.judged is None:
         raise KeyError(metric)
-    return family.asks().digest(metric)
+    return family.judged.asks().digest(metric)
 
 
 def reported(families: Iterable[MetricFamily]) -> tuple[Metric, ...]:

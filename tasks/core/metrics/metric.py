@@ -16,7 +16,7 @@ from tasks.core.records import Prediction
 
 if TYPE_CHECKING:
     from tasks.core.metrics.judge.judge import Judge
-    from tasks.core.metrics.judge.prompts import JudgePrompt
+    from tasks.core.metrics.judge.judged import Judged
     from tasks.core.metrics.models.embedding import Embedder
     from tasks.core.metrics.models.token_matching import TokenMatcher
 
@@ -29,6 +29,7 @@ WatchedRate = Literal["empty", "cut", "error"]
 """What the gate watches of any two runs, whatever is measured."""
 
 NO_REFERENCE = "no reference"
+NO_PARTNER = "there is no answer to compare with"
 ERROR_ROW = "error row"
 
 
@@ -83,6 +84,11 @@ class Metric:
         """The value an error row gets when errors count as wrong."""
         return self.maximum if self.direction == "lower" else self.minimum
 
+    @property
+    def middle(self) -> float:
+        """The value of a tie, of a metric that compares two answers."""
+        return (self.minimum + self.maximum) / 2
+
 
 @dataclass(frozen=True, slots=True)
 class BatchScores:
@@ -98,6 +104,8 @@ class BatchScores:
 
 
 ScoreRows = Callable[[Sequence[Prediction]], BatchScores]
+ScorePairs = Callable[[Sequence[tuple[Prediction, Prediction]]], BatchScores]
+"""Scores the first answer of each pair beside the second one, of another run to the same row."""
 
 
 class Sources(Protocol):
@@ -136,9 +144,10 @@ class MetricFamily:
     `score` is only given rows without an error. It must be importable (no closure) unless
     `in_process` is true, because rows may be scored in other processes. A family that needs more than the
     rows has `bind`, which makes its `score` for one run; `models` are those that it asks then, whose settings are
-    part of what its figures depend on. `needs` and `note` are its words in the documentation. A judged family says
-    what it `asks` (of no row in particular: its digest tells one way of judging from another), and whether a row
-    that a person labelled for it must have a reference.
+    part of what its figures depend on. `needs` and `note` are its words in the documentation. `judged` tells of a
+    family that a judge scores what its comparison with people needs. A family that compares two runs' answers has
+    `pairs`, which makes what scores them; alone, a run is unscored by it. Its figures are means of rows, and the other
+    run's value is the first one's on the other side of the range.
     """
 
     name: str
@@ -149,8 +158,8 @@ class MetricFamily:
     models: tuple[ScoringModel, ...] = ()
     needs: str = "nothing"
     note: str | None = None
-    asks: Callable[[], JudgePrompt] | None = None
-    labels_need_reference: bool = True
+    judged: Judged | None = None
+    pairs: Callable[[Sources], ScorePairs] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,6 +212,25 @@ def asking(
     """The family of one metric whose `scorer` asks models."""
     score = NeedsModels(metric.name)
     return single(metric, score, in_process=True, bind=lambda run: scorer(run.sources), models=models, **told)
+
+
+def pairing(
+    metric: Metric, scorer: Callable[[Sources], ScorePairs], *models: ScoringModel, **told: Any
+) -> MetricFamily:
+    """The family of one metric that compares the answers of two runs."""
+    score = Unpaired(metric.name)
+    return single(metric, score, in_process=True, pairs=scorer, models=models, **told)
+
+
+@dataclass(frozen=True, slots=True)
+class Unpaired:
+    """Leaves all rows unscored by a metric that compares two runs, until both are there."""
+
+    metric: str
+
+    def __call__(self, rows: Sequence[Prediction]) -> BatchScores:
+        """Score nothing."""
+        return BatchScores({self.metric: np.full(len(rows), np.nan)}, [NO_PARTNER] * len(rows))
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,6 @@ from pathlib import Path
 from tasks.core.evaluation.calibrating import Calibrated
 from tasks.core.files import replacing
 from tasks.core.metrics.judge.calibration import JudgeStanding
-from tasks.core.metrics.judge.judge_metrics import PREFERENCE
 from tasks.core.provenance import now
 from tasks.core.report.html_page import render_page
 
@@ -54,10 +53,10 @@ def figures(found: Calibrated) -> Iterator[tuple[str, str, str]]:
             f"{place.changed:,} of {place.rows:,} rows",
             "when both texts change places",
         )
-        if place.first is not None and record.metric == PREFERENCE.name:
-            yield "choices of what stands first", f"{100 * place.first:.0f} %", "50 % without bias"
-        elif place.first is not None:
-            yield "answer first less reference first", f"{place.first:+.3f}", "0 without bias"
+        if (first := place.first) is not None and first.is_share:
+            yield first.name, f"{100 * first.value:.0f} %", f"{100 * first.unbiased:.0f} % without bias"
+        elif first is not None:
+            yield first.name, f"{first.value:+.3f}", f"{first.unbiased:g} without bias"
     if found.shorter is not None and found.longer is not None:
         surely = (
             "" if found.length is None else f"rho {found.length.rho:+.2f}, p = {found.length.p_value:.2g}"

@@ -10,10 +10,12 @@ from typing import cast
 import numpy as np
 
 from tasks.core.metrics.judge.judge import NoVerdict
+from tasks.core.metrics.judge.judged import Bias, BothOrders, Judged, PositionBias
 from tasks.core.metrics.judge.prompts import (
     AccuracyVerdict,
     FactualVerdict,
     JudgePrompt,
+    PreferenceVerdict,
     RelevancyVerdict,
     Texts,
     Verdict,
@@ -23,19 +25,19 @@ from tasks.core.metrics.judge.prompts import (
     relevancy_prompt,
 )
 from tasks.core.metrics.metric import (
+    NO_PARTNER,
     NO_REFERENCE,
     BatchScores,
     FloatArray,
     Metric,
     Sources,
     asking,
-    single,
+    pairing,
 )
 from tasks.core.metrics.similarity_metrics import SEMANTIC_SIMILARITY, SimilarityScore, cosines
 from tasks.core.records import Prediction
 
 NO_CLAIM = "the judge found no claim in the reference"
-NO_PARTNER = "there is no answer to compare with"
 _FACTUAL_WEIGHT = 0.75
 _TOP_RATING = 2
 _FAILS = "the judge has no verdict"
@@ -124,9 +126,23 @@ class FactualScore:
         return BatchScores({FACTUAL_CORRECTNESS.name: values}, reasons)
 
 
-def accuracy_prompts(question: str, answer: str, reference: Texts) -> list[JudgePrompt]:
-    """Answer against reference, and the other way round."""
+def _accuracy_prompts(question: str, answer: str, _: str, reference: Texts) -> list[JudgePrompt]:
+    reference = reference or ""
     return [accuracy_prompt(question, answer, reference), accuracy_prompt(question, reference, answer)]
+
+
+def _ratings(verdicts: Sequence[Verdict]) -> FloatArray:
+    return np.array([cast(AccuracyVerdict, verdict).rating for verdict in verdicts]) / _TOP_RATING
+
+
+def _accuracy(verdicts: Sequence[Verdict]) -> float:
+    return float(_ratings(verdicts).mean())
+
+
+def _accuracy_bias(verdicts: Sequence[Sequence[Verdict]]) -> PositionBias:
+    straight, swapped = np.stack([_ratings(both) for both in verdicts], axis=1)
+    favoured = Bias("answer first less reference first", float((straight - swapped).mean()), unbiased=0.0)
+    return PositionBias(len(verdicts), int((straight != swapped).sum()), favoured)
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,10 +156,9 @@ class AccuracyScore:
         values, reasons, judged = _start(rows, with_reference=True)
         prompts = {}
         for i in judged:
-            prompts[i] = accuracy_prompts(rows[i].question, rows[i].predicted_answer, rows[i].references)
+            prompts[i] = _accuracy_prompts(rows[i].question, rows[i].predicted_answer, "", rows[i].references)
         for i, verdicts in ask_rows(self.sources, prompts, reasons).items():
-            ratings = [cast(AccuracyVerdict, verdict).rating / _TOP_RATING for verdict in verdicts]
-            values[i] = sum(ratings) / len(ratings)
+            values[i] = _accuracy(verdicts)
         return BatchScores({ANSWER_ACCURACY.name: values}, reasons)
 
 
@@ -196,9 +211,55 @@ class CorrectnessScore:
         return BatchScores({ANSWER_CORRECTNESS.name: values}, reasons)
 
 
-def score_nothing(rows: Sequence[Prediction]) -> BatchScores:
-    """Leave all rows unscored by `preference`, until `with_preference` has both runs."""
-    return BatchScores({PREFERENCE.name: np.full(len(rows), np.nan)}, [NO_PARTNER] * len(rows))
+def _preference_prompts(question: str, mine: str, other: str, reference: Texts) -> list[JudgePrompt]:
+    return [
+        preference_prompt(question, mine, other, reference),
+        preference_prompt(question, other, mine, reference),
+    ]
+
+
+def _preference(verdicts: Sequence[Verdict]) -> float:
+    """A win or a loss only where the verdicts on both orders agree."""
+    straight, swapped = (cast(PreferenceVerdict, verdict).better for verdict in verdicts)
+    agreed = {("first", "second"): PREFERENCE.maximum, ("second", "first"): PREFERENCE.minimum}
+    return agreed.get((straight, swapped), PREFERENCE.middle)
+
+
+def _preference_bias(verdicts: Sequence[Sequence[Verdict]]) -> PositionBias:
+    mirrored = {"first": "second", "second": "first", "tie": "tie"}
+    chosen = [[cast(PreferenceVerdict, verdict).better for verdict in both] for both in verdicts]
+    choices = [better for both in chosen for better in both if better != "tie"]
+    changed = sum(mirrored[one] != other for one, other in chosen)
+    if not choices:
+        return PositionBias(len(chosen), changed, None)
+    share = choices.count("first") / len(choices)
+    favoured = Bias("choices of what stands first", share, unbiased=0.5, is_share=True)
+    return PositionBias(len(chosen), changed, favoured)
+
+
+@dataclass(frozen=True, slots=True)
+class PreferenceScore:
+    """Win, tie, loss are 1, a half and 0. Both orders are asked (Zheng et al. 2023); verdicts that change with
+
+    the order are a tie, as are equal answers, which are not asked. Two calls a row.
+    """
+
+    sources: Sources
+
+    def __call__(self, pairs: Sequence[tuple[Prediction, Prediction]]) -> BatchScores:
+        """Judge a batch."""
+        values, reasons = np.full(len(pairs), PREFERENCE.middle), cast(list[str | None], [None] * len(pairs))
+        prompts = {
+            i: _preference_prompts(
+                mine.question, mine.predicted_answer, other.predicted_answer, mine.references
+            )
+            for i, (mine, other) in enumerate(pairs)
+            if mine.predicted_answer != other.predicted_answer
+        }
+        verdicts = ask_rows(self.sources, prompts, reasons)
+        for i in prompts:
+            values[i] = _preference(verdicts[i]) if i in verdicts else np.nan
+        return BatchScores({PREFERENCE.name: values}, reasons)
 
 
 JUDGE_FAMILIES = (
@@ -210,7 +271,7 @@ JUDGE_FAMILIES = (
         note="takes answer and reference apart into claims. Claims of the answer that the reference supports are "
         "right, its others are wrong, claims of the reference that the answer leaves out are missing; the value is "
         "F1 = 2 right / (2 right + wrong + missing).",
-        asks=partial(factual_prompt, "", "", ""),
+        judged=Judged(partial(factual_prompt, "", "", "")),
     ),
     asking(
         ANSWER_ACCURACY,
@@ -218,7 +279,11 @@ JUDGE_FAMILIES = (
         "judge",
         needs="a judge (two calls a row)",
         note="is the mean of two ratings (0, a half, 1), with answer and reference in either order.",
-        asks=partial(accuracy_prompt, "", "", ""),
+        judged=Judged(
+            partial(accuracy_prompt, "", "", ""),
+            top_rating=_TOP_RATING,
+            orders=BothOrders(_accuracy_prompts, _accuracy, _accuracy_bias),
+        ),
     ),
     asking(
         ANSWER_RELEVANCY,
@@ -227,8 +292,7 @@ JUDGE_FAMILIES = (
         "embedding",
         needs="a judge and an embedding model",
         note="tells whether the answer is about the question, not whether it is right.",
-        asks=partial(relevancy_prompt, ""),
-        labels_need_reference=False,
+        judged=Judged(partial(relevancy_prompt, ""), labels_need_reference=False),
     ),
     asking(
         ANSWER_CORRECTNESS,
@@ -236,19 +300,22 @@ JUDGE_FAMILIES = (
         "judge",
         "embedding",
         needs="a judge and an embedding model; shares its call with `factual_correctness`",
-        asks=partial(factual_prompt, "", "", ""),
+        judged=Judged(partial(factual_prompt, "", "", "")),
     ),
-    single(
+    pairing(
         PREFERENCE,
-        score_nothing,
-        in_process=True,
-        models=("judge",),
+        PreferenceScore,
+        "judge",
         needs="a judge (two calls a row) and a run to compare with",
         note="is 1, a half or 0 for a row. Both orders are asked, and a verdict that changes with the order is a tie. "
         "The candidate's figure is its win rate with ties as halves; the baseline's is the rest. In the comparison, "
         "wins, ties and losses are those of the judge, and the difference is the share of wins minus the share of "
         "losses.",
-        asks=partial(preference_prompt, "", "", "", ""),
-        labels_need_reference=False,
+        judged=Judged(
+            partial(preference_prompt, "", "", "", ""),
+            labels_need_reference=False,
+            of_two_answers=True,
+            orders=BothOrders(_preference_prompts, _preference, _preference_bias),
+        ),
     ),
 )

@@ -11,16 +11,15 @@ from typing import Any
 import orjson
 
 from tasks.core.errors import DataError
-from tasks.core.metrics.catalogue import available, family_of
-from tasks.core.metrics.judge.judge_metrics import ANSWER_ACCURACY, PREFERENCE
+from tasks.core.metrics.catalogue import available
+from tasks.core.metrics.judge.judged import Judged
 
-_TOP_RATING = 2
 _PREFERRED = {"a": 1.0, "tie": 0.5, "b": 0.0}
 
 
 @dataclass(frozen=True, slots=True)
 class LabelledRow:
-    """One row: `label` is the metric's value (0 to 1) by a person; `other` is the second answer of a preference."""
+    """One row: `label` is the metric's value (0 to 1) by a person; `other` is the second of two answers."""
 
     line: int
     metric: str
@@ -33,18 +32,18 @@ class LabelledRow:
 
 @dataclass(frozen=True, slots=True)
 class LabelFile:
-    """The rows of each metric, and the digest of the file. `rated` names metrics whose labels were 0, 1 and 2."""
+    """The rows of each metric, and the digest of the file. `rated`: the metrics with ratings, and the highest one."""
 
     rows: Mapping[str, tuple[LabelledRow, ...]]
     sha256: str
-    rated: frozenset[str]
+    rated: Mapping[str, int]
 
 
 def read_labels(path: Path, metric: str | None) -> LabelFile:
-    """Read JSON lines with question, predicted_answer, ground_truth and label; for preference answer_a and answer_b.
+    """Read JSON lines with question, predicted_answer, ground_truth and label; or answer_a and answer_b of two answers.
 
-    `metric` is that of rows that name none. Labels are values from 0 to 1, true or false, ratings 0, 1, 2 for
-    answer_accuracy (where a 2 occurs), and "a", "b" or "tie" for preference. Raises DataError with the line.
+    `metric` is that of rows that name none. Labels are values from 0 to 1, true or false, ratings where the metric
+    has them (and the highest one occurs), and "a", "b" or "tie" of two answers. Raises DataError with the line.
     """
     try:
         content = path.read_bytes()
@@ -57,9 +56,14 @@ def read_labels(path: Path, metric: str | None) -> LabelFile:
             found.setdefault(_metric_of(row, metric, f"{path}, line {number}"), []).append((number, row))
     if not found:
         raise DataError(f"{path} holds no rows", "put one JSON object on each line; see docs/judge.md")
-    rated = frozenset(name for name, rows in found.items() if name == ANSWER_ACCURACY.name and _rates(rows))
+    judged = judged_metrics()
+    rated = {
+        name: top
+        for name, rows in found.items()
+        if (top := judged[name].top_rating) is not None and any(row.get("label") == top for _, row in rows)
+    }
     labelled = {
-        name: tuple(_labelled(row, number, name, path, rated=name in rated) for number, row in rows)
+        name: tuple(_labelled(row, number, name, path, rated.get(name)) for number, row in rows)
         for name, rows in found.items()
     }
     return LabelFile(labelled, hashlib.sha256(content).hexdigest(), rated)
@@ -75,31 +79,32 @@ def _object(line: bytes, place: str) -> dict[str, Any]:
     return row
 
 
+def judged_metrics() -> dict[str, Judged]:
+    """All metrics that a judge scores, by name."""
+    return {family.name: family.judged for family in available() if family.judged is not None}
+
+
 def _metric_of(row: Mapping[str, Any], metric: str | None, place: str) -> str:
-    name = row.get("metric", metric)
+    name, judged = row.get("metric", metric), judged_metrics()
     if name is None and "answer_a" in row:
-        name = PREFERENCE.name
-    judged = [family.name for family in available() if family.asks is not None]
-    if name not in judged:
+        name = next(name for name, metric in judged.items() if metric.of_two_answers)
+    if not isinstance(name, str) or name not in judged:
         listed = ", ".join(judged)
         told = "names no metric" if name is None else f"names the metric {name!r}, which no judge scores"
         raise DataError(f"{place} {told}", f'give --metric or "metric" in the row, one of {listed}')
-    return str(name)
+    return name
 
 
-def _rates(rows: list[tuple[int, dict[str, Any]]]) -> bool:
-    return any(row.get("label") == _TOP_RATING for _, row in rows)
-
-
-def _labelled(row: Mapping[str, Any], number: int, metric: str, path: Path, *, rated: bool) -> LabelledRow:
-    place = f"{path}, line {number}"
-    is_preference = metric == PREFERENCE.name
-    answer = _text(row, "answer_a" if is_preference else "predicted_answer", place)
-    other = _text(row, "answer_b", place) if is_preference else None
-    family, reference = family_of(metric), row.get("ground_truth")
-    if family is None or family.labels_need_reference or reference is not None:
+def _labelled(
+    row: Mapping[str, Any], number: int, metric: str, path: Path, top_rating: int | None
+) -> LabelledRow:
+    place, judged = f"{path}, line {number}", judged_metrics()[metric]
+    answer = _text(row, "answer_a" if judged.of_two_answers else "predicted_answer", place)
+    other = _text(row, "answer_b", place) if judged.of_two_answers else None
+    reference = row.get("ground_truth")
+    if judged.labels_need_reference or reference is not None:
         reference = _text(row, "ground_truth", place)
-    label = _preferred(row, place) if is_preference else _value(row, place, rated=rated)
+    label = _preferred(row, place) if judged.of_two_answers else _value(row, place, top_rating)
     return LabelledRow(number, metric, _text(row, "question", place), answer, reference, label, other)
 
 
@@ -117,18 +122,20 @@ def _preferred(row: Mapping[str, Any], place: str) -> float:
     return _PREFERRED[label.lower()]
 
 
-def _value(row: Mapping[str, Any], place: str, *, rated: bool) -> float:
+def _value(row: Mapping[str, Any], place: str, top_rating: int | None) -> float:
     label = row.get("label")
-    if isinstance(label, bool) and not rated:
+    if isinstance(label, bool) and top_rating is None:
         return float(label)
     is_number = isinstance(label, int | float) and not isinstance(label, bool)
-    if rated:
-        if not is_number or label not in (0, 1, 2):
+    if top_rating is not None:
+        ratings = range(top_rating + 1)
+        if not is_number or label not in ratings:
+            *others, top = map(str, ratings)
             raise DataError(
-                f"{place} has the label {label!r:.80}, while others of the file are ratings up to 2",
-                "write ratings 0, 1 and 2, or values from 0 to 1, and not both in one file",
+                f"{place} has the label {label!r:.80}, while others of the file are ratings up to {top}",
+                f"write ratings {', '.join(others)} and {top}, or values from 0 to 1, and not both in one file",
             )
-        return float(label) / _TOP_RATING
+        return float(label) / top_rating  # type: ignore[arg-type]
     if not is_number or not 0 <= label <= 1:  # type: ignore[operator]
         raise DataError(f"{place} has the label {label!r:.80}", "write a value from 0 to 1, or true or false")
     return float(label)  # type: ignore[arg-type]
