@@ -31,6 +31,7 @@ from tasks.answering import (
 from tasks.core.config import Config
 from tasks.core.errors import NoAnswerError
 from tasks.core.evaluation.noise import find_repeat
+from tasks.core.evaluation.opponents.run_lookup import OpponentModel
 from tasks.core.generation.plan import RunPlan
 from tasks.core.models.trained.registry import data_slug, slug
 from tasks.core.records import RunManifest
@@ -142,29 +143,25 @@ def _measure_noise_if_missing(inferencer: Inferencer, plan: RunPlan, manifest: R
 
 def infer_with_base_model(config: Config, candidate: RunManifest) -> RunManifest | None:
     """Let the candidate's base model answer the same rows; None when the candidate has no base."""
-    baseline = discover_baseline(candidate, config.inferencer)
-    if baseline is None:
-        return None
-    revision = f"inferencer.model_revision={baseline.revision or 'null'}"
-    chosen = (revision, f"inferencer.dtype={baseline.dtype}", _ANSWERED_ONCE)
-    return _infer_with_opponent(config, baseline.model_id, baseline.run_name, chosen)
+    return _infer_with_opponent(config, discover_baseline(candidate, config.inferencer))
 
 
 def infer_with_champion(config: Config, candidate: RunManifest) -> RunManifest | None:
     """Let the promoted model answer the same rows, unless it has; None when there is none."""
-    champion = discover_champion(candidate, config) if config.pipeline.compare_with_champion else None
-    if champion is None or champion.finished is not None:
-        return None if champion is None else champion.finished
-    chosen = ("inferencer.model_revision=null", f"inferencer.dtype={champion.dtype}", _ANSWERED_ONCE)
-    return _infer_with_opponent(config, champion.model_id, champion.run_name, chosen)
+    compares = config.pipeline.compare_with_champion
+    return _infer_with_opponent(config, discover_champion(candidate, config) if compares else None)
 
 
-def _infer_with_opponent(
-    config: Config, model_id: str, run_name: str, settings: tuple[str, ...]
-) -> RunManifest | None:
+def _infer_with_opponent(config: Config, opponent: OpponentModel | None) -> RunManifest | None:
     """Let an opponent answer; None when it answers nothing, which must not hide the candidate's answers."""
+    if opponent is None or opponent.finished is not None:
+        return None if opponent is None else opponent.finished
+    revision = f"inferencer.model_revision={opponent.revision or 'null'}"
+    settings = (revision, f"inferencer.dtype={opponent.dtype}", _ANSWERED_ONCE)
     try:
-        manifest: RunManifest = infer(config, model=model_id, run_name=run_name, settings=settings)
+        manifest: RunManifest = infer(
+            config, model=opponent.model_id, run_name=opponent.run_name, settings=settings
+        )
     except NoAnswerError as error:
         logger.error("%s", error)
         return None

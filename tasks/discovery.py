@@ -10,7 +10,7 @@ from prefect.cache_policies import NO_CACHE
 
 from tasks.core.config import Config, InferencerConfig
 from tasks.core.errors import ModelNotFoundError
-from tasks.core.evaluation.opponents.baseline import Baseline, Champion, find_baseline, find_champion
+from tasks.core.evaluation.opponents.run_lookup import OpponentModel, find_baseline, find_champion
 from tasks.core.records import RunManifest
 from tasks.core.storage.store import Store
 from tasks.inferencer import Inferencer
@@ -35,7 +35,7 @@ def discover_model(inferencer: Inferencer) -> Discovery:
 
 
 @task(cache_policy=NO_CACHE, persist_result=False)
-def discover_baseline(candidate: RunManifest, settings: InferencerConfig) -> Baseline | None:
+def discover_baseline(candidate: RunManifest, settings: InferencerConfig) -> OpponentModel | None:
     """Find the base model of the one that answered; None when it has none."""
     baseline = find_baseline(candidate, settings)
     if baseline is None:
@@ -44,7 +44,7 @@ def discover_baseline(candidate: RunManifest, settings: InferencerConfig) -> Bas
 
 
 @task(cache_policy=NO_CACHE, persist_result=False)
-def discover_champion(candidate: RunManifest, config: Config) -> Champion | None:
+def discover_champion(candidate: RunManifest, config: Config) -> OpponentModel | None:
     """Find the promoted model; None when there is none, or when its files are gone, which the verdict tells."""
     try:
         return find_champion(

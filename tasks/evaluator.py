@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import SecretStr
@@ -24,15 +23,15 @@ from tasks.core.evaluation.opponents.remote_runs import (
 )
 from tasks.core.evaluation.opponents.run_lookup import (
     NAMELESS_OPPONENTS,
+    ComparedRuns,
     FinishedRun,
     find_opponents,
     locate_run,
     newest_run,
-    training_manifest,
 )
 from tasks.core.evaluation.outputs import EvaluationFiles, read_summary
 from tasks.core.evaluation.run_scoring import answered
-from tasks.core.evaluation.summary import EvaluationSummary, Opponent, RunSummary
+from tasks.core.evaluation.summary import EvaluationSummary, RunSummary
 from tasks.core.links import refuse_links_out
 from tasks.core.metrics.catalogue import reported, resolve
 from tasks.core.metrics.judge.judge import Progress
@@ -41,25 +40,11 @@ from tasks.core.metrics.models.scoring_models import ScoringModels
 from tasks.core.models.trained.champion import current_champion
 from tasks.core.models.trained.model_store import bring_promoted
 from tasks.core.promotion.promotion import champions
-from tasks.core.records import ModelManifest
 from tasks.core.report.writing import report_run
 from tasks.core.runs.run_dir import RunDir
 from tasks.core.storage.store import Store, is_url
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class ComparedRuns:
-    """What is evaluated: run directories (or files of predictions), and the candidate's training if known."""
-
-    candidate_path: Path
-    baseline_path: Path | None
-    trained: ModelManifest | None
-    no_baseline_reason: str | None = None
-    baseline_kind: Opponent = "base"
-    champion_path: Path | None = None
-    missing_champion: str | None = None
 
 
 class Evaluator:
@@ -112,26 +97,16 @@ class Evaluator:
             bring_run(self.runs, candidate)
             if candidate.parent == runs_dir and candidate.is_dir():
                 refuse_links_out(candidate)
-            trained = training_manifest(candidate)
-            models_dir = models.local
             if models.is_remote:
                 bring_promoted(models)
             baseline = str(self._baseline or self.settings.baseline)
             known = [FinishedRun(path, RunDir(path).read_manifest()) for path in self._opponents]
-            found = find_opponents(baseline, candidate, trained, models_dir, runs_dir, known)
-            for reason in filter(None, (found.baseline.reason, found.missing_champion)):
+            found = find_opponents(baseline, candidate, models.local, runs_dir, known)
+            for reason in filter(None, (found.no_baseline_reason, found.missing_champion)):
                 logger.warning("not compared: %s", reason)
-            for path in (found.baseline.path, found.champion):
+            for path in (found.baseline_path, found.champion_path):
                 bring_run(self.runs, path)
-            self._found = ComparedRuns(
-                candidate,
-                found.baseline.path,
-                trained,
-                found.baseline.reason,
-                found.kind,
-                found.champion,
-                found.missing_champion,
-            )
+            self._found = found
         return self._found
 
     def _candidate_path(self, runs_dir: Path) -> Path:

@@ -15,10 +15,9 @@ from tasks.core.evaluation.summary import EvaluationSummary
 from tasks.core.records import LossPoint
 from tasks.core.report.lineage import lineage_boxes, lineage_markdown
 from tasks.core.report.plots import Box, chain, data_uri, loss_plot
-from tasks.core.report.writing import evaluate_run
 from tasks.core.storage.store import Store
 from tasks.ui.artifacts import file_link, scores_markdown, verdict_markdown
-from tests.making.evaluation_runs import decided, sums, training, write_run
+from tests.making.evaluation_runs import decided, evaluate_run, sums, training, write_run
 
 SETTINGS = EvaluatorConfig(metrics=("exact_match", "f1"), bootstrap_resamples=100)
 _SVG = "{http://www.w3.org/2000/svg}"

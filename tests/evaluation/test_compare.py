@@ -11,9 +11,9 @@ import pytest
 from tasks.core.config import EvaluatorConfig
 from tasks.core.errors import EvaluationError
 from tasks.core.evaluation.outputs import read_summary
-from tasks.core.report.writing import compare_runs, evaluate_run
+from tasks.core.report.writing import compare_runs
 from tests.commands.test_cli import environment, tuneproof
-from tests.making.evaluation_runs import sums, training, write_run
+from tests.making.evaluation_runs import evaluate_run, sums, training, write_run
 
 SETTINGS = EvaluatorConfig(metrics=("exact_match",), bootstrap_resamples=100)
 MODEL_LIBRARIES = ("torch", "transformers", "peft", "sentence_transformers")

@@ -19,9 +19,9 @@ from tasks.core.evaluation.evaluate import score_run
 from tasks.core.evaluation.outputs import read_scores, read_summary
 from tasks.core.models.digests import weights_sha256
 from tasks.core.records import Message
-from tasks.core.report.writing import evaluate_run, report_run
+from tasks.core.report.writing import report_run
 from tasks.evaluator import Evaluator
-from tests.making.evaluation_runs import row, sums, training, write_run
+from tests.making.evaluation_runs import evaluate_run, row, sums, training, write_run
 
 FILES = {
     "evaluator_output_summary.json",

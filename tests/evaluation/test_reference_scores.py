@@ -19,11 +19,11 @@ from tasks.core.generation import reference_scorer
 from tasks.core.generation.engines.inflight import InflightEngine
 from tasks.core.metrics.likelihood_metrics import read_likelihoods
 from tasks.core.records import RunManifest
-from tasks.core.report.writing import evaluate_run
 from tasks.core.runs.manifest import REFERENCE_SCORER
 from tasks.core.runs.published import read_predictions, refuse_without_answers
 from tasks.core.runs.run_dir import RunDir, seal_path_of
 from tasks.inferencer import Inferencer
+from tests.making.evaluation_runs import evaluate_run
 
 QUESTIONS = [f"How many legs have {n} dogs?" for n in range(8)] + ["Sort these numbers: 3, 21, 18."]
 ANSWERS = [*map(str, range(8)), "pencils"]

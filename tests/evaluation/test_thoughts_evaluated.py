@@ -15,9 +15,9 @@ from tasks.core.config import load_config
 from tasks.core.evaluation.answers import read_answers
 from tasks.core.evaluation.evaluate import evaluation_files
 from tasks.core.evaluation.summary import EvaluationSummary
-from tasks.core.report.writing import compare_runs, evaluate_run
+from tasks.core.report.writing import compare_runs
 from tasks.evaluator import Evaluator
-from tests.making.evaluation_runs import row, training, write_run
+from tests.making.evaluation_runs import evaluate_run, row, training, write_run
 
 ROWS = 100
 

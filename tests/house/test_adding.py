@@ -111,8 +111,7 @@ from tasks.core.evaluation.evaluate import settings_of
 from tasks.core.evaluation.gate.gate import decide
 from tasks.core.metrics.judge.labels import read_labels
 from tasks.core.metrics.models.scoring_models import ScoringModels
-from tasks.core.report.writing import evaluate_run
-from tests.making.evaluation_runs import row, write_run
+from tests.making.evaluation_runs import evaluate_run, row, write_run
 from tests.making.stub_judge import stub_judge
 
 config = load_config(None, {"evaluator.metrics": "vowel_share,f1"}, {}).evaluator

@@ -8,6 +8,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from tasks.core.config import EvaluatorConfig
+from tasks.core.evaluation.evaluate import score_run
 from tasks.core.evaluation.summary import Decision, EvaluationSummary, GateCheck, Verdict
 from tasks.core.models.trained.registry import write_manifest
 from tasks.core.records import (
@@ -20,6 +22,7 @@ from tasks.core.records import (
     RunIdentity,
     RunManifest,
 )
+from tasks.core.report.writing import report_run
 
 BASE_WEIGHTS = "a" * 64
 
@@ -106,6 +109,15 @@ def write_run(
     )
     (directory / "manifest.json").write_text(manifest.model_dump_json(), encoding="utf-8")
     return directory
+
+
+def evaluate_run(
+    candidate: Path, baseline: Path | None, config: EvaluatorConfig, model: ModelManifest | None = None
+) -> EvaluationSummary:
+    """Score a run, compare it with a baseline if given, without a verdict, and write all files of an evaluation."""
+    summary = score_run(candidate, baseline, config, model)
+    report_run(candidate)
+    return summary
 
 
 def training(directory: Path) -> ModelManifest:

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from tasks.core.config import FineTunerConfig, InferencerConfig, load_config
-from tasks.core.evaluation.opponents import baseline
+from tasks.core.evaluation.opponents import run_lookup
 from tasks.core.memory import processor
 from tasks.core.models import identifying, placement
 from tasks.core.models.loading import ModelSpec, identify, load_model_and_tokenizer
@@ -159,14 +159,14 @@ def test_a_base_is_compared_in_the_candidates_number_format_whatever_the_process
     """A base that answered in another format is another run, so it is answered again."""
     settings = InferencerConfig(device="cpu", testing_data_id=overrides["inferencer.testing_data_id"])
     names = {}
-    monkeypatch.setattr(baseline, "_base_of", lambda _candidate: (overrides["inferencer.model"], None))
+    monkeypatch.setattr(run_lookup, "_base_of", lambda _candidate: (overrides["inferencer.model"], None))
     for has in (True, False):
         processor_that(has, monkeypatch)
         run = {**overrides, "inferencer.run_name": f"candidate-{has}", "inferencer.score_references": False}
         candidate = Inferencer(load_config(None, run)).infer()
-        found = [baseline.find_baseline(candidate, settings)]
+        found = [run_lookup.find_baseline(candidate, settings)]
         processor_that(not has, monkeypatch)  # evaluated elsewhere
-        found.append(baseline.find_baseline(candidate, settings))
+        found.append(run_lookup.find_baseline(candidate, settings))
         assert [one.dtype for one in found if one is not None] == ["bfloat16" if has else "float32"] * 2
         assert found[0] == found[1]
         names[has] = found[0].run_name if found[0] is not None else None

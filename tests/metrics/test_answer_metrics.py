@@ -21,8 +21,7 @@ from tasks.core.metrics.behaviour_metrics import is_refusal
 from tasks.core.metrics.catalogue import resolve
 from tasks.core.metrics.numbers import numeric_match
 from tasks.core.records import Prediction, PredictionMetadata
-from tasks.core.report.writing import evaluate_run
-from tests.making.evaluation_runs import row, write_run
+from tests.making.evaluation_runs import evaluate_run, row, write_run
 
 
 @pytest.mark.parametrize(

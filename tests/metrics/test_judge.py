@@ -22,8 +22,7 @@ from tasks.core.errors import EvaluationError
 from tasks.core.evaluation.summary import EvaluationSummary
 from tasks.core.metrics.judge.prompts import FactualVerdict, read_verdict
 from tasks.core.metrics.judge.replies import Reply, ReplyStore
-from tasks.core.report.writing import evaluate_run
-from tests.making.evaluation_runs import row, write_run
+from tests.making.evaluation_runs import evaluate_run, row, write_run
 from tests.making.stub_judge import Call, StubJudge, stub_judge, vector
 
 KEY = "geheim-0123456789-key"
@@ -222,8 +221,8 @@ def test_a_process_killed_while_judging_repeats_no_paid_call(
     script = (
         "import sys, json; from pathlib import Path\n"
         "from tasks.core.config import Config, EvaluatorConfig, PipelineConfig\n"
-        "from tasks.core.report.writing import evaluate_run\n"
-        "evaluate_run(Path(sys.argv[1]), None, EvaluatorConfig(**json.loads(sys.argv[2])))\n"
+        "from tasks.core.evaluation.evaluate import score_run\n"
+        "score_run(Path(sys.argv[1]), None, EvaluatorConfig(**json.loads(sys.argv[2])))\n"
     )
     with stub_judge(delay_seconds=0.05) as stub:
         run = run_of(tmp_path / "run", 40, 20)

@@ -20,8 +20,7 @@ from tasks.core.metrics.judge.agreement import weighted_kappa
 from tasks.core.metrics.judge.calibration import CalibrationBook
 from tasks.core.metrics.judge.labels import read_labels
 from tasks.core.metrics.judge.prompts import AccuracyVerdict, accuracy_prompt, read_verdict
-from tasks.core.report.writing import evaluate_run
-from tests.making.evaluation_runs import row, write_run
+from tests.making.evaluation_runs import evaluate_run, row, write_run
 from tests.making.stub_judge import Call, StubJudge, stub_judge
 
 OWN = '```json\n{"reason": "it is wrong", "rating": 0}\n```'

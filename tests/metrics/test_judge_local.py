@@ -26,9 +26,8 @@ from tasks.core.metrics.judge.prompts import (
 )
 from tasks.core.metrics.judge.replies import Reply
 from tasks.core.metrics.models.scoring_models import ScoringModels
-from tasks.core.report.writing import evaluate_run
 from tasks.server.secret_blocks import judge_key_of
-from tests.making.evaluation_runs import row, write_run
+from tests.making.evaluation_runs import evaluate_run, row, write_run
 
 Short = Annotated[str, Field(max_length=8)]
 

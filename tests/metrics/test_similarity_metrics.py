@@ -14,8 +14,7 @@ import pytest
 from tasks.core.config import EvaluatorConfig
 from tasks.core.errors import EvaluationError
 from tasks.core.evaluation.outputs import read_scores
-from tasks.core.report.writing import evaluate_run
-from tests.making.evaluation_runs import row, write_run
+from tests.making.evaluation_runs import evaluate_run, row, write_run
 from tests.metrics.test_metrics import STRANGE
 
 TINY_LAYERS = 2

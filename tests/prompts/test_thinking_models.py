@@ -17,11 +17,11 @@ from tasks.core.memory.budget import TokenBudget
 from tasks.core.prompts.answer_reading import AnswerGate, AnswerReader
 from tasks.core.prompts.tokens import PromptBuilder
 from tasks.core.records import Example, GenerationSettings, Prediction
-from tasks.core.report.writing import evaluate_run
 from tasks.core.runs.published import read_predictions
 from tasks.core.runs.run_dir import RunDir
 from tasks.inferencer import Inferencer
 from tests.conftest import TINY_CHAT_TEMPLATE, build_tiny_model, build_tiny_tokenizer
+from tests.making.evaluation_runs import evaluate_run
 
 SUMS = [(a, b) for a in (2, 3, 5) for b in (1, 4, 6, 7)]
 HARMONY_TOKENS = ["<|start|>", "<|end|>", "<|message|>", "<|channel|>", "<|return|>"]

@@ -12,8 +12,7 @@ from tasks.core.config import EvaluatorConfig
 from tasks.core.evaluation.outputs import EvaluationFiles, write_summary
 from tasks.core.report.leaderboard import Leaderboard, read_leaderboard
 from tasks.core.report.leaderboard_page import write_leaderboard
-from tasks.core.report.writing import evaluate_run
-from tests.making.evaluation_runs import decided, row, sums, write_run
+from tests.making.evaluation_runs import decided, evaluate_run, row, sums, write_run
 
 SETTINGS = EvaluatorConfig(metrics=("exact_match", "truncation_rate"), bootstrap_resamples=100)
 OTHER_ROWS = "e" * 64

@@ -20,8 +20,8 @@ from tasks.core.metrics.usage import JudgeUsage
 from tasks.core.records import ModelManifest, Prediction
 from tasks.core.report import report
 from tasks.core.report.html_page import duration
-from tasks.core.report.writing import evaluate_run, report_run
-from tests.making.evaluation_runs import decided, row, sums, training, write_run
+from tasks.core.report.writing import report_run
+from tests.making.evaluation_runs import decided, evaluate_run, row, sums, training, write_run
 
 SETTINGS = EvaluatorConfig(metrics=("exact_match", "f1"), bootstrap_resamples=200)
 HOSTILE = [

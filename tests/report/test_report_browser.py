@@ -14,8 +14,8 @@ from tasks.core.config import EvaluatorConfig
 from tasks.core.evaluation.outputs import EvaluationFiles, write_summary
 from tasks.core.report.leaderboard import read_leaderboard
 from tasks.core.report.leaderboard_page import write_leaderboard
-from tasks.core.report.writing import evaluate_run, report_run
-from tests.making.evaluation_runs import decided, row, sums, training, write_run
+from tasks.core.report.writing import report_run
+from tests.making.evaluation_runs import decided, evaluate_run, row, sums, training, write_run
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
 

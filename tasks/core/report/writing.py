@@ -26,21 +26,6 @@ if TYPE_CHECKING:
     from tasks.core.config import EvaluatorConfig
 
 
-def evaluate_run(
-    candidate_dir: Path,
-    baseline_dir: Path | None,
-    config: EvaluatorConfig,
-    model_manifest: ModelManifest | None = None,
-) -> EvaluationSummary:
-    """Score a run, compare it with a baseline run if given, and write all files of an evaluation.
-
-    Raises EvaluationError when predictions are missing, damaged or not comparable.
-    """
-    summary = score_run(candidate_dir, baseline_dir, config, model_manifest)
-    report_run(candidate_dir)
-    return summary
-
-
 def report_run(candidate_dir: Path) -> EvaluationFiles:
     """Write `report.html` and the spreadsheet from the files that `score_run` left."""
     return write_reports(evaluation_files(candidate_dir))

@@ -1,13 +1,19 @@
-"""Which runs are compared: the candidate by name or as the newest, the baseline as the base model's run."""
+"""Which runs are compared, and which models must still answer to be compared.
+
+The candidate is found by name or as the newest, its opponents by weights and rows: the base model and the champion. A
+pipeline asks what they are and how their runs are called, and hands on what it has run; whoever evaluates alone
+searches.
+"""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from tasks.core.errors import EvaluationError, TuneproofError
+from tasks.core.errors import EvaluationError, ModelLoadError, ModelNotFoundError, TuneproofError
 from tasks.core.evaluation.opponents.remote_runs import (
     bring_manifests,
     bring_run,
@@ -18,10 +24,13 @@ from tasks.core.evaluation.opponents.remote_runs import (
 from tasks.core.evaluation.summary import Opponent
 from tasks.core.files import exists, is_folder
 from tasks.core.models.digests import weights_sha256
-from tasks.core.models.trained.champion import current_champion, why_changed
-from tasks.core.models.trained.registry import read_manifest
-from tasks.core.records import ModelManifest, RunManifest
+from tasks.core.models.trained.champion import current_champion, refuse_changed, why_changed
+from tasks.core.models.trained.registry import read_manifest, slug, why_incomplete
+from tasks.core.records import ModelManifest, RunIdentity, RunManifest
 from tasks.core.runs.run_dir import RunDir
+
+if TYPE_CHECKING:
+    from tasks.core.config import InferencerConfig
 
 KEY_LENGTH = 8
 """Characters of a run key in the name of a run that was made to compare."""
@@ -38,7 +47,18 @@ class FinishedRun:
 
 
 @dataclass(frozen=True, slots=True)
-class BaseRun:
+class OpponentModel:
+    """A model to compare with, the number format to load it in, and its run over the same rows or that run's name."""
+
+    model_id: str
+    revision: str | None
+    dtype: str
+    run_name: str
+    finished: RunManifest | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class OpponentRun:
     """The run to compare with; without `path`, `reason` says in words why there is none."""
 
     path: Path | None
@@ -46,16 +66,19 @@ class BaseRun:
 
 
 @dataclass(frozen=True, slots=True)
-class Opponents:
-    """The runs that a candidate is compared with.
+class ComparedRuns:
+    """What is evaluated: run directories (or files of predictions), and the candidate's training if known.
 
-    `champion` is set when a champion is compared besides the baseline; `missing_champion` says why the
+    `champion_path` is set when a champion is compared besides the baseline; `missing_champion` says why the
     promoted model, though there is one, is not compared.
     """
 
-    baseline: BaseRun
-    kind: Opponent = "base"
-    champion: Path | None = None
+    candidate_path: Path
+    baseline_path: Path | None
+    trained: ModelManifest | None
+    no_baseline_reason: str | None = None
+    baseline_kind: Opponent = "base"
+    champion_path: Path | None = None
     missing_champion: str | None = None
 
 
@@ -147,14 +170,16 @@ def find_base_run(
     trained: ModelManifest | None,
     runs_dir: Path,
     known: Sequence[FinishedRun] = (),
-) -> BaseRun:
+) -> OpponentRun:
     """The newest run of the candidate's base model over the same rows; same settings are preferred."""
     if not candidate_path.is_dir():
-        return BaseRun(None, "a file of predictions says nothing about its base model")
+        return OpponentRun(None, "a file of predictions says nothing about its base model")
     candidate = RunDir(candidate_path).read_manifest()
     model = candidate.identity.model
     if trained is None and model.adapter_sha256 is None:
-        return BaseRun(None, f"{model.model_id} is no fine-tuned model of this project, so it has no base")
+        return OpponentRun(
+            None, f"{model.model_id} is no fine-tuned model of this project, so it has no base"
+        )
     base_weights = model.weights_sha256 if model.adapter_sha256 else trained and trained.base_weights_sha256
 
     def is_of_base(run: RunManifest) -> bool:
@@ -166,8 +191,8 @@ def find_base_run(
     runs = search_runs(runs_dir, is_of_base, known)
     if not runs:
         base = trained.base_model_id if trained else model.base_model_id
-        return BaseRun(None, f"{runs_dir} has no run of the base model {base} over the same rows")
-    return BaseRun(min(runs, key=lambda run: _setting_differences(candidate, run.manifest)).path)
+        return OpponentRun(None, f"{runs_dir} has no run of the base model {base} over the same rows")
+    return OpponentRun(min(runs, key=lambda run: _setting_differences(candidate, run.manifest)).path)
 
 
 def _setting_differences(candidate: RunManifest, base: RunManifest) -> int:
@@ -177,36 +202,37 @@ def _setting_differences(candidate: RunManifest, base: RunManifest) -> int:
 def find_opponents(
     baseline: str,
     candidate_path: Path,
-    trained: ModelManifest | None,
     models_dir: Path,
     runs_dir: Path,
     known: Sequence[FinishedRun] = (),
-) -> Opponents:
-    """The runs to compare with for the config's `baseline`: "base", "champion", "none", a run name or a path.
+) -> ComparedRuns:
+    """The candidate with its opponents for the config's `baseline`: "base", "champion", "none", a run name or a path.
 
     The champion, if there is one, is compared in any case, except with "none". Without a champion, "champion"
     means the base model. `known` are runs that were made for this comparison: where they are of the right model and
     rows, no others are searched.
     """
+    trained = training_manifest(candidate_path)
     if baseline == "none":
-        return Opponents(BaseRun(None))
+        return ComparedRuns(candidate_path, None, trained)
     champion = find_champion_run(candidate_path, models_dir, runs_dir, known)
     if baseline == "champion" and champion is not None and champion.path is not None:
-        return Opponents(champion, "champion")
+        return ComparedRuns(candidate_path, champion.path, trained, None, "champion")
     kind: Opponent = "base" if baseline in ("base", "champion") else "run"
     against = (
         find_base_run(candidate_path, trained, runs_dir, known)
         if kind == "base"
-        else BaseRun(locate_run(baseline, runs_dir))
+        else OpponentRun(locate_run(baseline, runs_dir))
     )
+    compared = ComparedRuns(candidate_path, against.path, trained, against.reason, kind)
     if champion is None:
-        return Opponents(against, kind)
-    return Opponents(against, kind, champion.path, champion.reason)
+        return compared
+    return replace(compared, champion_path=champion.path, missing_champion=champion.reason)
 
 
 def find_champion_run(
     candidate_path: Path, models_dir: Path, runs_dir: Path, known: Sequence[FinishedRun] = ()
-) -> BaseRun | None:
+) -> OpponentRun | None:
     """The promoted model's run over the candidate's rows; None when no model is promoted.
 
     Raises ModelLoadError when nobody can say which model is promoted.
@@ -216,15 +242,15 @@ def find_champion_run(
         return None
     name = promoted.run_name
     if not candidate_path.is_dir():
-        return BaseRun(None, f"A file of answers cannot be compared with the champion {name}")
+        return OpponentRun(None, f"A file of answers cannot be compared with the champion {name}")
     directory = models_dir / name
     if not directory.is_dir():
-        return BaseRun(
+        return OpponentRun(
             None, f"The champion {name} is gone from {models_dir}, so nothing can be better than it"
         )
     changed = why_changed(models_dir, promoted)
     if changed is not None:
-        return BaseRun(None, f"{changed[0].upper()}{changed[1:]}, so nothing can be better than it")
+        return OpponentRun(None, f"{changed[0].upper()}{changed[1:]}, so nothing can be better than it")
     candidate, digest = RunDir(candidate_path).read_manifest(), weights_sha256(directory)
 
     def is_of_champion(run: RunManifest) -> bool:
@@ -234,14 +260,14 @@ def find_champion_run(
     runs = search_runs(runs_dir, is_of_champion, known)
     if not runs:
         how = "`tuneproof infer --inferencer.model promoted` on the same rows gives one"
-        return BaseRun(None, f"The champion {name} has no run over these rows; {how}")
+        return OpponentRun(None, f"The champion {name} has no run over these rows; {how}")
 
     def distance(run: FinishedRun) -> tuple[int, bool]:
         """A model that was trained again can have the champion's weights; its own run comes first."""
         is_own = Path(run.manifest.identity.model.model_id).resolve() == directory.resolve()
         return _setting_differences(candidate, run.manifest), not is_own
 
-    return BaseRun(min(runs, key=distance).path)
+    return OpponentRun(min(runs, key=distance).path)
 
 
 def find_and_bring(run: str | Path, runs_dir: str) -> Path:
@@ -251,3 +277,70 @@ def find_and_bring(run: str | Path, runs_dir: str) -> Path:
     path = locate_run(name_within(run), runs.local)
     bring_run(runs, path)
     return path
+
+
+def find_baseline(candidate: RunManifest, settings: InferencerConfig) -> OpponentModel | None:
+    """Find the base of the model that answered; None when that model is no fine-tuned one.
+
+    The run's name holds the start of its run key, so that it changes with the rows
+    and settings, and stays the same for the next model that is compared on the same rows. It answers in the
+    candidate's number format: a full fine-tuning may hold other numbers than its base, and both must have the same.
+    """
+    model_id, revision = _base_of(candidate)
+    if model_id is None:
+        return None
+    opponent, _ = _opponent(candidate, settings, model_id, revision, slug(model_id))
+    return opponent
+
+
+def find_champion(
+    candidate: RunManifest, settings: InferencerConfig, *, models_dir: Path, runs_dir: Path
+) -> OpponentModel | None:
+    """Find the promoted model, and its answers to the candidate's rows with the same settings if they are there.
+
+    None when nothing is promoted. Raises ModelNotFoundError when the promoted model's files are gone, ModelLoadError
+    when they have changed, or when the history of promotions does not agree.
+    """
+    promoted = current_champion(models_dir)
+    if promoted is None:
+        return None
+    model_id = str(models_dir / promoted.run_name)
+    reason = why_incomplete(Path(model_id)) if Path(model_id).is_dir() else "its directory is gone"
+    if reason is not None:
+        raise ModelNotFoundError(
+            f"the promoted model {model_id} cannot be compared: {reason}",
+            "put it back, promote another one (`tuneproof promote RUN --force --reason TEXT`), or set "
+            "pipeline.compare_with_champion = false",
+        )
+    refuse_changed(models_dir, promoted)
+    opponent, identity = _opponent(candidate, settings, model_id, None, slug(promoted.run_name))
+    found = [
+        manifest
+        for run in search_runs(runs_dir, lambda manifest: manifest.run_key == identity.run_key)
+        if (manifest := RunDir(run.path).finished_manifest()) is not None
+    ]
+    # A model that was trained again can have the same weights: the champion's own run comes first.
+    found.sort(key=lambda manifest: manifest.identity.model.model_id != model_id)
+    return replace(opponent, run_name=found[0].run_name, finished=found[0]) if found else opponent
+
+
+def _base_of(candidate: RunManifest) -> tuple[str | None, str | None]:
+    model = candidate.identity.model
+    try:
+        trained = read_manifest(Path(model.model_id))
+    except (ModelNotFoundError, ModelLoadError):
+        return model.base_model_id, None
+    return trained.base_model_id, trained.base_model_revision
+
+
+def _opponent(
+    candidate: RunManifest, settings: InferencerConfig, model_id: str, revision: str | None, name: str
+) -> tuple[OpponentModel, RunIdentity]:
+    """A model that answers the candidate's rows in its number format, and the identity of its run."""
+    from tasks.core.models.loading import ModelSpec, identify
+
+    dtype = candidate.identity.model.dtype
+    model = identify(replace(ModelSpec.of_answering(settings, model_id, revision), dtype=dtype))
+    identity = candidate.identity.model_copy(update={"model": model})
+    run_name = f"{name}-{slug(candidate.dataset_id)}-{identity.run_key[:KEY_LENGTH]}"
+    return OpponentModel(model_id, revision, dtype, run_name), identity
