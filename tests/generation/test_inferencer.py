@@ -21,10 +21,10 @@ from tasks.core.config import Config, load_config
 from tasks.core.errors import ConfigError, DataError, RunKeyMismatchError, RunLockedError, StorageError
 from tasks.core.generation.engines.inflight import InflightEngine
 from tasks.core.records import Message, Prediction
-from tasks.core.report.writing import evaluate_run
 from tasks.core.runs.published import read_predictions
 from tasks.core.runs.run_dir import RunDir
 from tasks.inferencer import Inferencer
+from tests.making.evaluation_runs import evaluate_run
 from tests.making.model_runs import make_run
 from tests.making.rows import first_row
 from tests.making.warm.python import WarmPython
