@@ -22,6 +22,9 @@ from flows.parameters import (
 from flows.server.steady import SteadyFlow
 from tasks.answering import (
     answer_rows,
+    discover_baseline,
+    discover_champion,
+    discover_model,
     is_repeated,
     process_dataset,
     publish_predictions,
@@ -36,7 +39,6 @@ from tasks.core.generation.plan import RunPlan
 from tasks.core.models.trained.registry import data_slug, slug
 from tasks.core.records import RunManifest
 from tasks.core.runs.published import refuse_without_answers
-from tasks.discovery import discover_baseline, discover_champion, discover_model
 from tasks.inferencer import Inferencer
 from tasks.memory_budgets import PrefectBudgetStore
 from tasks.server.devices import held_device

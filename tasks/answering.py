@@ -1,19 +1,20 @@
-"""Test rows to published answers: the Prefect tasks of inference."""
+"""Test rows to published answers, and which models answer them: the Prefect tasks of inference."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from tasks import before_training
-from tasks.core.config import Config
-from tasks.core.errors import TuneproofError
+from tasks.core.config import Config, InferencerConfig
+from tasks.core.errors import ModelNotFoundError, TuneproofError
 from tasks.core.evaluation.noise import repeat_of, why_no_noise
+from tasks.core.evaluation.opponents.run_lookup import OpponentModel, find_baseline, find_champion
 from tasks.core.generation.answering import index_run
 from tasks.core.generation.plan import Answerer, RunPlan
 from tasks.core.generation.runners.choosing import choose_runner
@@ -23,6 +24,7 @@ from tasks.core.records import RunManifest
 from tasks.core.runs.ledger import LedgerIndex
 from tasks.core.runs.progress import GenerationProgress
 from tasks.core.runs.published import read_predictions
+from tasks.core.storage.store import Store
 from tasks.inferencer import Inferencer
 from tasks.mapped_shards import Mapped
 from tasks.server.retrying import RETRIES, RETRY_DELAYS_SECONDS, retry_if_passing
@@ -30,6 +32,9 @@ from tasks.ui.artifacts import show_file, show_sample_predictions
 from tasks.ui.assets import record_predictions
 from tasks.ui.progress import shown_progress
 from tasks.ui.terminal_bar import Show, left_text
+
+if TYPE_CHECKING:
+    from tasks.core.models.trained.discovery import Discovery
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +51,36 @@ _READING: dict[str, Any] = {
 def check_inference(config: Config, *, is_next: bool) -> None:
     """Raise what inference would refuse after the training, see `tasks.before_training`."""
     before_training.check_inference(config, is_next=is_next)
+
+
+@task(**_READING)
+def discover_model(inferencer: Inferencer) -> Discovery:
+    """Find the model that answers; its reason is logged."""
+    return inferencer.discover()
+
+
+@task(**_IN_THIS_PROCESS)
+def discover_baseline(candidate: RunManifest, settings: InferencerConfig) -> OpponentModel | None:
+    """Find the base model of the one that answered; None when it has none."""
+    baseline = find_baseline(candidate, settings)
+    if baseline is None:
+        logger.info("%s is no fine-tuned model: no base to compare with", candidate.identity.model.model_id)
+    return baseline
+
+
+@task(**_IN_THIS_PROCESS)
+def discover_champion(candidate: RunManifest, config: Config) -> OpponentModel | None:
+    """Find the promoted model; None when there is none, or when its files are gone, which the verdict tells."""
+    try:
+        return find_champion(
+            candidate,
+            config.inferencer,
+            models_dir=Store(config.pipeline.models_dir).local,
+            runs_dir=Store(config.pipeline.runs_dir).local,
+        )
+    except ModelNotFoundError as error:
+        logger.warning("%s", error)
+        return None
 
 
 @task(**_READING)

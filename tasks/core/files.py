@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Protocol
 
 from tasks.core.errors import StorageError, first_line
 
@@ -19,6 +20,24 @@ _FAILED_STREAM = re.compile(
     r"PytorchStreamWriter|inline_container|basic_ios|iostream error|unexpected pos \d"
     r"|^Parent directory .* does not exist|^File .* cannot be opened"
 )
+
+
+class Inside:
+    """An attribute of an object with a `path`: the path of this name within it."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __get__(self, place: HasPath, _kind: object = None) -> Path:
+        return place.path / self._name
+
+
+class HasPath(Protocol):
+    """What stands for a folder."""
+
+    @property
+    def path(self) -> Path:
+        """Where it is."""
 
 
 def cache_dir() -> Path:

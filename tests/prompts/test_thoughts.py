@@ -16,7 +16,7 @@ from tasks.core.prompts.thoughts import (
     MarkerPair,
     ThoughtMarkers,
     could_open,
-    prompt_is_inside,
+    open_pair,
     split,
 )
 from tests.conftest import build_tiny_tokenizer
@@ -128,7 +128,7 @@ def test_an_empty_opening_marker_means_that_every_text_begins_inside_its_thought
     markers = ThoughtMarkers.from_setting(["", "</think>"])
     assert split("a</think>4", markers).answer == "4"
     assert split("a", markers).is_cut
-    assert prompt_is_inside("Question?", markers)
+    assert open_pair("Question?", markers) is not None
 
 
 @pytest.mark.parametrize("setting", [["<think>"], ["<think>", ""]])
@@ -161,7 +161,7 @@ def test_whatever_is_thought_and_answered_the_answer_comes_back(thoughts: str, a
     ],
 )
 def test_a_prompt_is_inside_thoughts_when_an_opening_marker_ends_it(prompt: str, inside: bool) -> None:
-    assert prompt_is_inside(prompt, THINK | ThoughtMarkers((HARMONY,))) is inside
+    assert (open_pair(prompt, THINK | ThoughtMarkers((HARMONY,))) is not None) is inside
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,8 @@ import json
 import logging
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -37,6 +38,7 @@ LARGEST_ROW_CHARACTERS = 8_000_000
 """Question, reference and all else of a row together: about two million tokens."""
 MOST_TURNS = 10_000
 _SHOWN_OF_LARGE = 1000
+_BUT_THE_ID = attrgetter(*(field.name for field in fields(Example)[1:]))
 
 
 def examples(
@@ -150,18 +152,8 @@ def _within_turns(example: Example) -> Example:
 
 
 def _with_id(example: Example, row_id: str) -> Example:
-    """The example under its id; written out, since `replace` takes several times as long."""
-    return Example(
-        row_id,
-        example.question,
-        example.system,
-        example.reference,
-        example.messages,
-        example.problem,
-        example.reference_reasoning,
-        example.other_references,
-        example.is_reference_learnt,
-    )
+    """The example under its id; `replace` would take several times as long."""
+    return Example(row_id, *_BUT_THE_ID(example))
 
 
 def _filled(template: QuestionTemplate, cells: Sequence[Any]) -> str:
@@ -236,17 +228,10 @@ def _example(asked: Any, answer: Any, system: Any, reasoning: Any, system_overri
 def _with_reference(example: Example, reference: _Answer) -> Example:
     if not reference.texts:
         return example
-    return Example(
-        "",
-        example.question,
-        example.system,
-        reference.texts[0],
-        example.messages,
-        None,
-        reference.reasoning,
-        reference.texts[1:],
-        reference.is_learnt,
-    )
+    first, *others = reference.texts
+    thoughts, is_learnt = reference.reasoning, reference.is_learnt
+    question, system, messages = example.question, example.system, example.messages
+    return Example("", question, system, first, messages, None, thoughts, tuple(others), is_learnt)
 
 
 def _unusable(asked: Any, system: str | None, reference: _Answer, problem: str) -> Example:

@@ -48,13 +48,6 @@ _PROBE_SYSTEM, _PROBE_USER, PROBE_ANSWER, _PROBE_THOUGHTS = (
 )
 # Where templates look for an assistant's thoughts, the usual name first.
 _THOUGHT_KEYS = ("reasoning_content", "reasoning", "thinking")
-_RESERVED_VARIABLES = {
-    "messages",
-    "add_generation_prompt",
-    "continue_final_message",
-    "tokenize",
-    "chat_template",
-}
 # What an end token that is no special token must look like: `<|im_end|>`, `[/TURN]`, never a word or a line.
 _MARKER_SHAPE = re.compile(r"[<\[|◁\uff5c].*[>\]|▷\uff5c]", re.DOTALL)
 

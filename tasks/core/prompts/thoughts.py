@@ -157,11 +157,6 @@ def open_pair(prompt: str, markers: ThoughtMarkers) -> MarkerPair | None:
     return None
 
 
-def prompt_is_inside(prompt: str, markers: ThoughtMarkers) -> bool:
-    """Whether the rendered prompt ends in open thoughts: with an opening marker, blank lines aside."""
-    return open_pair(prompt, markers) is not None
-
-
 def opens_with(text: str, pair: MarkerPair) -> bool:
     """Whether `text` begins with the opening marker of `pair`, white space aside."""
     begun = text.lstrip()

@@ -65,10 +65,6 @@ class LedgerIndex:
         counts = np.bincount(self.sources[self.offsets != ABSENT], minlength=len(self.paths))
         return {path: int(count) for path, count in zip(self.paths, counts, strict=True)}
 
-    def missing_positions(self) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-        """Positions of the rows the ledger lacks, ascending."""
-        return np.flatnonzero(self.offsets == ABSENT).astype(np.int64)
-
 
 class Ledger:
     """Append-only JSONL file of completions.
@@ -252,8 +248,8 @@ def _named(numbers: Sequence[int], one: str, several: str) -> str:
 def read_lines(index: LedgerIndex) -> Iterator[bytes]:
     """Yield the line of each row in dataset order, from whichever ledger has it, with constant memory.
 
-    Lines are as they were given to be written, without checksum. Every row must be there; see
-    `LedgerIndex.missing_positions`. Raises LedgerCorruptError for a line that was damaged since the index was made.
+    Lines are as they were given to be written, without checksum. Every row must be there.
+    Raises LedgerCorruptError for a line that was damaged since the index was made.
     """
     files: dict[int, BinaryIO] = {}
     try:

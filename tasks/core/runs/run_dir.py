@@ -13,7 +13,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from tasks.core.errors import EvaluationError, RunKeyMismatchError, RunLockedError, first_line
-from tasks.core.files import flush_to_disk, storage_error, write_once
+from tasks.core.files import Inside, flush_to_disk, storage_error, write_once
 from tasks.core.leftovers import remove_leftovers
 from tasks.core.links import refuse_links_out
 from tasks.core.locking import HeldElsewhereError, owned_lock
@@ -37,30 +37,33 @@ class RunDir:
     """Paths of one run. The manifest is written last, so its presence means that the predictions are whole."""
 
     path: Path
+    identity_path = Inside("identity.json")
+    """The settings this directory belongs to."""
+    ledger_path = Inside("ledger.jsonl")
+    """One line per finished row, in the order of finishing."""
+    shards_path = Inside("shards")
+    """Directories of the shards, each with a ledger, sessions and a lock of its own."""
+    fetched_path = Inside("fetched")
+    """What other machines answered, brought here; one directory for each ledger."""
+    sessions_path = Inside("sessions.jsonl")
+    """One line per working session: seconds, engine, memory events."""
+    prompts_path = Inside("prompts.bin")
+    """Scratch file with tokenised prompts; gone after publishing."""
+    predictions_path = Inside("inferencer_output.jsonl")
+    """The published answers in dataset order."""
+    references_path = Inside("reference_likelihoods.jsonl")
+    """Negative log-likelihood that the model gives each reference."""
+    manifest_path = Inside("manifest.json")
+    """What was run with which settings; written last."""
 
     @property
-    def identity_path(self) -> Path:
-        """The settings this directory belongs to."""
-        return self.path / "identity.json"
-
-    @property
-    def ledger_path(self) -> Path:
-        """One line per finished row, in the order of finishing."""
-        return self.path / "ledger.jsonl"
-
-    @property
-    def shards_path(self) -> Path:
-        """Directories of the shards, each with a ledger, sessions and a lock of its own."""
-        return self.path / "shards"
+    def references_seal_path(self) -> Path:
+        """Count and digest of the file of references, written after it: only with it is that file whole."""
+        return seal_path_of(self.references_path)
 
     def shard(self, shard: Shard) -> RunDir:
         """The directory in which one shard of this run works."""
         return RunDir(self.shards_path / shard.name)
-
-    @property
-    def fetched_path(self) -> Path:
-        """What other machines answered, brought here; one directory for each ledger."""
-        return self.path / "fetched"
 
     def parts(self) -> list[RunDir]:
         """Its own directory, those of all shards there are, whatever their count, and what was fetched."""
@@ -86,36 +89,6 @@ class RunDir:
     def ledger_paths(self) -> tuple[Path, ...]:
         """All ledgers of this run: its own, and those of shards of this and of earlier attempts."""
         return tuple(part.ledger_path for part in self.parts() if part.ledger_path.exists())
-
-    @property
-    def sessions_path(self) -> Path:
-        """One line per working session: seconds, engine, memory events."""
-        return self.path / "sessions.jsonl"
-
-    @property
-    def prompts_path(self) -> Path:
-        """Scratch file with tokenised prompts; gone after publishing."""
-        return self.path / "prompts.bin"
-
-    @property
-    def predictions_path(self) -> Path:
-        """The published answers in dataset order."""
-        return self.path / "inferencer_output.jsonl"
-
-    @property
-    def references_path(self) -> Path:
-        """Negative log-likelihood that the model gives each reference."""
-        return self.path / "reference_likelihoods.jsonl"
-
-    @property
-    def references_seal_path(self) -> Path:
-        """Count and digest of the file of references, written after it: only with it is that file whole."""
-        return seal_path_of(self.references_path)
-
-    @property
-    def manifest_path(self) -> Path:
-        """What was run with which settings; written last."""
-        return self.path / "manifest.json"
 
     def read_manifest(self) -> RunManifest:
         """Return the manifest. Raises EvaluationError when the run is not finished or the file is damaged."""
