@@ -13,7 +13,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -124,16 +124,7 @@ def _start_server(place: ServerPlace, environment: dict[str, str]) -> None:
     say(f"starting a Prefect server on port {place.port} …")
     command = ["server", "start", "--host", place.host, "--port", str(place.port)]
     process = _start(place, "server", command, environment, place.own_api_url)
-    deadline = time.monotonic() + START_SECONDS
-    while time.monotonic() < deadline and process.poll() is None:
-        if _is_healthy(place.own_api_url):
-            return
-        time.sleep(0.5)
-    _stop(place, "server")
-    raise ServingError(
-        f"the Prefect server did not start:\n{_tail(place.log_path('server'))}",
-        f"read {place.log_path('server')}, then run the same command again",
-    )
+    _wait_until(lambda: _is_healthy(place.own_api_url), process, place, "server", "the Prefect server")
 
 
 def _refuse_taken_port(place: ServerPlace) -> None:
@@ -184,16 +175,8 @@ def _start_worker(place: ServerPlace, environment: dict[str, str], api_url: str)
     # (Prefect 3.8). The work pool's limit does the same on the server.
     command = ["worker", "start", "--pool", WORK_POOL, "--type", "process"]
     process = _start(place, "worker", command, environment, api_url)
-    deadline = time.monotonic() + START_SECONDS
-    while time.monotonic() < deadline and process.poll() is None:
-        if "started!" in place.log_path("worker").read_text(encoding="utf-8", errors="replace"):
-            return
-        time.sleep(0.2)
-    _stop(place, "worker")
-    raise ServingError(
-        f"the worker did not start:\n{_tail(place.log_path('worker'))}",
-        f"read {place.log_path('worker')}, then run the same command again",
-    )
+    log_path = place.log_path("worker")
+    _wait_until(lambda: "started!" in _read(log_path), process, place, "worker", "the worker")
 
 
 def _start(
@@ -208,6 +191,21 @@ def _start(
     started = Started(pid=process.pid, create_time=psutil.Process(process.pid).create_time(), api_url=api_url)
     write_atomically(place.record_path(name), started.model_dump_json())
     return process
+
+
+def _wait_until(
+    is_ready: Callable[[], bool], process: subprocess.Popen[bytes], place: ServerPlace, name: str, what: str
+) -> None:
+    """Wait for a process that was started. Raises ServingError when it ends before it is ready, or takes too long."""
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline and process.poll() is None:
+        if is_ready():
+            return
+        time.sleep(0.2)
+    _stop(place, name)
+    log_path = place.log_path(name)
+    tail = "\n".join(_read(log_path).splitlines()[-_LOG_TAIL_LINES:])
+    raise ServingError(f"{what} did not start:\n{tail}", f"read {log_path}, then run the same command again")
 
 
 def _running(place: ServerPlace, name: str) -> Started | None:
@@ -251,8 +249,8 @@ def marked(place: ServerPlace) -> Iterator[psutil.Process]:
             continue
 
 
-def _tail(path: Path) -> str:
-    return "\n".join(path.read_text(encoding="utf-8", errors="replace").splitlines()[-_LOG_TAIL_LINES:])
+def _read(path: Path) -> str:
+    return path.read_text(encoding="utf-8", errors="replace")
 
 
 def set_up(wanted: Provisions) -> None:

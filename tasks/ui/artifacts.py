@@ -96,8 +96,7 @@ def show_sample_predictions(run_name: str, predictions: Iterable[Prediction]) ->
         for prediction in shown
     ]
     description = f"First {len(rows)} answers of the run {run_name}"
-    key = artifact_key(f"sample-{run_name}")
-    _show(create_table_artifact, table=rows, key=key, description=description)
+    _show(create_table_artifact, f"sample-{run_name}", description, table=rows)
 
 
 def show_losses(manifest: ModelManifest) -> None:
@@ -106,10 +105,10 @@ def show_losses(manifest: ModelManifest) -> None:
     if not losses:
         return
     rows = [point.model_dump() for point in losses]
-    key, description = artifact_key(f"loss-{run_name}"), f"Training losses of {run_name}{best_text(manifest)}"
-    _show(create_table_artifact, table=rows, key=key, description=description)
-    plot, plot_key = data_uri(loss_plot(losses, manifest.best_step)), artifact_key(f"loss-plot-{run_name}")
-    _show(create_image_artifact, image_url=plot, key=plot_key, description=description)
+    description = f"Training losses of {run_name}{best_text(manifest)}"
+    _show(create_table_artifact, f"loss-{run_name}", description, table=rows)
+    plot = data_uri(loss_plot(losses, manifest.best_step))
+    _show(create_image_artifact, f"loss-plot-{run_name}", description, image_url=plot)
 
 
 def show_prompts(run_name: str, settings: FineTunerConfig) -> None:
@@ -122,34 +121,30 @@ def show_prompts(run_name: str, settings: FineTunerConfig) -> None:
     except TuneproofError as error:  # data that was there at the beginning may be gone after hours
         logger.warning("the prompts could not be shown: %s", error.what)
         return
-    key, told = artifact_key(f"prompts-{run_name}"), f"The first rows that {run_name} learnt"
-    _show(create_markdown_artifact, visible(text), key=key, description=told)
+    _show_text(f"prompts-{run_name}", f"The first rows that {run_name} learnt", text)
 
 
 def show_scores(run_name: str, summary: EvaluationSummary) -> None:
     """Show the scores before and after with their intervals, and the verdict if there is one."""
-    key, text = artifact_key(f"scores-{run_name}"), scores_markdown(summary)
-    _show(create_markdown_artifact, visible(text), key=key, description=summary.answer)
+    _show_text(f"scores-{run_name}", summary.answer, scores_markdown(summary))
     verdict = summary.verdict
     if verdict is not None:
-        key, verdict_text = artifact_key(f"verdict-{run_name}"), verdict_markdown(summary, verdict)
         told = f"{verdict.decision}: {verdict.reasons[0]}" if verdict.reasons else verdict.decision
-        _show(create_markdown_artifact, visible(verdict_text), key=key, description=told)
+        _show_text(f"verdict-{run_name}", told, verdict_markdown(summary, verdict))
 
 
 def show_lineage(summary: EvaluationSummary, directory: Path) -> None:
     """Show where the scores come from: data, model, answers, scores, verdict."""
     run_name = summary.candidate.run_name
-    key, text = artifact_key(f"lineage-{run_name}"), lineage_markdown(summary, directory)
-    description = f"Where the scores of {run_name} come from"
-    _show(create_markdown_artifact, visible(text), key=key, description=description)
+    text = lineage_markdown(summary, directory)
+    _show_text(f"lineage-{run_name}", f"Where the scores of {run_name} come from", text)
 
 
 def show_file(kind: str, run_name: str, path: Path, store: Store | None = None) -> None:
     """Link to a file: at the store's URL, else on the machine that ran the flow."""
     link, place = file_link(path, store)
-    key, text = artifact_key(f"{kind}-{run_name}"), f"{run_name}/{path.name}"
-    _show(create_link_artifact, link, link_text=text, key=key, description=f"{kind}: {place}")
+    text = f"{run_name}/{path.name}"
+    _show(create_link_artifact, f"{kind}-{run_name}", f"{kind}: {place}", link=link, link_text=text)
 
 
 def file_link(path: Path, store: Store | None) -> tuple[str, str]:
@@ -170,8 +165,7 @@ def show_promotion(promotion: Promotion) -> None:
     ]
     lines += [f"Reason given: {promotion.reason}", ""] if promotion.reason else []
     lines += [f"- {reason}" for reason in (verdict.reasons if verdict else ())]
-    key, text = artifact_key("promoted"), "\n".join(lines)
-    _show(create_markdown_artifact, visible(text), key=key, description=f"promoted: {promotion.run_name}")
+    _show_text("promoted", f"promoted: {promotion.run_name}", "\n".join(lines))
 
 
 def verdict_markdown(summary: EvaluationSummary, verdict: Verdict) -> str:
@@ -199,22 +193,15 @@ def _told_once(check: GateCheck) -> str:
 def scores_markdown(summary: EvaluationSummary) -> str:
     """Give the summary as markdown: the finding, one row a metric with what it was compared with, the notes."""
     lines = [f"# {summary.candidate.run_name}", "", summary.answer, ""]
-    compared = [
-        (title, run, comparison)
-        for title, run, comparison in (
-            ("before", summary.baseline, summary.comparison),
-            ("champion", summary.champion, summary.champion_comparison),
-        )
-        if run is not None
-    ]
-    lines += [f"{title.capitalize()}: `{run.run_name}`  " for title, run, _ in compared]
-    changes = ["change" if title == "before" else f"change from {title}" for title, _, _ in compared]
-    columns = ["metric", *(title for title, _, _ in compared), "after" if compared else "score", *changes]
+    compared = summary.opponents
+    lines += [f"{title.capitalize()}: `{run.run_name}`  " for _, title, run, _ in compared]
+    changes = ["change" if title == "before" else f"change from {title}" for _, title, _, _ in compared]
+    columns = ["metric", *(title for _, title, _, _ in compared), "after" if compared else "score", *changes]
     lines += ["", f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     for metric in summary.candidate.metrics:
-        figures = [*(run.metric(metric.name) for _, run, _ in compared), metric]
+        figures = [*(run.metric(metric.name) for _, _, run, _ in compared), metric]
         cells = [label(metric.name), *map(shown_metric, figures)]
-        cells += [_change(comparison, metric) for _, _, comparison in compared]
+        cells += [_change(comparison, metric) for *_, comparison in compared]
         lines.append(f"| {' | '.join(cells)} |")
     interval = f"{percent(summary.settings.confidence)} interval"
     lines += ["", f"{summary.candidate.rows:,} rows; in brackets the {interval}."]
@@ -240,6 +227,11 @@ def _cell(text: str | None) -> str:
     return text if len(text) <= _CELL_LENGTH else f"{text[:_CELL_LENGTH]}…"
 
 
-def _show(create: Callable[..., object], *content: object, **told: object) -> None:
+def _show_text(name: str, description: str, text: str) -> None:
+    _show(create_markdown_artifact, name, description, markdown=visible(text))
+
+
+def _show(create: Callable[..., object], name: str, description: str, **content: object) -> None:
     """Let an artifact be created; a run neither waits for it nor fails because of it."""
-    courier().send("an artifact", partial(create, *content, **told))
+    artifact = partial(create, key=artifact_key(name), description=description, **content)
+    courier().send("an artifact", artifact)

@@ -57,7 +57,7 @@ def record_predictions(run_dir: Path, manifest: RunManifest) -> None:
 
 def record_scores(directory: Path, summary: EvaluationSummary) -> None:
     """Tell that answers were scored, against whose, and with which verdict."""
-    runs = [run for run in (summary.candidate, summary.baseline, summary.champion) if run is not None]
+    runs = [summary.candidate, *(run for _, _, run, _ in summary.opponents)]
     figures: dict[str, Any] = {metric.name: metric.value for metric in summary.candidate.metrics}
     verdict = None if summary.verdict is None else summary.verdict.decision
     _record(

@@ -51,12 +51,9 @@ def show_scores(summary: EvaluationSummary, config: Config, *, run: str | None =
     from tasks.core.evaluation.opponents.run_lookup import locate_run
     from tasks.core.evaluation.wording import percent, shown_metric
 
-    candidate, baseline, champion = summary.candidate, summary.baseline, summary.champion
-    compared = [
-        (name, run) for name, run in (("before", baseline), ("champion", champion)) if run is not None
-    ]
-    columns = ["metric", *(name for name, _ in compared), "after" if compared else "score"]
-    runs = [*(run for _, run in compared), candidate]
+    candidate, compared = summary.candidate, summary.opponents
+    columns = ["metric", *(name for _, name, _, _ in compared), "after" if compared else "score"]
+    runs = [*(run for _, _, run, _ in compared), candidate]
     rows = [
         [metric.name, *(shown_metric(run.metric(metric.name)) for run in runs)]
         for metric in candidate.metrics

@@ -9,19 +9,12 @@ import numpy as np
 
 from tasks.core.errors import EvaluationError
 from tasks.core.metrics.catalogue import family_of, prompt_sha256, resolve
-from tasks.core.metrics.judge.agreement import (
-    FloatArray,
-    Leaning,
-    confusion,
-    leaning,
-    plain_kappa,
-    weighted_kappa,
-)
+from tasks.core.metrics.judge.agreement import Leaning, confusion, leaning, plain_kappa, weighted_kappa
 from tasks.core.metrics.judge.calibration import JudgeCalibration
 from tasks.core.metrics.judge.judge_metrics import ask_rows
 from tasks.core.metrics.judge.judged import PositionBias
 from tasks.core.metrics.judge.labels import LabelFile, LabelledRow
-from tasks.core.metrics.metric import ScoredRun
+from tasks.core.metrics.metric import FloatArray, ScoredRun
 from tasks.core.metrics.models.scoring_models import ScoringModels
 from tasks.core.provenance import now
 from tasks.core.records import Prediction, PredictionMetadata

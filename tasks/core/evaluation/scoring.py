@@ -6,12 +6,12 @@ import hashlib
 import multiprocessing
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -137,13 +137,7 @@ class _Columns:
         self._error_rows = error_rows
         self._metrics = reported(families)
         self._ids: list[str] = []
-        self._questions: list[int] = []
-        self._references: list[int] = []
-        self._errors: list[bool] = []
-        self._truncated: list[bool] = []
-        self._empty: list[bool] = []
-        self._characters: list[int] = []
-        self._cut_in_thoughts: list[bool] = []
+        self._facts: dict[str, list[Any]] = {name: [] for name in _FACTS}
         self._values: dict[str, list[FloatArray]] = {metric.name: [] for metric in self._metrics}
         self._statistics: dict[str, list[FloatArray]] = {metric.name: [] for metric in self._metrics}
         self._reasons: dict[str, list[str | None]] = {metric.name: [] for metric in self._metrics}
@@ -151,13 +145,8 @@ class _Columns:
     def add(self, rows: Sequence[Prediction], batches: Sequence[BatchScores]) -> None:
         errors = np.array([row.error is not None for row in rows])
         self._ids.extend(row.id for row in rows)
-        self._questions.extend(_hash(_asked(row)) for row in rows)
-        self._references.extend(_hash("\0".join(row.references)) for row in rows)
-        self._errors.extend(errors)
-        self._truncated.extend(row.metadata.finish_reason == "length" for row in rows)
-        self._empty.extend(row.error is None and not row.predicted_answer.strip() for row in rows)
-        self._characters.extend(len(row.predicted_answer) for row in rows)
-        self._cut_in_thoughts.extend(row.metadata.is_cut_in_thoughts for row in rows)
+        for name, (_, fact) in _FACTS.items():
+            self._facts[name].extend(map(fact, rows))
         for family, scores in zip(self._families, batches, strict=True):
             for metric in family.metrics:
                 self._add_metric(metric, scores, errors)
@@ -196,13 +185,7 @@ class _Columns:
             values={name: np.concatenate(parts) for name, parts in self._values.items()},
             statistics={name: np.concatenate(parts) for name, parts in self._statistics.items()},
             reasons=self._reasons,
-            questions=np.array(self._questions, dtype=np.uint64),
-            references=np.array(self._references, dtype=np.uint64),
-            errors=np.array(self._errors, dtype=bool),
-            truncated=np.array(self._truncated, dtype=bool),
-            empty=np.array(self._empty, dtype=bool),
-            characters=np.array(self._characters, dtype=np.int64),
-            cut_in_thoughts=np.array(self._cut_in_thoughts, dtype=bool),
+            **{name: np.array(self._facts[name], dtype=kind) for name, (kind, _) in _FACTS.items()},
         )
 
 
@@ -216,3 +199,15 @@ def _hash(text: str) -> int:
     """64 bits of the text's content: Unicode form, blanks and characters without width do not count."""
     content = " ".join(unicodedata.normalize("NFKC", text).translate(_WITHOUT_WIDTH).split())
     return int.from_bytes(hashlib.blake2b(content.encode(errors="surrogatepass"), digest_size=8).digest())
+
+
+# What a table tells of each row besides its scores: the kind of number, and how it is found.
+_FACTS: dict[str, tuple[type, Callable[[Prediction], Any]]] = {
+    "questions": (np.uint64, lambda row: _hash(_asked(row))),
+    "references": (np.uint64, lambda row: _hash("\0".join(row.references))),
+    "errors": (bool, lambda row: row.error is not None),
+    "truncated": (bool, lambda row: row.metadata.finish_reason == "length"),
+    "empty": (bool, lambda row: row.error is None and not row.predicted_answer.strip()),
+    "characters": (np.int64, lambda row: len(row.predicted_answer)),
+    "cut_in_thoughts": (bool, lambda row: row.metadata.is_cut_in_thoughts),
+}

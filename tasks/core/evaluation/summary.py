@@ -296,6 +296,15 @@ class EvaluationSummary(Record):
     library_versions: dict[str, str]
 
     @property
+    def opponents(self) -> tuple[tuple[str, str, RunSummary, Comparison | None], ...]:
+        """The runs that the candidate was compared with: their part, what its column is called, the comparison."""
+        parts = (
+            ("baseline", "before", self.baseline, self.comparison),
+            ("champion", "champion", self.champion, self.champion_comparison),
+        )
+        return tuple((part, name, run, found) for part, name, run, found in parts if run is not None)
+
+    @property
     def without_verdicts(self) -> dict[str, str]:
         """Metrics that a judge or an embedding endpoint was asked for without any result: name -> a reason."""
         found = {}

@@ -82,9 +82,7 @@ def _links(summary: EvaluationSummary) -> list[tuple[str, str, str]]:
             ("test data", f"{run.dataset_id}, {run.rows:,} rows", f"rows `{identity.rows_sha256[:12]}`")
         )
     links.append(_answers("answers", run))
-    for who, other in (("baseline's answers", summary.baseline), ("champion's answers", summary.champion)):
-        if other is not None:
-            links.append(_answers(who, other))
+    links += [_answers(f"{part}'s answers", other) for part, _, other, _ in summary.opponents]
     names = ", ".join(label(metric.name) for metric in run.metrics)
     links.append(("scores", names, f"seed {summary.settings.seed}, {summary.evaluated_at[:16]} UTC"))
     verdict = summary.verdict

@@ -56,14 +56,6 @@ def render(summary: EvaluationSummary, rows: Iterable[RowView]) -> str:
         "losses": [point.model_dump() for point in summary.training.losses] if summary.training else [],
         "hasBaseline": summary.baseline is not None,
     }
-    opponents = [
-        (kind, title, run, comparison)
-        for kind, title, run, comparison in (
-            ("baseline", "Before", summary.baseline, summary.comparison),
-            ("champion", "Champion", summary.champion, summary.champion_comparison),
-        )
-        if run is not None
-    ]
     page = partial(
         render_page,
         "report.html.j2",
@@ -72,7 +64,7 @@ def render(summary: EvaluationSummary, rows: Iterable[RowView]) -> str:
         candidate=summary.candidate,
         baseline=summary.baseline,
         comparison=summary.comparison,
-        opponents=opponents,
+        opponents=summary.opponents,
         verdict=summary.verdict,
         checks_told=count_checks(summary.verdict.checks) if summary.verdict else "",
         overview=json_for_html(overview),

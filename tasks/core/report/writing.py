@@ -9,13 +9,8 @@ from typing import TYPE_CHECKING
 
 from tasks.core.errors import EvaluationError
 from tasks.core.evaluation.evaluate import evaluation_files, score_run
-from tasks.core.evaluation.outputs import (
-    EvaluationFiles,
-    read_summary,
-)
-from tasks.core.evaluation.summary import (
-    EvaluationSummary,
-)
+from tasks.core.evaluation.outputs import EvaluationFiles, read_summary
+from tasks.core.evaluation.summary import EvaluationSummary
 from tasks.core.metrics.models.scoring_models import ScoringModels
 from tasks.core.records import ModelManifest
 from tasks.core.report.report import write_report
@@ -26,16 +21,12 @@ if TYPE_CHECKING:
     from tasks.core.config import EvaluatorConfig
 
 
-def report_run(candidate_dir: Path) -> EvaluationFiles:
-    """Write `report.html` and the spreadsheet from the files that `score_run` left."""
-    return write_reports(evaluation_files(candidate_dir))
-
-
-def write_reports(files: EvaluationFiles) -> EvaluationFiles:
-    """The same for an evaluation whose files lie elsewhere.
+def report_run(candidate_dir: Path, files: EvaluationFiles | None = None) -> EvaluationFiles:
+    """Write `report.html` and the spreadsheet from the files that `score_run` left, which may lie elsewhere.
 
     Raises EvaluationError when there are no scores, or answers, scores and summary are not of one evaluation.
     """
+    files = files or evaluation_files(candidate_dir)
     summary = read_summary(files.summary_path)
     predictions_path = files.directory / summary.candidate.predictions_path
     baseline_path = files.directory / summary.baseline.predictions_path if summary.baseline else None
@@ -92,4 +83,4 @@ def compare_runs(
     name = before_path.stem if before_path.is_file() else before_path.resolve().name
     files = EvaluationFiles(directory or evaluation_files(after_path).directory / f"compared-with-{name}")
     summary = score_run(after_path, before_path, config, model_manifest, files=files, models=models)
-    return summary, write_reports(files)
+    return summary, report_run(after_path, files)

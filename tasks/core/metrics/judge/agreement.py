@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from math import atanh, tanh
 
 import numpy as np
-from numpy.typing import NDArray
 
-FloatArray = NDArray[np.float64]
+from tasks.core.metrics.metric import FloatArray
+
 _PSEUDO_WEIGHT = 0.5
 _MOST_LEVELS = 7
 _BINS = 5
