@@ -65,7 +65,6 @@ class ScoreTable:
         return len(self.ids)
 
     def metric(self, name: str) -> Metric:
-        """The metric of that name."""
         return next(metric for metric in self.metrics if metric.name == name)
 
 

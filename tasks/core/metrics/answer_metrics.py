@@ -138,7 +138,6 @@ class PatternScore:
         self._timeouts = 0
 
     def __call__(self, rows: Sequence[Prediction]) -> BatchScores:
-        """Score a batch."""
         values = np.full(len(rows), np.nan)
         reasons: list[str | None] = [None] * len(rows)
         for i, row in enumerate(rows):

@@ -39,7 +39,6 @@ def models_by_name() -> dict[str, tuple[ScoringModel, ...]]:
 
 
 def family_of(name: str) -> MetricFamily | None:
-    """The family of that name."""
     return next((family for family in available() if family.name == name), None)
 
 

@@ -175,7 +175,6 @@ class Pairwise:
     undecided: str = NO_REFERENCE
 
     def __call__(self, rows: Sequence[Prediction]) -> BatchScores:
-        """Score a batch."""
         values = np.full(len(rows), np.nan)
         reasons: list[str | None] = [None] * len(rows)
         for i, row in enumerate(rows):
@@ -229,7 +228,6 @@ class Unpaired:
     metric: str
 
     def __call__(self, rows: Sequence[Prediction]) -> BatchScores:
-        """Score nothing."""
         return BatchScores({self.metric: np.full(len(rows), np.nan)}, [NO_PARTNER] * len(rows))
 
 
@@ -240,7 +238,6 @@ class NeedsModels:
     name: str
 
     def __call__(self, rows: Sequence[Prediction]) -> BatchScores:
-        """Raise EvaluationError."""
         raise EvaluationError(
             f"the metric {self.name!r} needs a model",
             "score through Evaluator, which has the settings for it",

@@ -72,7 +72,6 @@ class TokenMatchScore:
     sources: Sources
 
     def __call__(self, rows: Sequence[Prediction]) -> BatchScores:
-        """Match a batch at once."""
         values = np.full(len(rows), np.nan)
         reasons: list[str | None] = [NO_REFERENCE if row.ground_truth is None else None for row in rows]
         row_of_pair = row_of_reference(rows)

@@ -206,7 +206,6 @@ class EndpointJudge:
 
     @property
     def endpoint(self) -> str:
-        """Address of the endpoint."""
         return str(self._client.base_url).rstrip("/")
 
     @property

@@ -169,5 +169,4 @@ class Judge:
         )
 
     def close(self) -> None:
-        """Close the file of replies."""
         self._store.close()

@@ -111,7 +111,6 @@ class FactualScore:
     sources: Sources
 
     def __call__(self, rows: Sequence[Prediction]) -> BatchScores:
-        """Judge a batch."""
         values, reasons, judged = _start(rows, with_reference=True)
         prompts = {
             i: [factual_prompt(rows[i].question, rows[i].predicted_answer, rows[i].references)]
@@ -200,7 +199,6 @@ class CorrectnessScore:
     sources: Sources
 
     def __call__(self, rows: Sequence[Prediction]) -> BatchScores:
-        """Judge and embed a batch."""
         facts = FactualScore(self.sources)(rows)
         meaning = SimilarityScore(self.sources)(rows)
         values = (
@@ -247,7 +245,6 @@ class PreferenceScore:
     sources: Sources
 
     def __call__(self, pairs: Sequence[tuple[Prediction, Prediction]]) -> BatchScores:
-        """Judge a batch."""
         values, reasons = np.full(len(pairs), PREFERENCE.middle), cast(list[str | None], [None] * len(pairs))
         prompts = {
             i: _preference_prompts(

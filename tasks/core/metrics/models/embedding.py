@@ -61,7 +61,6 @@ class LocalEmbedder:
         self._texts = 0
 
     def check(self) -> None:
-        """See Embedder."""
         if importlib.util.find_spec("sentence_transformers") is None:
             raise EvaluationError("sentence-transformers is not installed", _INSTALL)
         if self._model_id is None:
@@ -138,7 +137,6 @@ class EndpointEmbedder:
         self._unanswered, self._trouble = 0, ""
 
     def check(self) -> None:
-        """See Embedder."""
         _ = self._client
 
     @cached_property
@@ -236,7 +234,6 @@ class EndpointEmbedder:
         )
 
     def close(self) -> None:
-        """Close the file of vectors."""
         self._store.close()
 
 

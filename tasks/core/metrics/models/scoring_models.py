@@ -155,7 +155,6 @@ class ScoringModels:
         return self.__dict__["embedder"].usage() if "embedder" in self.__dict__ else None
 
     def close(self) -> None:
-        """Close the files of replies."""
         for name in ("judge", "embedder"):
             if name in self.__dict__:
                 self.__dict__[name].close()
