@@ -135,7 +135,7 @@ def _show_results(
         show_file("predictions", candidate.run_name, predictions_path, runs)
     if evaluation is None:
         return
-    path = Evaluator(config).find_runs().candidate_path if candidate is None else _run_path(config, candidate)
+    path = Evaluator(config).candidate_path() if candidate is None else _run_path(config, candidate)
     files = evaluation_files(path)
     show_scores(evaluation.candidate.run_name, evaluation)
     show_file("report", evaluation.candidate.run_name, files.report_path, runs)

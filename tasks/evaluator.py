@@ -93,7 +93,7 @@ class Evaluator:
         if self._found is None:
             runs_dir, models = self.runs.local, Store(self.config.pipeline.models_dir)
             bring_manifests(self.runs)
-            candidate = self._candidate_path(runs_dir)
+            candidate = self.candidate_path()
             bring_run(self.runs, candidate)
             if candidate.parent == runs_dir and candidate.is_dir():
                 refuse_links_out(candidate)
@@ -109,8 +109,9 @@ class Evaluator:
             self._found = found
         return self._found
 
-    def _candidate_path(self, runs_dir: Path) -> Path:
-        """The named run, else the evaluator's, else the inferencer's, else the newest one."""
+    def candidate_path(self) -> Path:
+        """The named run, else the evaluator's, else the inferencer's, else the newest one, of those that are here."""
+        runs_dir = self.runs.local
         if self._run is not None:
             return locate_run(name_within(self._run), runs_dir)
         for section in (self.config.evaluator, self.config.inferencer):
@@ -174,7 +175,7 @@ class Evaluator:
         if self.runs.is_remote:
             return
         if candidate:
-            _check_readable(self._candidate_path(self.runs.local))
+            _check_readable(self.candidate_path())
         baseline = str(self._baseline or self.settings.baseline)
         if baseline not in NAMELESS_OPPONENTS and not is_url(baseline):
             _check_readable(locate_run(baseline, self.runs.local))

@@ -14,7 +14,7 @@ import numpy as np
 from tasks.core.config import with_overrides
 from tasks.core.errors import EvaluationError
 from tasks.core.evaluation.figures import TIE, rounded
-from tasks.core.evaluation.gate.inputs import NoiseFloor
+from tasks.core.evaluation.gate.case import NoiseFloor
 from tasks.core.evaluation.scoring import ScoreTable
 from tasks.core.generation.engines.base import exact_in_float32
 from tasks.core.generation.engines.choosing import engine_classes

@@ -3,20 +3,64 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
-from tasks.core.evaluation.summary import GateCheck, MetricComparison, Opponent
+from tasks.core.evaluation.summary import (
+    Challenge,
+    Comparison,
+    GateCheck,
+    MetricComparison,
+    Opponent,
+    OverlapSummary,
+    RunSummary,
+)
 from tasks.core.evaluation.wording import is_share, label, percent, shown, shown_difference
+from tasks.core.metrics.judge.calibration import JudgeStanding
 
 if TYPE_CHECKING:
     from tasks.core.config import GateConfig
-    from tasks.core.evaluation.gate.inputs import GateInputs
 
 Outcome = Literal["passed", "failed", "undecided", "skipped"]
 _NAMES: dict[Opponent, str] = {"base": "the base model", "champion": "the champion", "run": "the baseline"}
+
+
+@dataclass(frozen=True, slots=True)
+class NoiseFloor:
+    """How far answers of the same model, given again in other batches, differ on the primary metric.
+
+    `value` is the mean absolute difference of the rows' scores; `rows` were answered twice, `changed` differ.
+    `reason` says why it is known without a measurement, or not known (`value` None).
+    """
+
+    value: float | None
+    rows: int = 0
+    changed: int = 0
+    reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class GateInputs:
+    """Everything that the gate looks at. `comparison` is candidate against `opponent`.
+
+    `missing_champion` says why a champion that exists could not be compared. `overlap` is None with a reason
+    where it could not be looked for. `same_template` is None where the training is not known. `challenge` is None
+    where nobody counts them. `judges` says for each judged metric whether it may decide.
+    """
+
+    candidate: RunSummary
+    opponent: RunSummary
+    comparison: Comparison
+    against: Opponent
+    confidence: float
+    noise: NoiseFloor
+    overlap: OverlapSummary | str
+    same_template: bool | None = None
+    missing_champion: str | None = None
+    challenge: Challenge | None = None
+    judges: Sequence[JudgeStanding] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,14 +10,13 @@ from tasks.core.evaluation import statistics as stats
 from tasks.core.evaluation.gate import evidence_checks as evidence
 from tasks.core.evaluation.gate import metric_checks as metrics
 from tasks.core.evaluation.gate import origin_checks as origin
-from tasks.core.evaluation.gate.case import Case, Finding, Found, Tested
+from tasks.core.evaluation.gate.case import Case, Finding, Found, GateInputs, Tested
 from tasks.core.evaluation.summary import MetricComparison
 from tasks.core.evaluation.wording import is_share, label
 from tasks.core.metrics.metric import Metric
 
 if TYPE_CHECKING:
     from tasks.core.config import GateConfig
-    from tasks.core.evaluation.gate.inputs import GateInputs
 
 CHECKS: tuple[Callable[[Case], Found], ...] = (
     metrics.primary_metric,

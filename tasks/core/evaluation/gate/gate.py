@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tasks.core.errors import EvaluationError
+from tasks.core.evaluation.gate.case import GateInputs, NoiseFloor
 from tasks.core.evaluation.gate.checks import case_of, findings, notes
-from tasks.core.evaluation.gate.inputs import GateInputs, NoiseFloor
 from tasks.core.evaluation.gate.metric_checks import is_same_model
 from tasks.core.evaluation.nights import ChallengeBook, challenge_of, look_at
 from tasks.core.evaluation.scoring import ScoreTable
