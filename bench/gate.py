@@ -19,8 +19,8 @@ from scipy.stats import binomtest
 from tasks.core.config import GateConfig
 from tasks.core.evaluation.comparison import compare_tables
 from tasks.core.evaluation.figures import summarize_metrics
+from tasks.core.evaluation.gate.case import GateInputs, NoiseFloor
 from tasks.core.evaluation.gate.gate import decide
-from tasks.core.evaluation.gate.inputs import GateInputs, NoiseFloor
 from tasks.core.evaluation.scoring import ScoreTable
 from tasks.core.evaluation.summary import Decision, EvaluationSettings, RunSummary
 from tasks.core.metrics.metric import FloatArray, Metric

@@ -18,8 +18,8 @@ from tasks.core.data.columns import ColumnMapping, examples
 from tasks.core.errors import EvaluationError
 from tasks.core.evaluation.comparison import compare_tables
 from tasks.core.evaluation.contamination import training_overlap
+from tasks.core.evaluation.gate.case import GateInputs, NoiseFloor
 from tasks.core.evaluation.gate.gate import decide, primary_of
-from tasks.core.evaluation.gate.inputs import GateInputs, NoiseFloor
 from tasks.core.evaluation.summary import EvaluationSummary, OverlapSummary, Verdict
 from tasks.core.metrics.catalogue import reported, resolve
 from tasks.core.metrics.metric import FloatArray, Metric
