@@ -53,9 +53,11 @@ down: ## end what `make up` started
 demo: $(INSTALLED) ## fine-tune a small real model, test it before and after, write the report
 	@$(QUIET_ENV) $(BIN)/tuneproof demo
 
+# Each file is run by one worker: what its tests share is made once. tests/conftest.py puts the long files first. The
+# hundreds of processes that the tests start should not compile the project each, wherever a shell forbids to keep that.
 test: $(INSTALLED) ## run all tests
-	$(QUIET_ENV) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist worksteal \
-		--durations 10 $(PYTEST_ARGS)
+	$(QUIET_ENV) OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest \
+		-n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder --durations 10 $(PYTEST_ARGS)
 
 # As on a processor with AVX2 only: what depends on the processor must be right on both kinds.
 test-avx2: $(INSTALLED) ## run the tests that depend on the processor, with its newer instructions hidden

@@ -27,6 +27,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 import pytest  # noqa: E402
 from hypothesis import HealthCheck, settings  # noqa: E402
 
+from tests.making.prefect_api import prefect_api, prefect_server  # noqa: E402, F401
+
 # A busy machine is no fault, and what fails fails for everyone.
 settings.register_profile(
     "everywhere", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True
@@ -117,6 +119,14 @@ def build_tiny_model(tokenizer: Any, *, seed: int = 0, **config: Any) -> Any:
         torch.manual_seed(seed)
         model = LlamaForCausalLM(LlamaConfig(**{**settings, **config}))
     return model.eval().requires_grad_(False)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests come first: workers that take file by file then end at about the same time."""
+    slow = {
+        item.path for item in items if item.get_closest_marker("slow") or item.get_closest_marker("server")
+    }
+    items.sort(key=lambda item: item.path not in slow)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -23,6 +23,8 @@ FAR_TOO_MANY_TOKENS = 10**9
 # Few weights and a large cache: so many tokens fill a card, whatever its size.
 TOKENS_THAT_FILL = 100_000
 PROMPT_TOKENS, ANSWER_TOKENS = 1000, 24
+# A rehearsal fills memory with prompts too; each further token would only read it all again.
+REHEARSED_ANSWER_TOKENS = 4
 # On the CPU the process may take so much more than it has: below about 500 MiB native code crashes instead.
 CPU_HEADROOM_BYTES = 600 * 2**20
 LEFT_FOR_TRAINING_BYTES = 5 * 2**30
@@ -67,7 +69,7 @@ def _answered(model: LoadedModel, asked: list[Request], store: BudgetStore) -> _
     from tasks.core.records import GenerationSettings
 
     budget = starting_budget(model, batch_size=len(asked), max_batch_tokens=FAR_TOO_MANY_TOKENS, store=store)
-    engine = InflightEngine(model, GenerationSettings(max_new_tokens=ANSWER_TOKENS))
+    engine = InflightEngine(model, GenerationSettings(max_new_tokens=asked[0].max_new_tokens))
     rows = generate_all(engine, queue_of(asked), budget, device=model.device)
     reasons = {row.position: row.finish_reason for row in rows}
     remember_budget(model, budget, store)
@@ -98,7 +100,7 @@ def _hungry(bench: Bench) -> tuple[LoadedModel, list[Request]]:
             "head_dim": 256,
         }
         model = models.random_llama(bench, "float32", **shape)
-        return model, _equally_long(24, 150)
+        return model, _equally_long(24, 170, REHEARSED_ANSWER_TOKENS)
     layers = max(4, min(64, _free_bytes(bench) // TOKENS_THAT_FILL // (2 * 2 * 32 * 128)))
     shape = {
         "hidden_size": 512, "intermediate_size": 1024, "num_hidden_layers": layers, "num_attention_heads": 32,
@@ -106,15 +108,17 @@ def _hungry(bench: Bench) -> tuple[LoadedModel, list[Request]]:
     }  # fmt: skip
     model = models.random_llama(bench, "bfloat16", **shape)
     tokens = 1.6 * _free_bytes(bench) / cache_bytes_per_token(model.model)
-    return model, _equally_long(int(tokens / (PROMPT_TOKENS + ANSWER_TOKENS)) + 1, PROMPT_TOKENS)
+    return model, _equally_long(
+        int(tokens / (PROMPT_TOKENS + ANSWER_TOKENS)) + 1, PROMPT_TOKENS, ANSWER_TOKENS
+    )
 
 
-def _equally_long(count: int, tokens: int) -> list[Request]:
+def _equally_long(count: int, tokens: int, answer_tokens: int) -> list[Request]:
     from tasks.core.generation.batching import Request
 
     return [
         Request(
-            place, f"row-{place}", tuple(4 + (place + 7 * at) % 390 for at in range(tokens)), ANSWER_TOKENS
+            place, f"row-{place}", tuple(4 + (place + 7 * at) % 390 for at in range(tokens)), answer_tokens
         )
         for place in range(count)
     ]
@@ -206,7 +210,7 @@ def _child_dies(bench: Bench) -> Iterator[Row]:
 
 def _training(bench: Bench) -> Iterator[Row]:
     """A batch far too large for what a neighbour leaves: the step is cut in pieces."""
-    rows_at_once = 256
+    rows_at_once = 128 if bench.tiny else 256
     rows_path = models.training_rows(bench, "long-rows", rows_at_once, words=1000 if bench.tiny else 200)
     settings: dict[str, Any] = {"device_train_batch_size": rows_at_once, "max_sequence_length": 700}
     if not bench.on_gpu:  # libraries are loaded before the process's address space is limited

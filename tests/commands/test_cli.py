@@ -5,7 +5,6 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -275,39 +274,31 @@ def test_ask_prints_an_answer(folder: Path, tiny_model_dir: Path) -> None:
 # Whole commands, with the flows on Prefect's local server
 
 
-@pytest.fixture(scope="module")
-def api_url() -> Iterator[str]:
-    """A Prefect server, for tests of several commands: each would start one of its own, which takes seconds."""
-    from prefect.settings import PREFECT_API_URL
-    from prefect.testing.utilities import prefect_test_harness
-
-    with prefect_test_harness(server_startup_timeout=120):
-        yield str(PREFECT_API_URL.value())
-
-
 @pytest.mark.server
 def test_infer_then_evaluate_print_files_and_scores_and_the_second_infer_generates_nothing(
-    folder: Path, tiny_model_dir: Path, api_url: str
+    folder: Path, tiny_model_dir: Path, prefect_server: str
 ) -> None:
     model = ("--inferencer.model", str(tiny_model_dir))
-    first = tuneproof(folder, "infer", *model, PREFECT_API_URL=api_url)
+    first = tuneproof(folder, "infer", *model, PREFECT_API_URL=prefect_server)
     assert first.returncode == 0, first.stderr
     assert "inferencer_output.jsonl (6 rows)" in first.stdout
     predictions = next((folder / "runs").glob("*/inferencer_output.jsonl"))
     content = predictions.read_bytes()
 
-    second = tuneproof(folder, "infer", *model, PREFECT_API_URL=api_url)
+    second = tuneproof(folder, "infer", *model, PREFECT_API_URL=prefect_server)
     assert second.returncode == 0
     assert "nothing to generate" in second.stderr
     assert predictions.read_bytes() == content
 
-    other = tuneproof(folder, "infer", *model, "--inferencer.max-new-tokens", "9", PREFECT_API_URL=api_url)
+    other = tuneproof(
+        folder, "infer", *model, "--inferencer.max-new-tokens", "9", PREFECT_API_URL=prefect_server
+    )
     assert other.returncode == 2
     assert "max_new_tokens: 8 -> 9" in other.stderr
     assert "Traceback" not in other.stderr
     assert predictions.read_bytes() == content
 
-    scored = tuneproof(folder, "evaluate", PREFECT_API_URL=api_url)
+    scored = tuneproof(folder, "evaluate", PREFECT_API_URL=prefect_server)
     assert scored.returncode == 0, scored.stderr
     assert "exact_match" in scored.stdout
     report = scored.stdout.rsplit("report: ", 1)[-1].strip()
@@ -328,9 +319,9 @@ def test_the_pipeline_ends_with_scores_before_and_after(folder: Path) -> None:
 
 
 @pytest.mark.server
-def test_a_phase_that_fails_ends_the_command_with_its_exit_code(folder: Path, api_url: str) -> None:
+def test_a_phase_that_fails_ends_the_command_with_its_exit_code(folder: Path, prefect_server: str) -> None:
     (folder / "train.jsonl").write_text('{"question": "torn')
-    done = tuneproof(folder, "pipeline", PREFECT_API_URL=api_url)
+    done = tuneproof(folder, "pipeline", PREFECT_API_URL=prefect_server)
     assert done.returncode == 2
     assert "train.jsonl" in done.stderr
     assert "Traceback" not in done.stderr
@@ -403,7 +394,7 @@ def test_the_module_and_the_installed_command_are_the_same(tmp_path: Path) -> No
 
 @pytest.mark.server
 def test_a_run_of_nothing_but_errors_is_published_and_ends_with_exit_code_2(
-    folder: Path, model_copy: Path, api_url: str
+    folder: Path, model_copy: Path, prefect_server: str
 ) -> None:
     from safetensors.torch import load_file, save_file
 
@@ -411,7 +402,7 @@ def test_a_run_of_nothing_but_errors_is_published_and_ends_with_exit_code_2(
     weights["model.norm.weight"][0] = float("nan")
     save_file(weights, model_copy / "model.safetensors", metadata={"format": "pt"})
     chosen = (f"--inferencer.model={model_copy}", "--inferencer.run-name=run")
-    done = tuneproof(folder, "infer", *chosen, PREFECT_API_URL=api_url)
+    done = tuneproof(folder, "infer", *chosen, PREFECT_API_URL=prefect_server)
     assert done.returncode == 2
     assert "all 6 rows of run ended in an error: the model's logits are NaN at new token 1" in done.stderr
     assert "model.norm.weight" in done.stderr and "Traceback" not in done.stderr

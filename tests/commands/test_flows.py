@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import time
-from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import httpx
@@ -17,16 +17,9 @@ from tasks.core.config import load_config
 from tasks.core.errors import ConfigError, DataError, EvaluationError, RunKeyMismatchError, StorageError
 from tasks.server.retrying import is_passing
 
+pytestmark = pytest.mark.usefixtures("prefect_api")
+
 QUESTIONS = 6
-
-
-@pytest.fixture(scope="module", autouse=True)
-def prefect_api() -> Iterator[None]:
-    """A Prefect API of its own with an empty database, for all tests of this file."""
-    from prefect.testing.utilities import prefect_test_harness
-
-    with prefect_test_harness(server_startup_timeout=120):
-        yield
 
 
 @pytest.fixture
@@ -76,13 +69,17 @@ def logs_with(expected: str) -> str:
             time.sleep(0.2)
 
 
-def artifacts() -> dict[str, str]:
+def artifacts(since: datetime) -> dict[str, str]:
     """Type of each artifact by key."""
     from prefect.client.orchestration import get_client
 
     with get_client(sync_client=True) as client:
-        found = client._client.post("/artifacts/filter", json={"limit": 200}).json()
-    return {artifact["key"]: artifact["type"] for artifact in found}
+        found = client._client.post("/artifacts/filter", json={"limit": 200, "sort": "CREATED_DESC"}).json()
+    return {
+        artifact["key"]: artifact["type"]
+        for artifact in found
+        if datetime.fromisoformat(artifact["created"]) >= since
+    }
 
 
 def test_infer_answers_every_row_and_shows_sample_progress_and_file(
@@ -90,10 +87,11 @@ def test_infer_answers_every_row_and_shows_sample_progress_and_file(
 ) -> None:
     from flows.inference import infer
 
+    began = datetime.now(UTC)
     manifest = infer(str(settings), model=str(tiny_model_dir), run_name="First Run".replace(" ", "_"))
     published = Path("runs/First_Run/inferencer_output.jsonl").read_text().splitlines()
     assert (manifest.row_count, len(published)) == (QUESTIONS, QUESTIONS)
-    shown = artifacts()
+    shown = artifacts(began)
     assert shown["sample-first-run"] == "table"
     assert shown["predictions-first-run"] == "markdown"  # how Prefect stores links
     assert shown["generation-first-run"] == shown["reference-scores-first-run"] == "progress"
@@ -135,6 +133,7 @@ def test_infer_refuses_to_mix_and_its_log_says_what_differs_without_a_traceback(
 def test_the_pipeline_trains_answers_before_and_after_and_compares(settings: Path, events: list[str]) -> None:
     from flows.pipeline import finetune_infer_evaluate
 
+    began = datetime.now(UTC)
     result = finetune_infer_evaluate(str(settings))
     assert all(name.startswith("tuneproof.pipeline.") for name in events)  # so nothing is started twice
     assert result.trained is not None and result.candidate is not None and result.baseline is not None
@@ -147,7 +146,7 @@ def test_the_pipeline_trains_answers_before_and_after_and_compares(settings: Pat
     assert result.evaluation.comparison.paired_rows == QUESTIONS
     assert result.evaluation.training is not None
     assert (Path("runs") / result.candidate.run_name / "report.html").is_file()
-    shown, run_name = artifacts(), result.candidate.run_name
+    shown, run_name = artifacts(began), result.candidate.run_name
     assert {shown[f"{kind}-{run_name}"] for kind in ("scores", "verdict", "lineage")} == {"markdown"}
     assert (shown["loss-tuned"], shown["loss-plot-tuned"]) == ("table", "image")
     # The base answered last, yet an evaluation that names no run is of the fine-tuned model.

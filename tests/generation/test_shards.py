@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -275,14 +275,6 @@ def test_time_that_shards_spend_side_by_side_counts_once() -> None:
 # --- under Prefect
 
 
-@pytest.fixture(scope="module")
-def prefect_api() -> Iterator[None]:
-    from prefect.testing.utilities import prefect_test_harness
-
-    with prefect_test_harness(server_startup_timeout=120):
-        yield
-
-
 def infer_in_flow(overrides: dict[str, Any], **more: Any) -> RunManifest:
     from flows.inference import infer
 
@@ -316,7 +308,7 @@ def kill_a_worker(cluster: Any, run: RunDir, killed: list[int]) -> None:
 
 
 def test_mapped_tasks_in_threads_and_in_a_process_pool_give_the_same_file(
-    prefect_api: None, overrides: dict[str, Any], whole: list[dict[str, Any]], tmp_path: Path
+    prefect_api: str, overrides: dict[str, Any], whole: list[dict[str, Any]], tmp_path: Path
 ) -> None:
     before = shard_task_runs()
     infer_in_flow(overrides, num_shards=2)
@@ -331,7 +323,7 @@ def test_mapped_tasks_in_threads_and_in_a_process_pool_give_the_same_file(
 
 @pytest.mark.parametrize(("runner", "count"), [("processes", 1), ("processes", 2), ("dask", 1), ("dask", 5)])
 def test_processes_and_a_local_dask_cluster_of_two_workers_give_the_file_of_one_process(
-    prefect_api: None, overrides: dict[str, Any], whole: list[dict[str, Any]], runner: str, count: int
+    prefect_api: str, overrides: dict[str, Any], whole: list[dict[str, Any]], runner: str, count: int
 ) -> None:
     if runner == "dask":
         pytest.importorskip("distributed")
@@ -343,7 +335,7 @@ def test_processes_and_a_local_dask_cluster_of_two_workers_give_the_file_of_one_
 
 
 def test_each_worker_of_a_local_dask_cluster_has_a_gpu_of_its_own(
-    prefect_api: None,
+    prefect_api: str,
     overrides: dict[str, Any],
     whole: list[dict[str, Any]],
     monkeypatch: pytest.MonkeyPatch,
@@ -366,7 +358,7 @@ def test_each_worker_of_a_local_dask_cluster_has_a_gpu_of_its_own(
     ids=["threads", "threads with a child", "processes"],
 )
 def test_a_cancelled_run_ends_in_the_middle_of_its_shards_and_keeps_their_rows(
-    prefect_api: None, overrides: dict[str, Any], more: dict[str, Any]
+    prefect_api: str, overrides: dict[str, Any], more: dict[str, Any]
 ) -> None:
     run, over = run_of(overrides), threading.Event()
 
@@ -390,7 +382,7 @@ def test_a_cancelled_run_ends_in_the_middle_of_its_shards_and_keeps_their_rows(
 
 
 def test_a_local_ray_gives_the_file_of_one_process(
-    prefect_api: None, overrides: dict[str, Any], whole: list[dict[str, Any]]
+    prefect_api: str, overrides: dict[str, Any], whole: list[dict[str, Any]]
 ) -> None:
     pytest.importorskip("prefect_ray")
     infer_in_flow(overrides, num_shards=2, shard_runner="ray")
@@ -421,12 +413,13 @@ def shard_task_runs() -> Counter[str]:
     from prefect.client.orchestration import get_client
 
     with get_client(sync_client=True) as client:
-        found = client._client.post("/task_runs/filter", json={"limit": 200}).json()
-    return Counter(run["name"] for run in found if run["state_type"] == "COMPLETED" and "-of-" in run["name"])
+        chosen = {"name": {"like_": "-of-"}, "state": {"type": {"any_": ["COMPLETED"]}}}
+        found = client._client.post("/task_runs/filter", json={"limit": 200, "task_runs": chosen}).json()
+    return Counter(run["name"] for run in found)
 
 
 def test_a_killed_worker_of_a_local_dask_cluster_costs_one_batch_at_most(
-    prefect_api: None, overrides: dict[str, Any], whole: list[dict[str, Any]]
+    prefect_api: str, overrides: dict[str, Any], whole: list[dict[str, Any]]
 ) -> None:
     distributed = pytest.importorskip("distributed")
     run = run_of(overrides)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -56,14 +55,11 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="module")
-def story(data: dict[str, Path], tiny_model_dir: Path) -> Iterator[dict[str, PipelineResult]]:
+def story(data: dict[str, Path], tiny_model_dir: Path, prefect_api: str) -> dict[str, PipelineResult]:
     """The pipeline, run once for each model in turn."""
-    from prefect.testing.utilities import prefect_test_harness
-
     from flows.pipeline import finetune_infer_evaluate
 
-    with prefect_test_harness(server_startup_timeout=120):
-        yield {name: finetune_infer_evaluate(settings(data, name, tiny_model_dir)) for name in RUNS}
+    return {name: finetune_infer_evaluate(settings(data, name, tiny_model_dir)) for name in RUNS}
 
 
 def settings(data: dict[str, Path], name: str, base: Path) -> Config:

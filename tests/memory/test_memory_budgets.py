@@ -17,12 +17,12 @@ from tasks.memory_budgets import VARIABLE, PrefectBudgetStore
 pytestmark = pytest.mark.server
 
 
-@pytest.fixture(scope="module", autouse=True)
-def prefect_api() -> Iterator[None]:
-    from prefect.testing.utilities import prefect_test_harness
-
-    with prefect_test_harness(server_startup_timeout=120):
-        yield
+@pytest.fixture(autouse=True)
+def nothing_learned(prefect_api: str) -> Iterator[None]:
+    """The variable is not there before a test nor after it: flows of other files read it too."""
+    Variable.unset(VARIABLE)
+    yield
+    Variable.unset(VARIABLE)
 
 
 @pytest.fixture(autouse=True)
