@@ -6,8 +6,6 @@ import contextlib
 import json
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections import Counter
@@ -29,6 +27,8 @@ from tasks.core.runs.shards import Shard, all_shards, shard_numbers
 from tasks.core.runs.work_done import seconds_covered
 from tasks.inferencer import Inferencer
 from tests.making.shard_faults import DiesOnce, Seated, Slow
+from tests.making.warm.children import warm_children  # noqa: F401
+from tests.making.warm.python import WarmPython
 
 ROWS = 36
 BATCH = 4
@@ -56,7 +56,13 @@ def settings_of(model_dir: Path, questions_path: Path, runs_dir: Path | str) -> 
 
 
 @pytest.fixture
-def overrides(tmp_path: Path, tiny_model_dir: Path, questions_path: Path, own_cache: Path) -> dict[str, Any]:
+def overrides(
+    tmp_path: Path,
+    tiny_model_dir: Path,
+    questions_path: Path,
+    own_cache: Path,
+    warm_children: None,  # noqa: F811
+) -> dict[str, Any]:
     return settings_of(tiny_model_dir, questions_path, tmp_path / "runs")
 
 
@@ -142,7 +148,10 @@ def test_spawned_processes_give_the_same_file_and_a_killed_one_is_begun_again_al
 
 def start_and_kill(overrides: dict[str, Any], after_rows: int) -> int:
     """Infer slowly in another process and kill it after some rows; returns the rows that its ledgers have."""
-    process = subprocess.Popen([sys.executable, "-m", "tests.making.shard_faults", json.dumps(overrides)])
+    with Path(os.devnull).open("r+") as nothing:
+        streams = (nothing.fileno(), nothing.fileno(), nothing.fileno())
+        arguments = ["-m", "tests.making.shard_faults", json.dumps(overrides)]
+        process = WarmPython(arguments, env=os.environ, streams=streams)
     run = run_of(overrides)
     deadline = time.monotonic() + 120
     while generated(run).total() < after_rows and time.monotonic() < deadline and process.poll() is None:

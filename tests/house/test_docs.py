@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tasks.core.config import load_config
+from tests.making.warm.python import run_python
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
@@ -94,7 +93,5 @@ def test_every_python_example_marked_runnable_runs(tmp_path: Path) -> None:
     assert examples
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     for page, text in examples:
-        done = subprocess.run(
-            [sys.executable, "-c", text], cwd=tmp_path, capture_output=True, text=True, check=False
-        )
+        done = run_python(["-c", text], cwd=tmp_path)
         assert done.returncode == 0, f"{page.name}:\n{text}\n{done.stderr}"

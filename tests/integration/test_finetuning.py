@@ -6,8 +6,6 @@ import importlib.util
 import json
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +17,7 @@ from tasks.core.config import Config, FineTunerConfig, PipelineConfig
 from tasks.core.models.loading import ModelSpec, load_model_and_tokenizer
 from tasks.core.models.trained import registry
 from tasks.finetuner import FineTune
+from tests.making.warm.python import run_python
 
 pytestmark = [
     pytest.mark.slow,
@@ -84,7 +83,7 @@ from tasks.core.config import Config
 from tasks.finetuner import FineTune
 
 def die(progress):
-    if progress.step >= 4:
+    if progress.step >= 3:
         os.kill(os.getpid(), signal.SIGKILL)
 
 FineTune(Config.model_validate_json(sys.argv[1]), run_name="killed", on_progress=die).run()
@@ -92,20 +91,13 @@ FineTune(Config.model_validate_json(sys.argv[1]), run_name="killed", on_progress
 
 
 def test_a_killed_training_of_a_real_model_ends_like_an_undisturbed_one(tmp_path: Path) -> None:
-    settings = config(tmp_path, max_rows=24, device_train_batch_size=4, save_steps=3, validation_data_id=None)
+    settings = config(tmp_path, max_rows=16, device_train_batch_size=4, save_steps=2, validation_data_id=None)
     undisturbed = FineTune(settings, run_name="undisturbed").run()
-    process = subprocess.run(
-        [sys.executable, "-c", CHILD, settings.model_dump_json()],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())},
-        capture_output=True,
-        text=True,
-        timeout=900,
-        check=False,
-    )
+    assert os.environ["OMP_NUM_THREADS"] == str(torch.get_num_threads())
+    process = run_python(["-c", CHILD, settings.model_dump_json()], cwd=ROOT, timeout=900)
     assert process.returncode == -signal.SIGKILL, process.stderr
     resumed = FineTune(settings, run_name="killed").run()
     one, other = (load_file(run.model_dir / "adapter_model.safetensors") for run in (undisturbed, resumed))
-    assert resumed.manifest.steps == 6
+    assert resumed.manifest.steps == 4
     for name, tensor in one.items():
         assert torch.equal(tensor, other[name]), name

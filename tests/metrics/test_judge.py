@@ -6,9 +6,6 @@ import io
 import json
 import logging
 import os
-import signal
-import subprocess
-import sys
 import time
 import traceback
 from collections.abc import Iterator
@@ -24,6 +21,7 @@ from tasks.core.metrics.judge.prompts import FactualVerdict, read_verdict
 from tasks.core.metrics.judge.replies import Reply, ReplyStore
 from tests.making.evaluation_runs import evaluate_run, row, write_run
 from tests.making.stub_judge import Call, StubJudge, stub_judge, vector
+from tests.making.warm.python import WarmPython
 
 KEY = "geheim-0123456789-key"
 
@@ -227,12 +225,13 @@ def test_a_process_killed_while_judging_repeats_no_paid_call(
     with stub_judge(delay_seconds=0.05) as stub:
         run = run_of(tmp_path / "run", 40, 20)
         settings = config(stub, judge_concurrency=1)
-        arguments = [sys.executable, "-c", script, str(run), settings.model_dump_json(exclude_unset=True)]
-        child = subprocess.Popen(arguments, env=os.environ)
+        arguments = ["-c", script, str(run), settings.model_dump_json(exclude_unset=True)]
+        with Path(os.devnull).open("r+") as nothing:
+            child = WarmPython(arguments, env=os.environ, streams=(nothing.fileno(),) * 3)
         deadline = time.monotonic() + 240
         while len(stub.calls) < 10 and time.monotonic() < deadline:
             time.sleep(0.01)
-        os.kill(child.pid, signal.SIGKILL)
+        child.kill()
         child.wait()
         time.sleep(0.2)  # the call that was under way ends in the server
         before = len(stub.calls)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,7 @@ from tasks.core.errors import ModelNotFoundError
 from tasks.core.models.loading import ModelSpec, load_model_and_tokenizer
 from tasks.core.models.packaged import find_packaged_file, package_model_dir
 from tests.making.tiny_gguf import write_tiny_gguf
+from tests.making.warm.python import run_python
 
 NAME = "package:tiny_package/tiny.gguf"
 
@@ -86,7 +85,7 @@ def test_a_conversion_killed_half_way_is_cleared_away_and_redone(cache_dir: Path
         "packaged.flush_to_disk = killed\n"  # all files are written, nothing is renamed
         f"packaged.package_model_dir({NAME!r})\n"
     )
-    done = subprocess.run([sys.executable, "-c", script], check=False)
+    done = run_python(["-c", script])
     assert done.returncode == -9
     assert len(leftovers(cache_dir)) == 1
     assert (package_model_dir(NAME) / "model.safetensors").is_file()
@@ -100,7 +99,7 @@ def test_a_full_disk_is_a_storage_error_and_leaves_nothing_half_done(cache_dir: 
         "resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))\n"
         f"package_model_dir({NAME!r})\n"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    done = run_python(["-c", script])
     assert "StorageError" in done.stderr
     assert "TUNEPROOF_CACHE" in done.stderr
     assert leftovers(cache_dir) == []

@@ -298,7 +298,7 @@ def test_notifications_are_off_until_a_block_is_named_and_then_tell_of_rejected_
         "fields = {'text': '{{subject}} | {{body}}'}\n"
         "Block(name='team', url=sys.argv[1], json_data=fields).save('team')"
     )
-    subprocess.run([sys.executable, "-c", script, webhook_url], env=server.environment, check=True)
+    run_python(["-c", script, webhook_url], env=server.environment, check=True)
     named = server.tuneproof("setup", "--notify-block", "custom-webhook/team", *SETUP)
     assert named.returncode == 0, named.stderr
 

@@ -43,6 +43,7 @@ from tasks.core.training.methods.rows import TokenizedRows
 from tasks.core.training.run import TrainedModel, TrainingProgress, train
 from tasks.core.training.session import loss_points
 from tasks.core.training.weights import save_weights
+from tests.making.warm.python import run_python
 
 ROOT = Path(__file__).resolve().parents[2]
 PUBLISHED_WEIGHTS = "adapter_model.safetensors"
@@ -578,14 +579,7 @@ train(FineTunerConfig(**settings), models_dir=Path(models_dir), run_name=run_nam
 
 
 def child(code: str, *arguments: Any) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code), json.dumps(arguments)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    return run_python(["-c", textwrap.dedent(code), json.dumps(arguments)], cwd=ROOT)
 
 
 def killed_training(settings: dict[str, Any], models_dir: Path, run_name: str | None, die_at: int) -> None:
