@@ -50,15 +50,8 @@ def preview_training(settings: FineTunerConfig, rows: int) -> Preview:
     spec = _base_spec(settings)
     tokenizer = load_tokenizer(spec)
     context = context_length_of(spec)
-    builder = PromptBuilder(
-        tokenizer,
-        max_sequence_length=possible_length(context, max_sequence_length=settings.max_sequence_length),
-        long_prompts=settings.long_prompts,
-        train_on_responses_only=settings.train_on_responses_only,
-        question_part=settings.question_part,
-        answer_part=settings.answer_part,
-        chat_template_kwargs=settings.chat_template_kwargs,
-    )
+    most_tokens = possible_length(context, max_sequence_length=settings.max_sequence_length)
+    builder = PromptBuilder.for_learning(tokenizer, settings, most_tokens)
     facts = [("model", settings.base_model_id), ("data", described_data(settings.required_training_data_id))]
     facts += [("learnt", "answers" if settings.train_on_responses_only else "prompts and answers")]
     facts += _system_prompt(settings)
@@ -86,17 +79,11 @@ def _preview_inference(config: Config, rows: int, *, after_training: bool) -> Pr
     tokenizer = load_tokenizer(spec)
     if is_trained:
         _take_trained_template(tokenizer, config.fine_tuner)
-    builder = PromptBuilder(
-        tokenizer,
-        max_sequence_length=possible_length(
-            context_length_of(spec),
-            max_sequence_length=settings.max_sequence_length,
-            max_new_tokens=settings.max_new_tokens,
-        ),
-        reserve_tokens=settings.max_new_tokens,
-        long_prompts=settings.long_prompts,
-        chat_template_kwargs=settings.chat_template_kwargs,
+    context = context_length_of(spec)
+    most_tokens = possible_length(
+        context, max_sequence_length=settings.max_sequence_length, max_new_tokens=settings.max_new_tokens
     )
+    builder = PromptBuilder.for_asking(tokenizer, settings, most_tokens, context.tokens)
     facts = [("model", name), ("data", described_data(settings.required_testing_data_id))]
     facts += _system_prompt(settings)
     if after_training and _system_prompt(settings) != _system_prompt(config.fine_tuner):

@@ -147,18 +147,12 @@ class AnsweringModel:
         if self._prompts is None:
             loaded, settings = self.load_model_and_tokenizer(), self.settings
             context = context_length(loaded.model)
-            self._prompts = PromptBuilder(
-                loaded.tokenizer,
-                max_sequence_length=possible_length(
-                    context,
-                    max_sequence_length=settings.max_sequence_length,
-                    max_new_tokens=settings.max_new_tokens,
-                ),
-                reserve_tokens=settings.max_new_tokens,
-                trained_tokens=context.tokens,
-                long_prompts=settings.long_prompts,
-                chat_template_kwargs=settings.chat_template_kwargs,
+            most_tokens = possible_length(
+                context,
+                max_sequence_length=settings.max_sequence_length,
+                max_new_tokens=settings.max_new_tokens,
             )
+            self._prompts = PromptBuilder.for_asking(loaded.tokenizer, settings, most_tokens, context.tokens)
             self._tell_about_template(self._prompts)
         return self._prompts
 

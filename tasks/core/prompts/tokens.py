@@ -22,6 +22,8 @@ from tasks.core.records import Example, Message, Prompt
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from tasks.core.config import FineTunerConfig, InferencerConfig
+
 __all__ = ["IGNORED_LABEL", "PromptBuilder", "TrainingRow", "chat_template_sha256"]
 
 _log = logging.getLogger(__name__)
@@ -94,6 +96,39 @@ class PromptBuilder:
         self._refuses_long = str(long_prompts) == "refuse"
         self._train_on_responses_only = train_on_responses_only
         self._warn_about_template()
+
+    @classmethod
+    def for_learning(
+        cls, tokenizer: PreTrainedTokenizerBase, settings: FineTunerConfig, max_sequence_length: int
+    ) -> PromptBuilder:
+        """Return the builder of the rows that a training with these settings learns."""
+        return cls(
+            tokenizer,
+            max_sequence_length=max_sequence_length,
+            long_prompts=settings.long_prompts,
+            train_on_responses_only=settings.train_on_responses_only,
+            question_part=settings.question_part,
+            answer_part=settings.answer_part,
+            chat_template_kwargs=settings.chat_template_kwargs,
+        )
+
+    @classmethod
+    def for_asking(
+        cls,
+        tokenizer: PreTrainedTokenizerBase,
+        settings: InferencerConfig,
+        max_sequence_length: int,
+        trained_tokens: int | None,
+    ) -> PromptBuilder:
+        """Return the builder of the prompts that inference with these settings asks."""
+        return cls(
+            tokenizer,
+            max_sequence_length=max_sequence_length,
+            reserve_tokens=settings.max_new_tokens,
+            trained_tokens=trained_tokens,
+            long_prompts=settings.long_prompts,
+            chat_template_kwargs=settings.chat_template_kwargs,
+        )
 
     @property
     def chat_template_sha256(self) -> str:

@@ -80,15 +80,7 @@ def read_training_data(config: FineTunerConfig, tokenizer: PreTrainedTokenizerBa
     A row that cannot be learnt from is left out, counted and reported. Raises DataError when a dataset or
     column is missing, or no row is left.
     """
-    builder = PromptBuilder(
-        tokenizer,
-        max_sequence_length=config.max_sequence_length,
-        long_prompts=config.long_prompts,
-        train_on_responses_only=config.train_on_responses_only,
-        question_part=config.question_part,
-        answer_part=config.answer_part,
-        chat_template_kwargs=config.chat_template_kwargs,
-    )
+    builder = PromptBuilder.for_learning(tokenizer, config, config.max_sequence_length)
     train = _read(config, builder, training_rows(config), config.required_training_data_id)
     validation, validation_id = None, config.validation_data_id
     if validation_id is not None:
