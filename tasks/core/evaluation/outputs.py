@@ -62,18 +62,11 @@ def row_scores(candidate: ScoreTable, baseline: ScoreTable | None) -> Iterator[R
     position = {} if baseline is None else {identifier: i for i, identifier in enumerate(baseline.ids)}
     for i, identifier in enumerate(candidate.ids):
         scores, unscored = _row(candidate, i)
-        partner = position.get(identifier)
-        if baseline is None or partner is None:
-            yield RowScores(id=identifier, scores=scores, unscored=unscored)
-            continue
-        baseline_scores, baseline_unscored = _row(baseline, partner)
-        yield RowScores(
-            id=identifier,
-            scores=scores,
-            unscored=unscored,
-            baseline_scores=baseline_scores,
-            baseline_unscored=baseline_unscored,
-        )
+        row, partner = RowScores(id=identifier, scores=scores, unscored=unscored), position.get(identifier)
+        if baseline is not None and partner is not None:
+            theirs, why_not = _row(baseline, partner)
+            row = row.model_copy(update={"baseline_scores": theirs, "baseline_unscored": why_not})
+        yield row
 
 
 def _row(table: ScoreTable, i: int) -> tuple[dict[str, float], dict[str, str]]:

@@ -120,23 +120,9 @@ def answered(run_path: Path) -> Answered:
 
 
 def _origin(manifest: RunManifest) -> dict[str, object]:
-    return {
-        "run_key": manifest.run_key,
-        "identity": manifest.identity,
+    """What the manifest tells of a run under the same names, and what has other ones."""
+    same = (RunSummary.model_fields.keys() & RunManifest.model_fields.keys()) - {"predictions_path"}
+    return {name: getattr(manifest, name) for name in same} | {
         "cut_prompt_rows": manifest.truncated_prompt_count,
-        "dataset_id": manifest.dataset_id,
-        "dataset_split": manifest.dataset_split,
-        "dataset_revision": manifest.dataset_revision,
-        "engine": manifest.engine,
-        "device": manifest.device,
-        "generation_seconds": manifest.generation_seconds,
-        "completion_tokens": manifest.completion_tokens,
-        "reasoning_tokens": manifest.reasoning_tokens,
-        "prompt_tokens": manifest.prompt_tokens,
         "completion_tokens_per_second": manifest.tokens_per_second,
-        "peak_memory_bytes": manifest.peak_memory_bytes,
-        "reference_perplexity": manifest.reference_perplexity,
-        "reference_tokens": manifest.reference_tokens,
-        "reference_scorer": manifest.reference_scorer,
-        "library_versions": manifest.library_versions,
     }

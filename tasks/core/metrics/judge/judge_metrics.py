@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import cast
@@ -102,27 +102,35 @@ def _start(
 
 
 @dataclass(frozen=True, slots=True)
-class FactualScore:
-    """F1 of claims (0 to 1): true positives are supported claims of the answer, false positives its others,
+class JudgedScore:
+    """Scores rows that have a reference by the judge's verdicts on each; `no_value` says why they may give none."""
 
-    false negatives the claims of the reference that the answer does not cover. One call a row.
-    """
-
+    metric: Metric
+    prompts: Callable[[Prediction], list[JudgePrompt]]
+    value: Callable[[Sequence[Verdict]], float | None]
+    no_value: str
     sources: Sources
 
     def __call__(self, rows: Sequence[Prediction]) -> BatchScores:
         values, reasons, judged = _start(rows, with_reference=True)
-        prompts = {
-            i: [factual_prompt(rows[i].question, rows[i].predicted_answer, rows[i].references)]
-            for i in judged
-        }
-        for i, (verdict,) in ask_rows(self.sources, prompts, reasons).items():
-            f1 = cast(FactualVerdict, verdict).f1
-            if f1 is None:
-                reasons[i] = NO_CLAIM
-            else:
-                values[i] = f1
-        return BatchScores({FACTUAL_CORRECTNESS.name: values}, reasons)
+        prompts = {i: self.prompts(rows[i]) for i in judged}
+        for i, verdicts in ask_rows(self.sources, prompts, reasons).items():
+            value = self.value(verdicts)
+            reasons[i] = self.no_value if value is None else None
+            values[i] = np.nan if value is None else value
+        return BatchScores({self.metric.name: values}, reasons)
+
+
+def _facts(row: Prediction) -> list[JudgePrompt]:
+    return [factual_prompt(row.question, row.predicted_answer, row.references)]
+
+
+def _f1(verdicts: Sequence[Verdict]) -> float | None:
+    """F1 of claims: right are supported ones of the answer, wrong its others, missing what it does not cover."""
+    return cast(FactualVerdict, verdicts[0]).f1
+
+
+_FactualScore = partial(JudgedScore, FACTUAL_CORRECTNESS, _facts, _f1, NO_CLAIM)
 
 
 def _accuracy_prompts(question: str, answer: str, _: str, reference: Texts) -> list[JudgePrompt]:
@@ -144,21 +152,8 @@ def _accuracy_bias(verdicts: Sequence[Sequence[Verdict]]) -> PositionBias:
     return PositionBias(len(verdicts), int((straight != swapped).sum()), favoured)
 
 
-@dataclass(frozen=True, slots=True)
-class AccuracyScore:
-    """Mean of two ratings (0, 1, 2; divided by 2): answer against reference, and the other way round."""
-
-    sources: Sources
-
-    def __call__(self, rows: Sequence[Prediction]) -> BatchScores:
-        """Judge a batch; two calls a row."""
-        values, reasons, judged = _start(rows, with_reference=True)
-        prompts = {}
-        for i in judged:
-            prompts[i] = _accuracy_prompts(rows[i].question, rows[i].predicted_answer, "", rows[i].references)
-        for i, verdicts in ask_rows(self.sources, prompts, reasons).items():
-            values[i] = _accuracy(verdicts)
-        return BatchScores({ANSWER_ACCURACY.name: values}, reasons)
+def _accuracies(row: Prediction) -> list[JudgePrompt]:
+    return _accuracy_prompts(row.question, row.predicted_answer, "", row.references)
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,12 +189,12 @@ class RelevancyScore:
 
 @dataclass(frozen=True, slots=True)
 class CorrectnessScore:
-    """Weighted mean (0 to 1) of facts and meaning, with Ragas' weights; shares its calls with FactualScore."""
+    """Weighted mean (0 to 1) of facts and meaning, with Ragas' weights; shares its calls with factual_correctness."""
 
     sources: Sources
 
     def __call__(self, rows: Sequence[Prediction]) -> BatchScores:
-        facts = FactualScore(self.sources)(rows)
+        facts = _FactualScore(self.sources)(rows)
         meaning = SimilarityScore(self.sources)(rows)
         values = (
             _FACTUAL_WEIGHT * facts.values[FACTUAL_CORRECTNESS.name]
@@ -262,7 +257,7 @@ class PreferenceScore:
 JUDGE_FAMILIES = (
     asking(
         FACTUAL_CORRECTNESS,
-        FactualScore,
+        _FactualScore,
         "judge",
         needs="a judge",
         note="takes answer and reference apart into claims. Claims of the answer that the reference supports are "
@@ -272,7 +267,7 @@ JUDGE_FAMILIES = (
     ),
     asking(
         ANSWER_ACCURACY,
-        AccuracyScore,
+        partial(JudgedScore, ANSWER_ACCURACY, _accuracies, _accuracy, _FAILS),
         "judge",
         needs="a judge (two calls a row)",
         note="is the mean of two ratings (0, a half, 1), with answer and reference in either order.",
