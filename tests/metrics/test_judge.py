@@ -159,6 +159,21 @@ def test_preference_counts_a_win_only_when_both_orders_agree(stub: StubJudge, tm
     assert len(stub.calls) == 2 * 3  # neither the equal answers nor the error row are asked
 
 
+def test_preference_has_no_value_of_a_row_that_either_run_failed_on_where_errors_are_left_out(
+    stub: StubJudge, tmp_path: Path
+) -> None:
+    rows = [row(i, f"{i} apples", f"{i} apples") for i in range(3)]
+    failed = [row(0, "", "0 apples", error="out of memory"), *rows[1:], row(7, "alone", "7 apples")]
+    settings = config(stub, "preference", error_rows="excluded")
+    summary = evaluate_run(
+        write_run(tmp_path / "tuned", failed), write_run(tmp_path / "base", rows), settings
+    )
+    assert judged(summary, "preference").value == 0.5
+    reasons = {"error row": 1, "there is no answer to compare with": 1}
+    assert judged(summary, "preference").unscored_reasons == reasons
+    assert summary.baseline is not None and summary.baseline.metrics[0].unscored_reasons == {"error row": 1}
+
+
 def test_a_text_that_asks_to_be_graded_well_stays_inside_its_json_string(
     stub: StubJudge, tmp_path: Path
 ) -> None:
