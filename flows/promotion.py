@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from pathlib import Path
 from typing import Literal
 
 from prefect import pause_flow_run
@@ -20,7 +19,7 @@ from tasks.core.evaluation.summary import EvaluationSummary
 from tasks.core.promotion.promotable import this_user
 from tasks.core.promotion.promotion import Promotion
 from tasks.core.report.html_page import duration
-from tasks.core.storage.store import is_url
+from tasks.core.storage.store import Store
 from tasks.promoter import Promoter
 from tasks.promotion import promote_model
 from tasks.server.events import emit_model_promoted
@@ -49,9 +48,6 @@ def promote_if_decided(config: Config, summary: EvaluationSummary) -> Promotion 
     verdict, mode = summary.verdict, config.pipeline.promote
     if mode == "never" or verdict is None:
         return None
-    if is_url(config.pipeline.models_dir):
-        logger.warning("models_dir is a URL: only models in a local folder can be promoted")
-        return None
     decision = f"flow run {flow_run.id}"  # its name may change
     promoter = Promoter(config, by=f"{this_user()}, {decision}")
     if promoter.is_promoted(summary):
@@ -76,7 +72,8 @@ def promote_if_decided(config: Config, summary: EvaluationSummary) -> Promotion 
 def announce(config: Config, promotion: Promotion) -> None:
     """Emit the event of a promotion or rollback by hand, if there is a server to take it."""
     if has_lasting_server():
-        emit_model_promoted(Path(config.pipeline.models_dir) / promotion.run_name, promotion)
+        models = Store(config.pipeline.models_dir)
+        emit_model_promoted(models.url_of(models.local / promotion.run_name), promotion)
 
 
 def ask_a_person(summary: EvaluationSummary, timeout_seconds: int) -> PersonsDecision | None:

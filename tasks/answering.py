@@ -75,7 +75,7 @@ def discover_champion(candidate: RunManifest, config: Config) -> OpponentModel |
         return find_champion(
             candidate,
             config.inferencer,
-            models_dir=Store(config.pipeline.models_dir).local,
+            models_dir=Store(config.pipeline.models_dir),
             runs_dir=Store(config.pipeline.runs_dir).local,
         )
     except ModelNotFoundError as error:

@@ -52,9 +52,9 @@ def check_champion(config: Config) -> None:
     from tasks.core.models.trained.champion import current_champion, refuse_changed
 
     models = Store(config.pipeline.models_dir)
-    champion = None if models.is_remote else current_champion(models.local)
+    champion = current_champion(models)
     if champion is not None and config.pipeline.compare_with_champion:
-        refuse_changed(models.local, champion)
+        refuse_changed(models, champion)
 
 
 def check_run_is_free(config: Config) -> None:

@@ -290,7 +290,7 @@ def _tell_outlook(phase: PlannedPhase, evaluator: Evaluator, rows: int | None) -
     reports = reported(resolve(evaluator.settings.metrics, runs_code=False))
     shares = [metric.name for metric in reports if is_share(metric.minimum, metric.maximum)]
     guards = shares if gate.guard_metrics == "others" else list(gate.guard_metrics)
-    has_champion = promoted_run(Store(evaluator.config.pipeline.models_dir).local) is not None
+    has_champion = promoted_run(Store(evaluator.config.pipeline.models_dir)) is not None
     named = [name for name in guards if name != primary.name]
     for told in outlook(rows, gate, named, evaluator.settings.confidence, has_champion=has_champion):
         phase.tell("gate", told)

@@ -38,7 +38,6 @@ from tasks.core.metrics.judge.judge import Progress
 from tasks.core.metrics.metric import Metric
 from tasks.core.metrics.models.scoring_models import ScoringModels
 from tasks.core.models.trained.champion import current_champion
-from tasks.core.models.trained.model_store import bring_promoted
 from tasks.core.promotion.promotion import champions
 from tasks.core.report.writing import report_run
 from tasks.core.runs.run_dir import RunDir
@@ -97,11 +96,9 @@ class Evaluator:
             bring_run(self.runs, candidate)
             if candidate.parent == runs_dir and candidate.is_dir():
                 refuse_links_out(candidate)
-            if models.is_remote:
-                bring_promoted(models)
             baseline = str(self._baseline or self.settings.baseline)
             known = [FinishedRun(path, RunDir(path).read_manifest()) for path in self._opponents]
-            found = find_opponents(baseline, candidate, models.local, runs_dir, known)
+            found = find_opponents(baseline, candidate, models, runs_dir, known)
             for reason in filter(None, (found.no_baseline_reason, found.missing_champion)):
                 logger.warning("not compared: %s", reason)
             for path in (found.baseline_path, found.champion_path):
@@ -171,7 +168,8 @@ class Evaluator:
 
         Without `candidate` only the baseline is looked for. Raises ModelLoadError as `check` does.
         """
-        self._check_champion()
+        if not Store(self.config.pipeline.models_dir).is_remote:
+            self._check_champion()
         if self.runs.is_remote:
             return
         if candidate:
@@ -192,9 +190,8 @@ class Evaluator:
 
     def _check_champion(self) -> None:
         models = Store(self.config.pipeline.models_dir)
-        if not models.is_remote:
-            current_champion(models.local)
-            ChallengeBook(models).check()
+        current_champion(models)
+        ChallengeBook(models).check()
 
     def score(self) -> EvaluationSummary:
         """Score and compare; write `scores.jsonl` and the summary."""
@@ -211,7 +208,7 @@ class Evaluator:
                 runs.champion_path,
                 runs.missing_champion,
                 ChallengeBook(Store(self.config.pipeline.models_dir)),
-                champions(Store(self.config.pipeline.models_dir).local),
+                champions(Store(self.config.pipeline.models_dir)),
                 self.runs.local,
             ),
             models=self.models(),

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tasks.core.config import Config, FineTunerConfig, as_config
-from tasks.core.models.trained.model_store import bring_model, send_model
+from tasks.core.models.trained.model_store import bring_manifests
 from tasks.core.storage.store import Store
 from tasks.ui.terminal_bar import left_text, terminal_bar
 
@@ -56,21 +56,20 @@ class FineTune:
         Raises ConfigError, DataError, ModelNotFoundError, ModelLoadError, RunKeyMismatchError, RunLockedError,
         OutOfMemoryError, TrainingError, StorageError.
         """
+        from tasks.core.training.remote.trainings import RemoteTrainings
         from tasks.core.training.run import train
 
         models = Store(self.config.pipeline.models_dir)
-        if name := self._run_name or (self.settings.run_name and self.settings.full_run_name("")):
-            bring_model(models, name)
+        bring_manifests(models)  # the new one stands after all that are there
         with self._shown_progress() as on_progress:
-            trained = train(
+            return train(
                 self.settings,
                 models_dir=models.local,
                 run_name=self._run_name,
                 on_progress=on_progress,
                 started_at=self._started_at,
+                home=RemoteTrainings(models, self.settings.save_total_limit) if models.is_remote else None,
             )
-        send_model(models, trained.model_dir)
-        return trained
 
     @contextmanager
     def _shown_progress(self) -> Iterator[OnProgress | None]:

@@ -10,6 +10,7 @@ from tasks.core.errors import PromotionError, TuneproofError
 from tasks.core.evaluation.opponents.remote_runs import bring_overview
 from tasks.core.evaluation.outputs import EvaluationFiles
 from tasks.core.evaluation.summary import EvaluationSummary
+from tasks.core.models.trained.folders import folder_of
 from tasks.core.promotion.promotable import Evaluated, evidence_of, find_evaluated, model_run_name, this_user
 from tasks.core.promotion.promotion import (
     Actor,
@@ -37,22 +38,21 @@ class Promoter:
         self._by = by or this_user()
 
     @property
+    def models(self) -> Store:
+        """The folder or URL of the models, which holds the alias too."""
+        return Store(self.config.pipeline.models_dir)
+
+    @property
     def models_dir(self) -> Path:
-        """The folder of the models, which holds the alias too. PromotionError where it is a URL."""
-        models = Store(self.config.pipeline.models_dir)
-        if models.is_remote:
-            raise PromotionError(
-                f"models_dir is {models.place}: only models in a local folder can be promoted",
-                'copy the model to a local models_dir, or set pipeline.promote = "never"',
-            )
-        return models.local
+        """Where the files of models are here: the folder, or the URL's mirror, which has no alias."""
+        return self.models.local
 
     def present(self) -> Promotion | None:
         """Give the promotion in force; None when nothing is promoted.
 
         Raises ModelLoadError when its pointer or history is damaged, or when they disagree.
         """
-        return current_promotion(self.models_dir)
+        return current_promotion(self.models)
 
     def promote(self, run: str | None = None, *, reason: str | None = None, force: bool = False) -> Promotion:
         """Promote a model by its name or that of its evaluated run; None = the newest evaluated one.
@@ -62,25 +62,25 @@ class Promoter:
         """
         runs = Store(self.config.pipeline.runs_dir)
         bring_overview(runs)
-        found = find_evaluated(run, self.models_dir, runs.local)
+        found = find_evaluated(run, self.models, runs.local)
         return self._promote(found, reason, force=force)
 
     def promote_evaluated(self, summary: EvaluationSummary, *, reason: str | None = None) -> Promotion:
         """Promote the model of an evaluation; with a person's `reason`, whatever the verdict."""
-        name = model_run_name(summary.candidate, self.models_dir)
+        name = model_run_name(summary.candidate, self.models)
         if name is None:
             raise PromotionError(
-                f"the model of the run {summary.candidate.run_name} is not in {self.models_dir}, so it cannot be "
+                f"the model of the run {summary.candidate.run_name} is not in {self.models.place}, so it cannot be "
                 "promoted",
                 'set pipeline.models_dir to its folder, or pipeline.promote = "never"',
             )
         run_dir = Store(self.config.pipeline.runs_dir).local / summary.candidate.run_name
-        evidence = evidence_of(summary, EvaluationFiles(run_dir).summary_path, self.models_dir)
+        evidence = evidence_of(summary, EvaluationFiles(run_dir).summary_path, self.models)
         return self._promote(Evaluated(name, evidence), reason, force=reason is not None)
 
     def _promote(self, model: Evaluated, reason: str | None, *, force: bool) -> Promotion:
         actor = Actor(self._by, reason)
-        promotion = promote(self.models_dir, model.model_run_name, actor, model.evidence, force=force)
+        promotion = promote(self.models, model.model_run_name, actor, model.evidence, force=force)
         if self.config.pipeline.push_promoted:
             self.push(promotion)
         return promotion
@@ -92,22 +92,22 @@ class Promoter:
 
         One that died before `tell` had told of it is told now, without a further step.
         """
-        return roll_back(self.models_dir, Actor(self._by, reason), tell)
+        return roll_back(self.models, Actor(self._by, reason), tell)
 
     def is_promoted(self, summary: EvaluationSummary) -> bool:
         """Tell whether the evaluated model is the promoted one already."""
-        present = current_promotion(self.models_dir)
-        return present is not None and present.run_name == model_run_name(summary.candidate, self.models_dir)
+        present = current_promotion(self.models)
+        return present is not None and present.run_name == model_run_name(summary.candidate, self.models)
 
     def has_promoted(self, summary: EvaluationSummary, decision: str) -> bool:
         """Tell whether a decision, named in who acted, has promoted the evaluated model at some time.
 
         A flow run that is tried again must not promote once more what a person has taken back meanwhile.
         """
-        name = model_run_name(summary.candidate, self.models_dir)
+        name = model_run_name(summary.candidate, self.models)
         return any(
             entry.action == "promote" and entry.promotion.run_name == name and decision in (entry.by or "")
-            for entry in promotion_history(self.models_dir)
+            for entry in promotion_history(self.models)
         )
 
     def push(self, promotion: Promotion) -> None:
@@ -115,9 +115,10 @@ class Promoter:
         from tasks.core.promotion.card import write_scored_card
         from tasks.core.training.hub import push
 
-        model_dir, private = self.models_dir / promotion.run_name, self.config.pipeline.push_private
+        private = self.config.pipeline.push_private
         try:
-            write_scored_card(model_dir, promotion)
+            model_dir = folder_of(self.models, promotion.run_name)
+            self.models.push([write_scored_card(model_dir, promotion)])
             push(model_dir, hf_user_id=self.config.fine_tuner.hf_user_id, private=private)
         except TuneproofError as error:
             logger.error("%s is promoted, but not on the Hub: %s", promotion.run_name, error)

@@ -21,6 +21,6 @@ def promote_model(promoter: Promoter, summary: EvaluationSummary, *, reason: str
     """Make the evaluated model the promoted one; with a person's `reason`, whatever the verdict."""
     promotion = promoter.promote_evaluated(summary, reason=reason)
     logger.info("%s is promoted; `tuneproof rollback` goes back", promotion.run_name)
-    emit_model_promoted(promoter.models_dir / promotion.run_name, promotion)
+    emit_model_promoted(promoter.models.url_of(promoter.models_dir / promotion.run_name), promotion)
     show_promotion(promotion)
     return promotion

@@ -56,7 +56,7 @@ def _changes_answers() -> None:
 
 
 def _forgets_history() -> None:
-    from tasks.core.models.trained.alias import HISTORY_NAME
+    from tasks.core.models.trained.alias_files import HISTORY_NAME
     from tasks.promoter import Promoter
 
     plain = Promoter.promote

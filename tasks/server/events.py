@@ -61,12 +61,12 @@ def _address(place: Path | str) -> str:
     return place if isinstance(place, str) else str(place.resolve())
 
 
-def emit_model_promoted(model_dir: Path, promotion: Promotion) -> None:
-    """Tell that a model is the promoted one from now on, also after a rollback."""
+def emit_model_promoted(model_dir: str, promotion: Promotion) -> None:
+    """Tell that a model, at an absolute path or URL, is the promoted one from now on, also after a rollback."""
     evidence = promotion.evidence
     payload = {
         "run_name": promotion.run_name,
-        "model_dir": str(model_dir.resolve()),
+        "model_dir": model_dir,
         "promoted_by": promotion.promoted_by or "",
         "reason": promotion.reason or "",
         "evaluated_run": "" if evidence is None else evidence.run_name,

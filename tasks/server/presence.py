@@ -75,7 +75,8 @@ def _check_inference(config: Config, *, after_training: bool) -> None:
     check_source(config.inferencer.required_testing_data_id)
     if after_training:
         check_names(config)
-        check_champion(config)
+        if not is_url(config.pipeline.models_dir):
+            check_champion(config)
     else:
         answering_model(config)
 

@@ -24,10 +24,9 @@ from tasks.core.config import load_config
 from tasks.core.errors import ModelLoadError, ModelNotFoundError, PromotionError, StorageError
 from tasks.core.evaluation.opponents.run_lookup import find_champion_run
 from tasks.core.models import digests
-from tasks.core.models.trained import alias, champion
+from tasks.core.models.trained import alias, alias_folder, champion
 from tasks.core.models.trained.discovery import discover_model
 from tasks.core.models.trained.history import read_history
-from tasks.core.models.trained.model_store import bring_promoted
 from tasks.core.models.trained.registry import promoted_run
 from tasks.core.promotion.promotion import (
     Actor,
@@ -365,12 +364,12 @@ def test_at_a_url_the_history_is_compared_too_and_what_was_removed_there_is_gone
 ) -> None:
     monkeypatch.setenv("TUNEPROOF_CACHE", str(tmp_path / "cache"))
     store = Store(models.as_uri())
-    assert bring_promoted(store) == "three"
+    assert promoted_run(store) == "three"
     (models / "promoted.json").unlink()
     with pytest.raises(ModelLoadError, match=r"promoted\.json is missing, but line 3"):
-        bring_promoted(store)
+        promoted_run(store)
     (models / "promotions.jsonl").unlink()
-    assert bring_promoted(store) is None
+    assert promoted_run(store) is None
 
 
 # --- faults while the alias is moved
@@ -489,7 +488,7 @@ def test_a_folder_that_is_read_only_is_told_and_still_read(
         def acquire(self, *_: Any, **__: Any) -> Any:
             raise PermissionError(13, "Permission denied", self.lock_file)
 
-    monkeypatch.setattr(alias, "FileLock", ReadOnly)
+    monkeypatch.setattr(alias_folder, "FileLock", ReadOnly)
     assert main(["promote", "one", "--force", "--reason", "x", *folders(models)]) == 1
     assert main(["rollback", *folders(models)]) == 1
     told = capsys.readouterr().err
@@ -512,7 +511,7 @@ def test_where_the_pointer_cannot_follow_the_history_counts(
         raise StorageError(f"{path} could not be written: No space left on device")
 
     with monkeypatch.context() as broken:
-        broken.setattr(alias, "write_atomically", full)
+        broken.setattr(alias_folder, "write_atomically", full)
         assert promoted_run(models) == "two"
         promotion = current_promotion(models)
         assert promotion is not None and promotion.run_name == "two"

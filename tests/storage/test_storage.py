@@ -20,7 +20,8 @@ from tasks.core.config import load_config
 from tasks.core.errors import RunKeyMismatchError, RunLockedError, StorageError
 from tasks.core.evaluation.noise import find_repeat
 from tasks.core.evaluation.opponents.remote_runs import bring_overview, bring_run
-from tasks.core.models.trained.model_store import bring_wanted, list_manifests, send_model
+from tasks.core.models.trained.discovery import find_model
+from tasks.core.models.trained.model_store import list_manifests, send_model
 from tasks.core.records import Completion, RunIdentity
 from tasks.core.runs.ledger import Ledger
 from tasks.core.runs.run_dir import RunDir
@@ -408,10 +409,11 @@ def test_the_newest_complete_model_at_a_url_is_found_and_only_that_one_is_brough
         )
     machine.use("two")
     assert [manifest.run_name for manifest in list_manifests(models)] == ["new", "old"]
-    bring_wanted(models, None)
-    assert [path.name for path in models.local.iterdir() if path.is_dir()] == ["new"]
-    bring_wanted(models, "old")
-    assert (models.local / "old" / "adapter_model.safetensors").is_file()
+    weights = "adapter_model.safetensors"
+    assert find_model(model=None, hf_user_id=None, models_dir=models).chosen.source == "newest local"
+    assert [path.parent.name for path in models.local.glob(f"*/{weights}")] == ["new"]
+    found = find_model(model="old", hf_user_id=None, models_dir=models)
+    assert found.chosen.model_id == str(models.local / "old") and (models.local / "old" / weights).is_file()
 
 
 def test_a_file_is_brought_again_only_when_it_changed_there(bucket: str, machine: Machine) -> None:

@@ -40,7 +40,7 @@ def list_models(config: Config) -> None:
     if not entries:
         say(f"No fine-tuned models in {config.pipeline.models_dir}; `tuneproof finetune` makes one.")
         return
-    promoted = _promoted(Store(config.pipeline.models_dir).local)
+    promoted = _promoted(Store(config.pipeline.models_dir))
     rows = []
     for entry in entries:
         manifest = entry.manifest
@@ -52,16 +52,16 @@ def list_models(config: Config) -> None:
     show_table(f"Models in {config.pipeline.models_dir}", columns, rows)
 
 
-def _promoted(models_dir: Path) -> str | None:
+def _promoted(models: Store) -> str | None:
     """Name of the promoted model; what is wrong with it is told, and hides no model."""
     from tasks.core.models.trained.champion import Champion, why_changed
     from tasks.core.promotion.promotion import current_promotion
 
     try:
-        promotion = current_promotion(models_dir)
+        promotion = current_promotion(models)
         if promotion is None:
             return None
-        changed = why_changed(models_dir, Champion(promotion.run_name, promotion.weights_sha256))
+        changed = why_changed(models, Champion(promotion.run_name, promotion.weights_sha256))
     except TuneproofError as error:
         say(f"warning: {error}")
         return None
@@ -77,14 +77,13 @@ def _state(entry: ModelEntry, promoted: str | None) -> str:
 
 def list_promotions(config: Config) -> None:
     """Print all promotions and rollbacks, newest first; ModelLoadError for a history with a damaged line."""
-    from tasks.core.models.trained.alias import HISTORY_NAME
-    from tasks.core.models.trained.history import laid_aside
+    from tasks.core.models.trained.alias import alias_files
     from tasks.core.promotion.promotion import current_promotion, promotion_history
 
-    models_dir = Path(config.pipeline.models_dir)
-    entries = promotion_history(models_dir)
+    models, models_dir = Store(config.pipeline.models_dir), config.pipeline.models_dir
+    entries = promotion_history(models)
     if not entries:
-        current_promotion(models_dir)  # its pointer may say that there should be some
+        current_promotion(models)  # its pointer may say that there should be some
         say(f"Nothing was promoted in {models_dir}; `tuneproof promote` does it.")
         return
     rows = [
@@ -99,9 +98,9 @@ def list_promotions(config: Config) -> None:
         for entry in reversed(entries)
     ]
     show_table(f"Promotions in {models_dir}", ("when", "what", "model", "in place of", "by", "why"), rows)
-    for path in laid_aside(models_dir / HISTORY_NAME):
+    for path in alias_files(models).laid_aside():
         say(f"earlier ones, in a history that was damaged: {path}")
-    if _promoted(models_dir) is None:
+    if _promoted(models) is None:
         return
     _show_champions(config, entries[-1].promotion)
 
@@ -119,7 +118,7 @@ def _show_champions(config: Config, present: Promotion) -> None:
         return
     rows_sha256 = RunDir(runs_dir / evidence.run_name).read_manifest().identity.rows_sha256
     metric = evidence.verdict.primary_metric
-    line = champion_line(champions(Path(config.pipeline.models_dir)), runs_dir, rows_sha256, metric)
+    line = champion_line(champions(Store(config.pipeline.models_dir)), runs_dir, rows_sha256, metric)
     rows = [
         (point.run_name, "not scored on these rows" if point.score is None else shown_metric(point.score))
         for point in line

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
@@ -11,6 +10,7 @@ from flows.cli.console import say
 from flows.cli.options import NO_COMMON, ConfigPath, Settings
 from flows.cli.starting import announce, prepare
 from tasks.core.errors import ModelLoadError
+from tasks.core.storage.store import Store
 
 if TYPE_CHECKING:
     from tasks.core.config import Config
@@ -53,6 +53,6 @@ def show_promotion(promotion: Promotion, config: Config) -> None:
 
     forced = ", by force" if promotion.forced else ""
     say(f'promoted: {promotion.run_name}{forced}; it answers wherever a model is called "promoted".')
-    replaced = promotion_history(Path(config.pipeline.models_dir))[-1].replaced
+    replaced = promotion_history(Store(config.pipeline.models_dir))[-1].replaced
     back = f"goes back to {replaced}" if replaced else "takes the next promotion back; this one is the first"
     say(f"`tuneproof rollback` {back}.")

@@ -56,8 +56,8 @@ def list_runs(config: Config) -> Leaderboard:
 
     runs = Store(config.pipeline.runs_dir)
     bring_overview(runs)
-    runs_dir, models_dir = runs.place, Store(config.pipeline.models_dir).local
-    board = read_leaderboard(runs.local, models_dir)
+    runs_dir = runs.place
+    board = read_leaderboard(runs.local, Store(config.pipeline.models_dir))
     if not board.groups and not board.unfinished:
         say(f"No runs in {runs_dir}; `tuneproof infer` makes one.")
     total = sum(len(group.runs) for group in board.groups)

@@ -20,13 +20,14 @@ import orjson
 from filelock import FileLock
 from pydantic import ValidationError
 
-from tasks.core.errors import EvaluationError
+from tasks.core.errors import EvaluationError, StorageError
 from tasks.core.evaluation.scoring import ScoreTable
 from tasks.core.evaluation.summary import Challenge, MetricComparison, Opponent, RunSummary
 from tasks.core.files import storage_error, write_atomically
 from tasks.core.provenance import now
 from tasks.core.records import Record
 from tasks.core.storage.store import Store
+from tasks.core.storage.versions import Version, read_version, replace_version
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +36,7 @@ COUNT_NAME = "challenges.json"
 _SKETCH_HASHES = 512
 _SAME_ROWS = 0.5
 _LOCK_SECONDS = 60.0
+_TRIES = 20
 _LOOKS_BEFORE = 5  # as if so many had shown nothing: one look alone cannot say how much challengers differ
 
 
@@ -79,51 +81,88 @@ class ChallengeBook:
         A look at answers that were looked at before keeps its number. Raises StorageError, and EvaluationError that
         names what is damaged.
         """
+        if self.models.is_remote:
+            return self._enter_there(look)
         directory = self.models.local
         path = directory / CHALLENGES_NAME
-        if not self.models.is_remote and not directory.is_dir():
+        if not directory.is_dir():
             return 1, (look,)  # no model was ever trained or promoted here
         try:
-            directory.mkdir(parents=True, exist_ok=True)
             with FileLock(directory / ".challenges.lock", timeout=_LOCK_SECONDS):
-                self.models.pull(only=[CHALLENGES_NAME])
                 lines, torn_bytes = self._read()
-                earlier = _challenges(lines, look)
-                known = next((i for i, one in enumerate(earlier) if one.candidate == look.candidate), None)
+                earlier, known = _challenges(lines, look)
                 if known is None:
-                    previous = _sha256(lines[-1]) if lines else None
-                    line = orjson.dumps(look.model_copy(update={"previous": previous}).model_dump())
+                    line = _next_line(lines, look)
                     _append(path, line, torn_bytes)
                     lines.append(line)
-                if not self.models.is_remote:
-                    _write_count(directory / COUNT_NAME, lines)
-                self.models.push([path])
+                _write_count(directory / COUNT_NAME, lines)
         except OSError as error:
             raise storage_error(error, path, "it tells how often a champion was challenged") from error
-        if known is not None:
-            return known + 1, (*earlier[:known], look)
-        return len(earlier) + 1, (*earlier, look)
+        return _numbered(earlier, known, look)
+
+    def _enter_there(self, look: Look) -> tuple[int, tuple[Look, ...]]:
+        """The same at a URL: the book is written only to the version that was read, and read again where it grew."""
+        for _ in range(_TRIES):
+            lines, torn_bytes, version = self._read_there()
+            earlier, known = _challenges(lines, look)
+            if known is not None:
+                return _numbered(earlier, known, look)
+            line, content = _next_line(lines, look), version.content or b""
+            content = content[: len(content) - torn_bytes]
+            ended = not content or content.endswith(b"\n")
+            content += line + b"\n" if ended else b"\n" + line + b"\n"
+            if replace_version(self.models, CHALLENGES_NAME, content, version):
+                count = Count(lines=len(lines) + 1, last_sha256=_sha256(line))
+                self.models.write(COUNT_NAME, (count.model_dump_json() + "\n").encode())
+                return _numbered(earlier, known, look)
+        raise StorageError(
+            f"{self.models.address_of(CHALLENGES_NAME)} was changed by others at each of {_TRIES} tries",
+            "run the same command again",
+        )
 
     def check(self) -> None:
-        """Raise EvaluationError when the book is damaged; one at a URL is not looked at."""
-        if not self.models.is_remote:
+        """Raise EvaluationError when the book is damaged."""
+        if self.models.is_remote:
+            self._read_there()
+        else:
             self._read()
 
     def _read(self) -> tuple[list[bytes], int]:
         """The whole lines, and how many bytes of an addition that was cut off follow them."""
-        path = self.models.local / CHALLENGES_NAME
-        content = path.read_bytes() if path.is_file() else b""
-        *ended, rest = content.split(b"\n")
-        lines = [line for line in ended if line.strip()]
-        if rest and _look(rest) is not None:
-            lines, rest = [*lines, rest], b""  # only its newline is missing
-        _check_lines(path, lines)
-        if not self.models.is_remote:  # at a URL the book of one machine may meet the count of another
-            _check_count(path, lines)
-        return lines, len(rest)
+        path, count_path = (self.models.local / name for name in (CHALLENGES_NAME, COUNT_NAME))
+        count = count_path.read_bytes() if count_path.is_file() else None
+        return _checked(path, path.read_bytes() if path.is_file() else b"", count)
+
+    def _read_there(self) -> tuple[list[bytes], int, Version]:
+        count = self.models.read(COUNT_NAME)  # first: the book only grows
+        version = read_version(self.models, CHALLENGES_NAME)
+        address = self.models.address_of(CHALLENGES_NAME)
+        return *_checked(address, version.content or b"", count), version
 
 
-def _check_lines(path: Path, lines: Sequence[bytes]) -> None:
+def _checked(path: Path | str, content: bytes, count: bytes | None) -> tuple[list[bytes], int]:
+    *ended, rest = content.split(b"\n")
+    lines = [line for line in ended if line.strip()]
+    if rest and _look(rest) is not None:
+        lines, rest = [*lines, rest], b""  # only its newline is missing
+    _check_lines(path, lines)
+    if count is not None:  # none of an earlier version, or of no look yet
+        _check_count(path, lines, count)
+    return lines, len(rest)
+
+
+def _next_line(lines: Sequence[bytes], look: Look) -> bytes:
+    previous = _sha256(lines[-1]) if lines else None
+    return orjson.dumps(look.model_copy(update={"previous": previous}).model_dump())
+
+
+def _numbered(earlier: Sequence[Look], known: int | None, look: Look) -> tuple[int, tuple[Look, ...]]:
+    if known is not None:
+        return known + 1, (*earlier[:known], look)
+    return len(earlier) + 1, (*earlier, look)
+
+
+def _check_lines(path: Path | str, lines: Sequence[bytes]) -> None:
     """Raise EvaluationError that names a line which is no look, or does not follow the one before it."""
     before: str | None = None
     for number, line in enumerate(lines, start=1):
@@ -137,13 +176,10 @@ def _check_lines(path: Path, lines: Sequence[bytes]) -> None:
         before = _sha256(line)
 
 
-def _check_count(path: Path, lines: Sequence[bytes]) -> None:
+def _check_count(path: Path | str, lines: Sequence[bytes], content: bytes) -> None:
     """Raise EvaluationError when lines are gone from the end, or the last one that was counted is another now."""
-    count_path = path.with_name(COUNT_NAME)
-    if not count_path.is_file():
-        return  # a book of an earlier version, or of no look yet
     try:
-        count = Count.model_validate_json(count_path.read_bytes())
+        count = Count.model_validate_json(content)
     except ValidationError:
         raise _damaged(path, f"{COUNT_NAME} beside it cannot be read") from None
     if count.lines > len(lines):
@@ -155,7 +191,7 @@ def _check_count(path: Path, lines: Sequence[bytes]) -> None:
         raise _damaged(path, f"line {max(1, count.lines)} is not the one that was written ({COUNT_NAME})")
 
 
-def _damaged(path: Path, why: str) -> EvaluationError:
+def _damaged(path: Path | str, why: str) -> EvaluationError:
     return EvaluationError(
         f"{path}, which counts the challenges of each champion, is damaged: {why}",
         f"put it back from a copy; or move it and {COUNT_NAME} away: the count then begins anew, and a model that is "
@@ -188,13 +224,13 @@ def _append(path: Path, line: bytes, torn_bytes: int) -> None:
             raise
 
 
-def _challenges(lines: Iterable[bytes], look: Look) -> list[Look]:
-    """Earlier looks at the same opponent on the same rows, each candidate once."""
+def _challenges(lines: Iterable[bytes], look: Look) -> tuple[list[Look], int | None]:
+    """Earlier looks at the same opponent on the same rows, each candidate once; which of them this one repeats."""
     found: dict[str, Look] = {}
     for one in filter(None, map(_look, lines)):
         if one.opponent == look.opponent and overlap(one.rows, look.rows) >= _SAME_ROWS:
             found.setdefault(one.candidate, one)
-    return list(found.values())
+    return list(found.values()), next((i for i, name in enumerate(found) if name == look.candidate), None)
 
 
 def _look(line: bytes) -> Look | None:

@@ -11,7 +11,6 @@ from tasks.core.config import Config, InferencerConfig
 from tasks.core.generation import settings as from_settings
 from tasks.core.generation.runners.isolation import is_isolated
 from tasks.core.memory.budget import BudgetStore, TokenBudget
-from tasks.core.models.trained.model_store import bring_wanted
 from tasks.core.records import ModelIdentity
 from tasks.core.storage.store import Store, is_url, local_copy
 
@@ -74,13 +73,11 @@ class AnsweringModel:
             run_names = from_settings.model_run_names(self.settings)
             if wanted is not None and is_url(wanted):
                 self._model_url, wanted = wanted, str(local_copy(wanted))
-            else:
-                bring_wanted(self.models, wanted, run_names)
             self._discovery = discover_model(
                 model=wanted,
                 run_names=run_names,
                 hf_user_id=self.settings.hf_user_id,
-                models_dir=self.models.local,
+                models_dir=self.models,
             )
             chosen = Path(self._discovery.chosen.model_id)
             if self.models.is_remote and chosen.is_relative_to(self.models.local):

@@ -10,8 +10,9 @@ from pathlib import Path
 from tasks.core.errors import ModelNotFoundError, PromotionError, TuneproofError
 from tasks.core.evaluation.outputs import EvaluationFiles, read_summary
 from tasks.core.evaluation.summary import EvaluationSummary, RunSummary
-from tasks.core.models.trained import registry
+from tasks.core.models.trained.model_store import list_models
 from tasks.core.promotion.promotion import Evidence, PromotedScore
+from tasks.core.storage.store import Store, as_store, is_url
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +32,7 @@ def this_user() -> str:
     return f"{user}@{socket.gethostname()}"
 
 
-def evidence_of(summary: EvaluationSummary, summary_path: Path, models_dir: Path) -> Evidence:
+def evidence_of(summary: EvaluationSummary, summary_path: Path, models_dir: Store | Path) -> Evidence:
     """What a promotion keeps of an evaluation."""
     candidate, verdict = summary.candidate, summary.verdict
     champion = summary.champion
@@ -63,45 +64,51 @@ def evidence_of(summary: EvaluationSummary, summary_path: Path, models_dir: Path
     )
 
 
-def model_run_name(run: RunSummary, models_dir: Path) -> str | None:
+def model_run_name(run: RunSummary, models_dir: Store | Path) -> str | None:
     """Name of the model under `models_dir` that gave a run's answers; None for any other model."""
     if run.identity is None:
         return None
-    path = Path(run.identity.model.model_id).expanduser()
-    inside = path.resolve().parent == models_dir.resolve()
+    models, model_id = as_store(models_dir), run.identity.model.model_id
+    if is_url(model_id):
+        place, _, name = model_id.rstrip("/").rpartition("/")
+        return name if models.is_remote and place == models.place.rstrip("/") else None
+    path = Path(model_id).expanduser()
+    inside = path.resolve().parent == models.local.resolve()
     return path.name if inside else None
 
 
-def find_evaluated(name: str | None, models_dir: Path, runs_dir: Path) -> Evaluated:
+def find_evaluated(name: str | None, models_dir: Store | Path, runs_dir: Path) -> Evaluated:
     """The model to promote, by its own name, by the name of an evaluated run, or (None) the newest evaluated.
 
     Raises PromotionError when a run's model is not under `models_dir`, ModelNotFoundError when there is none.
     """
-    found = _evaluations(models_dir, runs_dir)
+    models = as_store(models_dir)
+    there = frozenset(models.names())
+    found = _evaluations(models, there, runs_dir)
     if name is None:
         if not found:
             raise ModelNotFoundError(
-                f"no evaluated model in {models_dir} and {runs_dir}", "run `tuneproof evaluate` first"
+                f"no evaluated model in {models.place} and {runs_dir}", "run `tuneproof evaluate` first"
             )
         return found[0]
-    name = Path(name).name if Path(name).is_dir() else name
-    if (models_dir / name).is_dir():
+    name = Path(name).name if Path(name).is_dir() else name.removeprefix(f"{models.place.rstrip('/')}/")
+    if name in there:
         return next((one for one in found if one.model_run_name == name), Evaluated(name, None))
     for one in found:
         if one.evidence is not None and one.evidence.run_name == name:
             return one
     if (runs_dir / name).is_dir():
         raise PromotionError(
-            f"the run {name} was not evaluated, or its model is not in {models_dir}",
+            f"the run {name} was not evaluated, or its model is not in {models.place}",
             "`tuneproof evaluate` it; only models in that folder can be promoted (`tuneproof models`)",
         )
-    names = [entry.run_name for entry in registry.list_models(models_dir)]
-    there = f"there are: {', '.join(names[:10])}" if names else "there are none"
-    raise ModelNotFoundError(f"no model {name!r} in {models_dir}; {there}", "name one of `tuneproof models`")
+    names = [entry.run_name for entry in list_models(models)]
+    told = f"there are: {', '.join(names[:10])}" if names else "there are none"
+    raise ModelNotFoundError(f"no model {name!r} in {models.place}; {told}", "name one of `tuneproof models`")
 
 
-def _evaluations(models_dir: Path, runs_dir: Path) -> list[Evaluated]:
-    """Evaluated runs of models in `models_dir`, the newest evaluation first."""
+def _evaluations(models: Store, there: frozenset[str], runs_dir: Path) -> list[Evaluated]:
+    """Evaluated runs of models that are there, the newest evaluation first."""
     found: list[tuple[str, Evaluated]] = []
     for path in runs_dir.iterdir() if runs_dir.is_dir() else ():
         summary_path = EvaluationFiles(path).summary_path
@@ -109,9 +116,9 @@ def _evaluations(models_dir: Path, runs_dir: Path) -> list[Evaluated]:
             summary = read_summary(summary_path)
         except (TuneproofError, OSError):
             continue
-        name = model_run_name(summary.candidate, models_dir)
-        if name is not None and (models_dir / name).is_dir():
-            evidence = evidence_of(summary, summary_path, models_dir)
+        name = model_run_name(summary.candidate, models)
+        if name is not None and name in there:
+            evidence = evidence_of(summary, summary_path, models)
             found.append((summary.evaluated_at, Evaluated(name, evidence)))
     return [one for _, one in sorted(found, key=lambda item: item[0], reverse=True)]
 

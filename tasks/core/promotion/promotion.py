@@ -20,19 +20,21 @@ from tasks.core.evaluation.summary import ChampionPoint, ScoreInterval, Verdict
 from tasks.core.models.digests import weights_sha256
 from tasks.core.models.trained import history, registry
 from tasks.core.models.trained.alias import (
-    HISTORY_NAME,
-    POINTER_NAME,
     Line,
+    alias_files,
     forget_mark,
     locked,
     move,
     read_line,
     settled,
 )
-from tasks.core.models.trained.champion import Champion, current_champion, why_changed
+from tasks.core.models.trained.alias_files import HISTORY_NAME, POINTER_NAME, Mark
+from tasks.core.models.trained.champion import Champion, champion_in, current_champion, why_changed
+from tasks.core.models.trained.folders import address_of, folder_of, missing_there
 from tasks.core.provenance import now
 from tasks.core.records import Record
 from tasks.core.run_names import why_no_name
+from tasks.core.storage.store import Store, as_store
 
 logger = logging.getLogger(__name__)
 
@@ -114,18 +116,19 @@ Tell = Callable[[Promotion, Promotion, bool], None]
 cut off and was only finished."""
 
 
-def current_promotion(models_dir: Path) -> Promotion | None:
+def current_promotion(models: Store | Path) -> Promotion | None:
     """The promotion in force; None when nothing is promoted.
 
     Raises ModelLoadError when the pointer or the history is damaged or missing, or when they disagree.
     """
-    champion = current_champion(models_dir)
-    return None if champion is None else _in_the_pointer(models_dir) or Promotion(run_name=champion.run_name)
+    champion = current_champion(models)
+    if champion is None:
+        return None
+    return _promotion_in(models, read_line(models)) or Promotion(run_name=champion.run_name)
 
 
-def _in_the_pointer(models_dir: Path) -> Promotion | None:
+def _promotion_in(models: Store | Path, line: Line) -> Promotion | None:
     """The promotion that the pointer, or a decided change that waits for it, holds; None for a link made by hand."""
-    line = read_line(models_dir)
     content = line.decided if line.waits_for_pointer else line.pointer
     if content is None:
         return None
@@ -133,30 +136,35 @@ def _in_the_pointer(models_dir: Path) -> Promotion | None:
         return Promotion.model_validate(content, strict=False)
     except ValidationError as error:
         raise ModelLoadError(
-            f"{models_dir / POINTER_NAME} is damaged: {first_line(error)}",
+            f"{alias_files(models).address(POINTER_NAME)} is damaged: {first_line(error)}",
             "put the file back from a copy, or promote a model again with --force",
         ) from error
 
 
-def promotion_history(models_dir: Path) -> list[HistoryEntry]:
+def promotion_history(models: Store | Path) -> list[HistoryEntry]:
     """All changes of the alias, oldest first. Raises ModelLoadError that names a damaged line."""
-    path = models_dir / HISTORY_NAME
+    files = alias_files(models)
+    address = files.address(HISTORY_NAME)
+    return _entries(address, history.parsed_history(address, files.read(HISTORY_NAME).content or b""))
+
+
+def _entries(address: str, found: history.History) -> list[HistoryEntry]:
     entries = []
-    for change in history.read_history(path).changes:
+    for change in found.changes:
         try:
             entries.append(HistoryEntry.model_validate_json(change.line))
         except ValidationError as error:
-            raise history.damaged(path, change.number, first_line(error)) from error
+            raise history.damaged(address, change.number, first_line(error)) from error
     return entries
 
 
-def champions(models_dir: Path) -> list[ChampionPoint]:
+def champions(models: Store | Path) -> list[ChampionPoint]:
     """The models that were promoted or went back to, oldest first, not yet scored on any rows.
 
     The last is the one in force, also where a person wrote the pointer.
     """
-    present = current_promotion(models_dir)
-    line = [(entry.promotion, entry.at) for entry in promotion_history(models_dir)]
+    present = current_promotion(models)
+    line = [(entry.promotion, entry.at) for entry in promotion_history(models)]
     if present is not None and not line:
         line.append((present, present.promoted_at))  # a person wrote the pointer
     return [
@@ -166,7 +174,7 @@ def champions(models_dir: Path) -> list[ChampionPoint]:
 
 
 def why_not(
-    models_dir: Path, run_name: str, evidence: Evidence | None, champion: Champion | None
+    models: Store | Path, run_name: str, evidence: Evidence | None, champion: Champion | None
 ) -> str | None:
     """Why a model may not take the champion's place on this evidence; None when it may."""
     if evidence is None or evidence.verdict is None:
@@ -174,38 +182,38 @@ def why_not(
     verdict = evidence.verdict
     if verdict.decision != "promote":
         return f"the verdict about {run_name} is {verdict.decision}: {verdict.reasons[0]}"
-    if evidence.weights_sha256 not in (None, weights_sha256(registry.model_dir(models_dir, run_name))):
+    if evidence.weights_sha256 not in (None, weights_sha256(_model_dir(models, run_name))):
         return f"the files of {run_name} have changed since its evaluation"
     if champion is None or champion.run_name == run_name:
         return None
     if champion.run_name != evidence.champion:
         compared = evidence.champion or "no champion"
         return f"the verdict about {run_name} compares it with {compared}, but the champion is {champion.run_name} now"
-    return why_changed(models_dir, champion)
+    return why_changed(models, champion)
 
 
 def promote(
-    models_dir: Path, run_name: str, actor: Actor, evidence: Evidence | None, *, force: bool = False
+    models: Store | Path, run_name: str, actor: Actor, evidence: Evidence | None, *, force: bool = False
 ) -> Promotion:
     """Make a model the promoted one and record why; gives the promotion in force when it is that model's already.
 
     Raises PromotionError when the evidence does not allow it (unless `force`, which needs a reason), when the
     model is not complete, or when another promotion is going on; StorageError when a file cannot be written.
     """
-    directory = registry.model_dir(models_dir, run_name)
-    _require_complete(directory)
+    directory = _model_dir(models, run_name)
+    _require_complete(models, directory)
     if force and not actor.reason:
         raise PromotionError(
             "a promotion that the verdict does not support needs a reason", "add --reason TEXT"
         )
-    with locked(models_dir):
-        state, digest = _state(models_dir, tolerant=force), weights_sha256(directory)
+    with locked(models):
+        state, digest = _state(models, tolerant=force), weights_sha256(directory)
         present = state.present
         if present is not None and (present.run_name, present.weights_sha256) == (run_name, digest):
-            forget_mark(models_dir)
+            forget_mark(models, state.line.mark)
             return present
         champion = None if present is None else Champion(present.run_name, present.weights_sha256)
-        refusal = state.damage or why_not(models_dir, run_name, evidence, champion)
+        refusal = state.damage or why_not(models, run_name, evidence, champion)
         if refusal is not None and not force:
             raise PromotionError(
                 refusal,
@@ -224,41 +232,41 @@ def promote(
         )
         if state.damage is not None:
             logger.warning("%s; %s is promoted all the same, as --force asks", state.damage, run_name)
-        line = _with_hand_made(models_dir, state)
-        _move(models_dir, line, promotion, "promote", actor)
-        forget_mark(models_dir)
+        line = _with_hand_made(models, state)
+        forget_mark(models, _move(models, line, promotion, "promote", actor))
         return promotion
 
 
-def roll_back(models_dir: Path, actor: Actor, tell: Tell | None = None) -> tuple[Promotion, Promotion]:
+def roll_back(models: Store | Path, actor: Actor, tell: Tell | None = None) -> tuple[Promotion, Promotion]:
     """Go back to the model that was promoted before; gives that promotion and the one it replaces.
 
     A rollback that went its step and was cut off before it was told is told now, and no further step is taken.
     Raises PromotionError when there is none to go back to, or when its files are gone or changed; ModelLoadError when
     pointer and history are damaged or disagree.
     """
-    with locked(models_dir):
-        state = _state(models_dir)
+    with locked(models):
+        state = _state(models)
         if state.present is None:
             raise PromotionError(
-                f"nothing is promoted in {models_dir}", "promote a model first: `tuneproof promote RUN`"
+                f"nothing is promoted in {as_store(models).place}",
+                "promote a model first: `tuneproof promote RUN`",
             )
-        entries = promotion_history(models_dir)
-        untold = state.line.untold
+        entries = _entries(alias_files(models).address(HISTORY_NAME), state.line.history)
+        mark = untold = state.line.untold
         was_cut_off = untold is not None and untold.action == "rollback"
         if was_cut_off:
             target, replaced = state.present, entries[-2].promotion
             logger.warning("an earlier rollback was cut off after its step: no further one is taken")
         else:
-            target, replaced = _before(models_dir, state.present, entries), state.present
-            _move(models_dir, state.line, target, "rollback", actor)
+            target, replaced = _before(models, state.present, entries), state.present
+            mark = _move(models, state.line, target, "rollback", actor)
         if tell is not None:
             tell(target, replaced, was_cut_off)
-        forget_mark(models_dir)
+        forget_mark(models, mark)
         return target, replaced
 
 
-def _before(models_dir: Path, present: Promotion, entries: list[HistoryEntry]) -> Promotion:
+def _before(models: Store | Path, present: Promotion, entries: list[HistoryEntry]) -> Promotion:
     """The promotion to go back to, whose files are there and unchanged; PromotionError without one."""
     before = _in_force(entries)[:-1]
     if not before:
@@ -267,8 +275,8 @@ def _before(models_dir: Path, present: Promotion, entries: list[HistoryEntry]) -
             "promote another one: `tuneproof promote RUN`; `tuneproof models --history` lists what was done",
         )
     target = before[-1]
-    directory = registry.model_dir(models_dir, target.run_name)
-    _require_complete(directory)
+    directory = _model_dir(models, target.run_name)
+    _require_complete(models, directory)
     if target.weights_sha256 not in (None, weights_sha256(directory)):
         raise PromotionError(
             f"the files of {target.run_name} have changed since it was promoted",
@@ -277,11 +285,20 @@ def _before(models_dir: Path, present: Promotion, entries: list[HistoryEntry]) -
     return target
 
 
-def _require_complete(directory: Path) -> None:
+def _model_dir(models: Store | Path, run_name: str) -> Path:
+    """The folder of a model, whose name leads nowhere else; brought here from a URL."""
+    directory = registry.model_dir(as_store(models).local, run_name)
+    return folder_of(models, run_name) if as_store(models).is_remote else directory
+
+
+def _require_complete(models: Store | Path, directory: Path) -> None:
     reason = registry.why_incomplete(directory) if directory.is_dir() else "there is no such directory"
+    if reason is None and (missing := missing_there(models, directory.name)):
+        reason = f"{missing[0]} was not sent there; the same training command sends the rest"
     if reason is not None:
         raise PromotionError(
-            f"{directory} cannot be promoted: {reason}", "`tuneproof models` lists what is there"
+            f"{address_of(models, directory.name)} cannot be promoted: {reason}",
+            "`tuneproof models` lists what is there",
         )
 
 
@@ -313,26 +330,26 @@ class _State:
     damage: str | None = None
 
 
-def _state(models_dir: Path, *, tolerant: bool = False) -> _State:
+def _state(models: Store | Path, *, tolerant: bool = False) -> _State:
     """Finish what was cut off and read what holds; call it with the lock held.
 
     `tolerant` passes over a pointer or history that is damaged, where else ModelLoadError is raised.
     """
+    address = alias_files(models).address(HISTORY_NAME)
     try:
-        line = settled(models_dir)
-        promotion_history(models_dir)
-        champion = current_champion(models_dir)
-        present = _in_the_pointer(models_dir)
+        line = settled(models)
+        _entries(address, line.history)
+        champion, present = champion_in(models, line), _promotion_in(models, line)
         if present is None and champion is not None:
             present = Promotion(run_name=champion.run_name)  # a link that a person made
         return _State(line, present)
     except ModelLoadError as error:
         if not tolerant:
             raise
-        line = read_line(models_dir, tolerant=True)
+        line = read_line(models, tolerant=True)
         try:
             is_damaged = line.is_damaged or _lacks_pointer(line)
-            promotion_history(models_dir)
+            _entries(address, line.history)
         except ModelLoadError:
             is_damaged = True
         if is_damaged:
@@ -346,18 +363,22 @@ def _lacks_pointer(line: Line) -> bool:
     return bool(own) and all(change.promotion.get("promotion_id") != own for change in line.history.changes)
 
 
-def _with_hand_made(models_dir: Path, state: _State) -> Line:
+def _with_hand_made(models: Store | Path, state: _State) -> Line:
     """The line, to which a promotion by hand (a pointer or link without history) is added as its first change."""
     present = state.present
     if present is None or state.line.decided is not None or why_no_name(present.run_name) is not None:
         return state.line
-    _move(models_dir, state.line, present, "promote", Actor("unknown", "named by hand"))
-    return read_line(models_dir)
+    _move(models, state.line, present, "promote", Actor("unknown", "named by hand"))
+    return read_line(models)
 
 
 def _move(
-    models_dir: Path, line: Line, promotion: Promotion, action: Literal["promote", "rollback"], actor: Actor
-) -> None:
+    models: Store | Path,
+    line: Line,
+    promotion: Promotion,
+    action: Literal["promote", "rollback"],
+    actor: Actor,
+) -> Mark:
     in_place_of = line.pointer or line.decided
     entry = HistoryEntry(
         action=action,
@@ -368,4 +389,4 @@ def _move(
         promotion=promotion,
     )
     written: dict[str, Any] = orjson.loads(entry.model_dump_json())
-    move(models_dir, line, written)
+    return move(models, line, written)

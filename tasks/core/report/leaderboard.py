@@ -18,6 +18,7 @@ from tasks.core.evaluation.summary import Decision, MetricSummary, RunSummary
 from tasks.core.models.trained.registry import promoted_run
 from tasks.core.records import RunManifest
 from tasks.core.runs.run_dir import RunDir
+from tasks.core.storage.store import Store, as_store
 
 logger = logging.getLogger(__name__)
 
@@ -81,7 +82,7 @@ class Leaderboard:
     unfinished: tuple[tuple[str, str], ...]
 
 
-def read_leaderboard(runs_dir: Path, models_dir: Path) -> Leaderboard:
+def read_leaderboard(runs_dir: Path, models_dir: Store | Path) -> Leaderboard:
     """Read every run under `runs_dir`; a damaged file hides its own figures and nothing else."""
     with _without_collections():
         return _read(runs_dir, models_dir)
@@ -99,7 +100,7 @@ def _without_collections() -> Iterator[None]:
             gc.enable()
 
 
-def _read(runs_dir: Path, models_dir: Path) -> Leaderboard:
+def _read(runs_dir: Path, models_dir: Store | Path) -> Leaderboard:
     directories = sorted(path for path in runs_dir.iterdir() if path.is_dir()) if runs_dir.is_dir() else []
     finished: list[tuple[Path, RunManifest]] = []
     unfinished: list[tuple[str, str]] = []
@@ -114,9 +115,9 @@ def _read(runs_dir: Path, models_dir: Path) -> Leaderboard:
             )
     summaries = {path: summary for path, _ in finished if (summary := _evaluated(path)) is not None}
     scored = _scores_by_answers(summaries.values())
-    champion = _champion(models_dir)
+    champion, place = _champion(models_dir), as_store(models_dir).place
     runs = [
-        _ranked(path, manifest, summaries.get(path), scored, (models_dir.name, champion))
+        _ranked(path, manifest, summaries.get(path), scored, (Path(place).name, champion))
         for path, manifest in finished
     ]
     return Leaderboard(tuple(_groups(runs)), tuple(unfinished))
@@ -159,7 +160,7 @@ def _scores_by_answers(summaries: Iterable[_Evaluated]) -> dict[str, tuple[dict[
     return found
 
 
-def _champion(models_dir: Path) -> str | None:
+def _champion(models_dir: Store | Path) -> str | None:
     try:
         return promoted_run(models_dir)
     except TuneproofError as error:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
+import posixpath
 import secrets
 import socket
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from pydantic import ValidationError
 
@@ -17,11 +19,13 @@ from tasks.core.errors import RunLockedError, StorageError
 from tasks.core.files import write_once
 from tasks.core.records import Record
 from tasks.core.storage.store import Store
+from tasks.core.storage.versions import Version, has_conditional_writes, read_version, replace_version
 
 logger = logging.getLogger(__name__)
 
 LEASE_SECONDS = 120.0
 _RENEW_SECONDS = 30.0
+_SETTLING_SECONDS = 0.1
 
 
 class Lease(Record):
@@ -37,21 +41,13 @@ class Lease(Record):
 def lease(store: Store, name: str) -> Iterator[None]:
     """Hold `name` for this machine and renew it; a holder that died is waited out for two minutes at most.
 
-    Processes of one machine share it (a file lock parts them). Of two machines that ask for a free one at once, one
-    gets it; two that find one that has run out may both take it over; a run has one identity, so nothing is mixed
-    then, only computed twice. Raises RunLockedError.
+    One that died on this very system is known to be dead and not waited for. Processes of one machine share it (a
+    file lock parts them). Of two machines that ask for it at once one gets it where the store has conditional writes;
+    elsewhere both may: a run has one identity, so nothing is mixed then, only computed twice. Raises RunLockedError.
     """
     machine = _machine(store)
-    holder = _read(store, name)
-    if holder is None and not store.write_once(name, _content(machine)):
-        holder = _read(store, name)
-    if holder is not None and holder.machine != machine and holder.until > time.time():
-        raise RunLockedError(
-            f"{store.place}/{name.rpartition('/')[0]} is being written by process {holder.pid} on {holder.host}",
-            f"wait for it to end; if it died, for {holder.until - time.time():.0f} s, or use another run name",
-        )
+    _take(store, name, machine)
     over = threading.Event()
-    store.write(name, _content(machine))
     thread = threading.Thread(target=_renew, args=(store, name, machine, over), name="lease", daemon=True)
     thread.start()
     try:
@@ -64,6 +60,23 @@ def lease(store: Store, name: str) -> Iterator[None]:
                 store.remove(name)
         except StorageError as exc:
             logger.warning("%s", exc.what)
+
+
+def _take(store: Store, name: str, machine: str) -> None:
+    seen = read_version(store, name)
+    if _may_take(_parsed(seen), machine) and replace_version(store, name, _content(machine), seen):
+        if has_conditional_writes(store):
+            return
+        time.sleep(_SETTLING_SECONDS)  # another machine that saw what this one saw may have written since
+    holder = _read(store, name)
+    if holder is not None and holder.machine == machine:  # also where another process of it was faster
+        return
+    what, wait = "is being taken by another machine at this moment", "try again"
+    if holder is not None and not _may_take(holder, machine):
+        what = f"is being written by process {holder.pid} on {holder.host}"
+        wait = f"wait for it to end; if it died, for {holder.until - time.time():.0f} s"
+    place = store.address_of(posixpath.dirname(name)).rstrip("/")
+    raise RunLockedError(f"{place} {what}", f"{wait}, or use another run name")
 
 
 def _renew(store: Store, name: str, machine: str, over: threading.Event) -> None:
@@ -85,6 +98,29 @@ def _is_held_by(store: Store, name: str, machine: str) -> bool:
     return holder is None or holder.machine == machine
 
 
+def _may_take(holder: Lease | None, machine: str) -> bool:
+    return (
+        holder is None
+        or holder.machine == machine
+        or holder.until <= time.time()
+        or _is_known_dead(holder, machine)
+    )
+
+
+def _is_known_dead(holder: Lease, machine: str) -> bool:
+    """Whether the holder was a process of this running system (and no other's) that is gone."""
+    system = machine.partition("/")[2]
+    if not system or holder.machine.partition("/")[2] != system:
+        return False
+    try:
+        os.kill(holder.pid, 0)
+    except ProcessLookupError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
 def _content(machine: str) -> bytes:
     until = time.time() + LEASE_SECONDS
     holder = Lease(machine=machine, host=socket.gethostname(), pid=os.getpid(), until=until)
@@ -92,15 +128,27 @@ def _content(machine: str) -> bytes:
 
 
 def _read(store: Store, name: str) -> Lease | None:
-    content = store.read(name)
+    return _parsed(Version(store.read(name)))
+
+
+def _parsed(found: Version) -> Lease | None:
     try:
-        return None if content is None else Lease.model_validate_json(content)
+        return None if found.content is None else Lease.model_validate_json(found.content)
     except ValidationError:
         return None
 
 
 def _machine(store: Store) -> str:
-    """Name of this machine's mirror, drawn once."""
+    """Name of this machine's mirror, drawn once, and of the system that runs now, where it has a name."""
     path = store.local / ".machine"
     write_once(path, secrets.token_hex(8))
-    return path.read_text().strip()
+    return f"{path.read_text().strip()}/{_system()}"
+
+
+def _system() -> str:
+    """What processes share whose ids mean the same: this start of the system, and the space of its process ids."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot}/{Path('/proc/self/ns/pid').stat().st_ino}"
+    except OSError:
+        return ""

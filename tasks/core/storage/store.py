@@ -71,7 +71,8 @@ class Store:
     def names(self) -> list[str]:
         """Names of the directories directly below, sorted; [] where there is nothing."""
         if not self.is_remote:
-            return sorted(path.name for path in self.local.iterdir()) if self.local.is_dir() else []
+            found = self.local.iterdir() if self.local.is_dir() else ()
+            return sorted(path.name for path in found if path.is_dir())
         return self.names_below("")
 
     def names_below(self, below: str) -> list[str]:
@@ -83,8 +84,8 @@ class Store:
         return self._names(below, "file")
 
     def _names(self, below: str, kind: str) -> list[str]:
-        with _explained(self.place, "listed"):
-            files, root = _open(self.place)
+        with explained(self.place, "listed"):
+            files, root = open_place(self.place)
             start = posixpath.join(root, below) if below else root
             if not files.exists(start):
                 return []
@@ -92,16 +93,23 @@ class Store:
             names = {posixpath.basename(entry["name"].rstrip("/")) for entry in entries}
             return sorted(names - {posixpath.basename(start)} if kind == "file" else names)
 
-    def pull(self, below: str = "", *, only: Iterable[str] | None = None, leave_out: str = "") -> None:
+    def pull(
+        self,
+        below: str = "",
+        *,
+        only: Iterable[str] | None = None,
+        leave_out: str = "",
+        forgets: bool = False,
+    ) -> None:
         """Bring all files below a directory that are new or changed there; `only` names some of them.
 
-        `leave_out` is the beginning of names that stay there. A file is whole or absent in the mirror too.
-        Raises StorageError.
+        `leave_out` is the beginning of names that stay there. A file is whole or absent in the mirror too. With
+        `forgets` copies of files that are gone there are removed here; what was never sent stays. Raises StorageError.
         """
         if not self.is_remote:
             return
         with self._read():
-            files, root = _open(self.place)
+            files, root = open_place(self.place)
             start = posixpath.join(root, below) if below else root
             if only is None:
                 found = _listed(files, start)
@@ -110,16 +118,30 @@ class Store:
             relative = _relative(files, root, found)
             staying = tuple([leave_out] if leave_out else [])
             self._fetch(files, root, {n: info for n, info in relative.items() if not n.startswith(staying)})
+            if forgets:
+                self._forget(below, relative, staying)
 
-    def pull_each(self, *names: str) -> None:
-        """Bring the files of these names from every directory directly below, by one listing. Raises StorageError."""
+    def _forget(self, below: str, there: dict[str, dict[str, Any]], staying: tuple[str, ...]) -> None:
+        start = f"{below}/" if below else ""
+        for name in self._stamps():
+            if name.startswith(start) and name not in there and not name.startswith(staying):
+                (self.local / name).unlink(missing_ok=True)
+        with suppress(OSError):  # it holds something else
+            (self.local / below).rmdir()
+
+    def pull_each(self, *names: str) -> dict[str, int]:
+        """Bring the files of these names from every directory directly below, by one listing.
+
+        Returns name and size of every file there. Raises StorageError.
+        """
         if not self.is_remote:
-            return
+            return {}
         with self._read():
-            files, root = _open(self.place)
+            files, root = open_place(self.place)
             relative = _relative(files, root, _listed(files, root))
             wanted = {n: i for n, i in relative.items() if n.count("/") == 1 and n.partition("/")[2] in names}
             self._fetch(files, root, wanted)
+            return {name: int(info["size"]) for name, info in relative.items()}
 
     def _fetch(self, files: AbstractFileSystem, root: str, infos: dict[str, dict[str, Any]]) -> None:
         stamps, brought, noted = self._stamps(), dict[str, str](), time.monotonic()
@@ -161,8 +183,8 @@ class Store:
         """
         if not self.is_remote:
             return
-        with _explained(self.place, "written"):
-            files, root = _open(self.place)
+        with explained(self.place, "written"):
+            files, root = open_place(self.place)
             news = {}
             for path in paths:
                 if not path.is_file():
@@ -181,7 +203,7 @@ class Store:
             path = self.local / name
             return path.read_bytes() if path.is_file() else None
         with self._read():
-            files, root = _open(self.place)
+            files, root = open_place(self.place)
             try:
                 content: bytes = files.cat_file(posixpath.join(root, name))
             except FileNotFoundError:
@@ -190,19 +212,17 @@ class Store:
 
     def write(self, name: str, content: bytes) -> None:
         """Write a small file there, not in the mirror. Raises StorageError."""
-        with _explained(self.place, "written"):
-            files, root = _open(self.place)
-            address = posixpath.join(root, name)
-            files.makedirs(posixpath.dirname(address), exist_ok=True)
-            files.pipe_file(address, content)
+        with explained(self.place, "written"):
+            files, root = open_place(self.place)
+            write_whole(files, posixpath.join(root, name), content)
 
     def write_once(self, name: str, content: bytes) -> bool:
         """Write a small file there unless there is one; return whether it was written. Raises StorageError.
 
         Of several machines at once one wins, where the file system can tell; S3 can.
         """
-        with _explained(self.place, "written"):
-            files, root = _open(self.place)
+        with explained(self.place, "written"):
+            files, root = open_place(self.place)
             address = posixpath.join(root, name)
             if files.exists(address):
                 return False
@@ -218,15 +238,38 @@ class Store:
 
     def remove(self, name: str) -> None:
         """Remove a file there, if it is there. Raises StorageError."""
-        with _explained(self.place, "written"):
-            files, root = _open(self.place)
+        with explained(self.place, "written"):
+            files, root = open_place(self.place)
             try:
                 files.rm_file(posixpath.join(root, name))
             except FileNotFoundError:
                 return
 
+    def remove_files(self, names: Iterable[str]) -> None:
+        """Remove files there, in one request where the store can. Raises StorageError."""
+        with explained(self.place, "written"):
+            files, root = open_place(self.place)
+            if addresses := [posixpath.join(root, name) for name in names]:
+                with suppress(FileNotFoundError):
+                    files.rm(addresses)
+            if "file" in files.protocol:  # a file system keeps the folders of what is gone
+                for folder in {posixpath.dirname(address) for address in addresses}:
+                    with suppress(OSError):
+                        files.rmdir(folder)
+
+    def has(self, name: str) -> bool:
+        """Tell whether there is a directory of this name directly below. Raises StorageError."""
+        return name in self.names() if self.is_remote else (self.local / name).is_dir()
+
+    def there(self, below: str) -> dict[str, int]:
+        """Names (relative to the place) and sizes of all files below a directory at the URL. Raises StorageError."""
+        with self._read():
+            files, root = open_place(self.place)
+            found = _relative(files, root, _listed(files, posixpath.join(root, below)))
+            return {name: int(info["size"]) for name, info in found.items()}
+
     def _read(self) -> AbstractContextManager[None]:
-        return _explained(self.place, "read")
+        return explained(self.place, "read")
 
     def _stamps(self) -> dict[str, str]:
         try:
@@ -259,12 +302,27 @@ def local_copy(place: str) -> Path:
     return store.local / name
 
 
-def _open(place: str) -> tuple[AbstractFileSystem, str]:
+def open_place(place: str) -> tuple[AbstractFileSystem, str]:
     import fsspec
 
     files, root = fsspec.core.url_to_fs(place)
     files.invalidate_cache()  # another machine may have written since
     return files, root
+
+
+def write_whole(files: AbstractFileSystem, address: str, content: bytes) -> None:
+    """Write a small file whole or not at all, also where the file system is this machine's."""
+    files.makedirs(posixpath.dirname(address), exist_ok=True)
+    if "file" in ((files.protocol,) if isinstance(files.protocol, str) else files.protocol):
+        with replacing(Path(address)) as partial_path:
+            partial_path.write_bytes(content)
+    else:
+        files.pipe_file(address, content)
+
+
+def as_store(place: Store | Path) -> Store:
+    """A place of models or runs, given as a folder's path or as the store that it is."""
+    return Store(str(place)) if isinstance(place, Path) else place
 
 
 def _listed(files: AbstractFileSystem, start: str) -> dict[str, dict[str, Any]]:
@@ -296,7 +354,7 @@ def _stamp(info: dict[str, Any]) -> str:
 
 
 @contextmanager
-def _explained(place: str, done: str) -> Iterator[None]:
+def explained(place: str, done: str) -> Iterator[None]:
     """Turn what the file systems of fsspec raise into a StorageError that says what to do."""
     try:
         yield

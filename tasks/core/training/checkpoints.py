@@ -19,7 +19,7 @@ from tasks.core.training.validation import best_validation
 logger = logging.getLogger(__name__)
 
 CHECKPOINTS = "checkpoints"
-_SEAL_NAME = "complete.json"
+SEAL_NAME = "complete.json"
 _STATE_NAME = "trainer_state.json"
 _NAME = re.compile(r"checkpoint-(\d+)")
 
@@ -29,18 +29,18 @@ def seal(checkpoint_dir: Path, seconds: float) -> None:
 
     Sums are taken of all of them: another optimizer's state, or another order of rows, trains other weights.
     """
-    paths = [path for path in sorted(checkpoint_dir.iterdir()) if path.is_file() and path.name != _SEAL_NAME]
+    paths = [path for path in sorted(checkpoint_dir.iterdir()) if path.is_file() and path.name != SEAL_NAME]
     for path in paths:
         force_to_disk(path)
     sizes = {path.name: path.stat().st_size for path in paths}
     sums = {path.name: _sha256(path) for path in paths}
     content = {"seconds": round(seconds, 3), "file_bytes": sizes, "file_sha256": sums}
-    write_atomically(checkpoint_dir / _SEAL_NAME, json.dumps(content, indent=2))
+    write_atomically(checkpoint_dir / SEAL_NAME, json.dumps(content, indent=2))
 
 
 def unseal(checkpoint_dir: Path) -> None:
     """A checkpoint that is about to be written (again) is not whole."""
-    (checkpoint_dir / _SEAL_NAME).unlink(missing_ok=True)
+    (checkpoint_dir / SEAL_NAME).unlink(missing_ok=True)
 
 
 def is_whole(checkpoint_dir: Path) -> bool:
@@ -58,6 +58,12 @@ def is_intact(checkpoint_dir: Path) -> bool:
         return False
     sums = _read_seal(checkpoint_dir).get("file_sha256", {})  # older versions sealed sizes, or sums of some
     return all(_sha256(checkpoint_dir / name) == expected for name, expected in sums.items())
+
+
+def file_bytes(checkpoint_dir: Path) -> dict[str, int]:
+    """Names and sizes of the files that a sealed checkpoint is made of."""
+    sizes: dict[str, int] = _read_seal(checkpoint_dir)["file_bytes"]
+    return sizes
 
 
 def seconds_of(checkpoint_dir: Path) -> float:
@@ -79,6 +85,11 @@ def at_step(checkpoints_dir: Path, step: int) -> Path:
 def newest_whole(checkpoints_dir: Path) -> Path | None:
     """The newest whole checkpoint; incomplete ones are passed over and named in the log."""
     return next(_whole(checkpoints_dir), None)
+
+
+def all_whole(checkpoints_dir: Path) -> list[Path]:
+    """Whole checkpoints, oldest first; others may be being written."""
+    return [path for path in _all(checkpoints_dir) if is_whole(path)]
 
 
 def resume_point(checkpoints_dir: Path) -> Path | None:
@@ -118,6 +129,11 @@ def rotate(checkpoints_dir: Path, keep: int, best_step: int | None) -> None:
             shutil.rmtree(checkpoint_dir, ignore_errors=True)
 
 
+def remove(checkpoint_dir: Path) -> None:
+    """Forget one checkpoint."""
+    shutil.rmtree(checkpoint_dir, ignore_errors=True)
+
+
 def remove_all(checkpoints_dir: Path, *, after_step: int = -1) -> None:
     """Forget an unfinished training, or what it did after a step."""
     for checkpoint_dir in _all(checkpoints_dir):
@@ -133,7 +149,7 @@ def storing(path: Path) -> Iterator[None]:
 
 
 def _read_seal(checkpoint_dir: Path) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads((checkpoint_dir / _SEAL_NAME).read_text(encoding="utf-8"))
+    content: dict[str, Any] = json.loads((checkpoint_dir / SEAL_NAME).read_text(encoding="utf-8"))
     return content
 
 

@@ -6,7 +6,8 @@ settings -> rows -> identity -> (reuse | resume | train) -> weights, card, manif
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -26,6 +27,7 @@ from tasks.core.training.progress import TrainingProgress
 
 if TYPE_CHECKING:
     from tasks.core.training.job import Fitted, Job
+    from tasks.core.training.remote.trainings import RemoteTrainings
 
 __all__ = ["TrainedModel", "TrainingProgress", "train"]
 
@@ -50,12 +52,14 @@ def train(
     run_name: str | None = None,
     on_progress: Callable[[TrainingProgress], None] | None = None,
     started_at: datetime | None = None,
+    home: RemoteTrainings | None = None,
 ) -> TrainedModel:
     """Train as `config` says into `models_dir/<run_name>` and return the complete model.
 
     A finished run of the same settings and data is returned as it is; an unfinished one goes on from its newest
     whole checkpoint. Without `run_name`, `config.run_name` or, if that is unset, base and time (`started_at`, or
-    now) name the run; an interrupted run of the same settings is then found and finished. Raises ConfigError,
+    now) name the run; an interrupted run of the same settings is then found and finished. With a `home` at a URL, of
+    which `models_dir` is the mirror, checkpoints and model are brought from there and sent there. Raises ConfigError,
     DataError, ModelNotFoundError, ModelLoadError, RunKeyMismatchError, RunLockedError, OutOfMemoryError,
     TrainingError, StorageError.
     """
@@ -65,17 +69,31 @@ def train(
     if run_name is not None or config.run_name is not None:  # a bad name is told before the long work
         registry.model_dir(models_dir, run_name or config.full_run_name(""))
     job, identity = _prepare(config, on_progress)
-    model_dir = _choose_dir(config, models_dir, run_name, identity, started_at or datetime.now())
+    model_dir = _choose_dir(config, models_dir, run_name, identity, started_at or datetime.now(), home)
     interruption.keeps(lambda: _kept(model_dir))
-    with RunDir(model_dir).locked():
+    with _held(model_dir, home):
+        if home is not None:
+            home.bring(model_dir, resume=config.resume)
         trained = _finished(model_dir, identity, resume=config.resume)
+        if trained is None and home is not None:
+            home.claim(model_dir, resume=config.resume)
         if trained is None:
-            trained = _train_into(model_dir, job)
+            with nullcontext() if home is None else home.sending(model_dir):
+                trained = _train_into(model_dir, job)
+        if home is not None:
+            home.publish(model_dir)
     if config.push_to_hub:
         from tasks.core.training.hub import push
 
         push(model_dir, hf_user_id=config.hf_user_id)
     return trained
+
+
+@contextmanager
+def _held(model_dir: Path, home: RemoteTrainings | None) -> Iterator[None]:
+    """Hold a training against other processes and, at a URL, other machines. Raises RunLockedError."""
+    with RunDir(model_dir).locked(), nullcontext() if home is None else home.held(model_dir):
+        yield
 
 
 def _kept(model_dir: Path) -> str:
@@ -126,9 +144,10 @@ def _choose_dir(
     run_name: str | None,
     identity: TrainingIdentity,
     started_at: datetime,
+    home: RemoteTrainings | None,
 ) -> Path:
     if run_name is None and config.run_name is None and config.resume:
-        interrupted = _interrupted_run(config, models_dir, identity)
+        interrupted = _interrupted_run(config, models_dir, identity, home)
         if interrupted is not None:
             logger.info("%s was interrupted and has the same settings and data: finishing it", interrupted)
             return interrupted
@@ -144,18 +163,25 @@ def name_of_training(config: FineTunerConfig, time: str) -> str:
     return registry.made_up_name(made, config.run_name_prefix, config.run_name_suffix)
 
 
-def _interrupted_run(config: FineTunerConfig, models_dir: Path, identity: TrainingIdentity) -> Path | None:
+def _interrupted_run(
+    config: FineTunerConfig, models_dir: Path, identity: TrainingIdentity, home: RemoteTrainings | None
+) -> Path | None:
     """The newest unnamed run that began with this identity, has a checkpoint and is neither done nor running."""
     made = f"{registry.slug(config.base_model_id)}-" + "[0-9]" * 8 + "-" + "[0-9]" * 6
     pattern = config.full_run_name(made)
+    if home is not None:
+        home.bring_identities()
     for model_dir in sorted(models_dir.glob(pattern), reverse=True):
         if registry.why_incomplete(model_dir) is None or read_identity(model_dir) != identity:
             continue
-        if checkpoints.newest_whole(model_dir / checkpoints.CHECKPOINTS) is None:
-            continue
         try:
-            with RunDir(model_dir).locked():
-                return model_dir
+            with _held(model_dir, home):
+                if home is not None:
+                    home.bring(model_dir, resume=True)
+                    if registry.why_incomplete(model_dir) is None:
+                        continue
+                if checkpoints.newest_whole(model_dir / checkpoints.CHECKPOINTS) is not None:
+                    return model_dir
         except RunLockedError:
             continue
     return None

@@ -25,9 +25,11 @@ from tasks.core.evaluation.summary import Opponent
 from tasks.core.files import exists, is_folder
 from tasks.core.models.digests import weights_sha256
 from tasks.core.models.trained.champion import current_champion, refuse_changed, why_changed
+from tasks.core.models.trained.folders import address_of, folder_of, is_model
 from tasks.core.models.trained.registry import read_manifest, slug, why_incomplete
 from tasks.core.records import ModelManifest, RunIdentity, RunManifest
 from tasks.core.runs.run_dir import RunDir
+from tasks.core.storage.store import Store, as_store
 
 if TYPE_CHECKING:
     from tasks.core.config import InferencerConfig
@@ -202,7 +204,7 @@ def _setting_differences(candidate: RunManifest, base: RunManifest) -> int:
 def find_opponents(
     baseline: str,
     candidate_path: Path,
-    models_dir: Path,
+    models_dir: Store | Path,
     runs_dir: Path,
     known: Sequence[FinishedRun] = (),
 ) -> ComparedRuns:
@@ -231,7 +233,7 @@ def find_opponents(
 
 
 def find_champion_run(
-    candidate_path: Path, models_dir: Path, runs_dir: Path, known: Sequence[FinishedRun] = ()
+    candidate_path: Path, models_dir: Store | Path, runs_dir: Path, known: Sequence[FinishedRun] = ()
 ) -> OpponentRun | None:
     """The promoted model's run over the candidate's rows; None when no model is promoted.
 
@@ -243,10 +245,11 @@ def find_champion_run(
     name = promoted.run_name
     if not candidate_path.is_dir():
         return OpponentRun(None, f"A file of answers cannot be compared with the champion {name}")
-    directory = models_dir / name
+    directory = folder_of(models_dir, name)
     if not directory.is_dir():
+        place = as_store(models_dir).place
         return OpponentRun(
-            None, f"The champion {name} is gone from {models_dir}, so nothing can be better than it"
+            None, f"The champion {name} is gone from {place}, so nothing can be better than it"
         )
     changed = why_changed(models_dir, promoted)
     if changed is not None:
@@ -264,7 +267,7 @@ def find_champion_run(
 
     def distance(run: FinishedRun) -> tuple[int, bool]:
         """A model that was trained again can have the champion's weights; its own run comes first."""
-        is_own = Path(run.manifest.identity.model.model_id).resolve() == directory.resolve()
+        is_own = is_model(run.manifest.identity.model.model_id, models_dir, name)
         return _setting_differences(candidate, run.manifest), not is_own
 
     return OpponentRun(min(runs, key=distance).path)
@@ -294,7 +297,7 @@ def find_baseline(candidate: RunManifest, settings: InferencerConfig) -> Opponen
 
 
 def find_champion(
-    candidate: RunManifest, settings: InferencerConfig, *, models_dir: Path, runs_dir: Path
+    candidate: RunManifest, settings: InferencerConfig, *, models_dir: Store | Path, runs_dir: Path
 ) -> OpponentModel | None:
     """Find the promoted model, and its answers to the candidate's rows with the same settings if they are there.
 
@@ -304,23 +307,23 @@ def find_champion(
     promoted = current_champion(models_dir)
     if promoted is None:
         return None
-    model_id = str(models_dir / promoted.run_name)
-    reason = why_incomplete(Path(model_id)) if Path(model_id).is_dir() else "its directory is gone"
+    name, directory = promoted.run_name, folder_of(models_dir, promoted.run_name)
+    reason = why_incomplete(directory) if directory.is_dir() else "its directory is gone"
     if reason is not None:
         raise ModelNotFoundError(
-            f"the promoted model {model_id} cannot be compared: {reason}",
+            f"the promoted model {address_of(models_dir, name)} cannot be compared: {reason}",
             "put it back, promote another one (`tuneproof promote RUN --force --reason TEXT`), or set "
             "pipeline.compare_with_champion = false",
         )
     refuse_changed(models_dir, promoted)
-    opponent, identity = _opponent(candidate, settings, model_id, None, slug(promoted.run_name))
+    opponent, identity = _opponent(candidate, settings, str(directory), None, slug(name))
     found = [
         manifest
         for run in search_runs(runs_dir, lambda manifest: manifest.run_key == identity.run_key)
         if (manifest := RunDir(run.path).finished_manifest()) is not None
     ]
     # A model that was trained again can have the same weights: the champion's own run comes first.
-    found.sort(key=lambda manifest: manifest.identity.model.model_id != model_id)
+    found.sort(key=lambda manifest: not is_model(manifest.identity.model.model_id, models_dir, name))
     return replace(opponent, run_name=found[0].run_name, finished=found[0]) if found else opponent
 
 

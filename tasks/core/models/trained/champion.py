@@ -9,15 +9,17 @@ from pathlib import Path
 from tasks.core.errors import ModelLoadError, StorageError
 from tasks.core.models.digests import unread_bytes, weights_sha256
 from tasks.core.models.trained.alias import (
-    HISTORY_NAME,
-    POINTER_NAME,
     Line,
     agreed,
+    alias_files,
     locked,
     read_line,
     settled,
 )
+from tasks.core.models.trained.alias_files import HISTORY_NAME, POINTER_NAME
+from tasks.core.models.trained.folders import folder_of
 from tasks.core.run_names import PROMOTED
+from tasks.core.storage.store import Store, as_store
 
 logger = logging.getLogger(__name__)
 
@@ -32,62 +34,66 @@ class Champion:
     weights_sha256: str | None = None
 
 
-def current_champion(models_dir: Path) -> Champion | None:
+def current_champion(models: Store | Path) -> Champion | None:
     """The promoted model, after pointer and history were compared; None when nothing is promoted.
 
     A change that was decided and cut off is finished. Raises ModelLoadError when a file is damaged or missing, or
     when they disagree.
     """
     try:
-        line = agreed(models_dir)
+        line = agreed(models)
     except ModelLoadError:
-        line = _agreed_after_a_change(models_dir)
-    return _champion(models_dir, line)
+        line = _agreed_after_a_change(models)
+    return champion_in(models, line)
 
 
-def _agreed_after_a_change(models_dir: Path) -> Line:
+def _agreed_after_a_change(models: Store | Path) -> Line:
     """Wait for the end of a change that is under way, or finish one that was cut off."""
     try:
-        with locked(models_dir):
-            return settled(models_dir)
+        with locked(models):
+            return settled(models)
     except StorageError:  # a folder that only others may write, or a full disk
-        line = read_line(models_dir, tolerant=True)
+        line = read_line(models, tolerant=True)
         if not line.waits_for_pointer:
-            return agreed(models_dir)
-    logger.warning("%s could not be written, so %s counts", models_dir / POINTER_NAME, HISTORY_NAME)
+            return agreed(models)
+    address = alias_files(models).address(POINTER_NAME)
+    logger.warning("%s could not be written, so %s counts", address, HISTORY_NAME)
     return replace(line, pointer=line.decided)
 
 
-def _champion(models_dir: Path, line: Line) -> Champion | None:
+def champion_in(models: Store | Path, line: Line) -> Champion | None:
+    """The champion that an agreed line names, or a link made by a person; None when there is none."""
     promotion = line.pointer
     if promotion is not None:
         digest = promotion.get("weights_sha256")
         return Champion(str(promotion["run_name"]), digest if isinstance(digest, str) else None)
-    link = models_dir / PROMOTED
-    if not link.is_symlink():
-        return Champion(PROMOTED) if link.is_dir() else None
+    link = alias_files(models).has_link()
+    if link is None or not link.is_symlink():
+        return None if link is None else Champion(PROMOTED)
     target = link.resolve()
-    if target.parent != models_dir.resolve():
+    if target.parent != as_store(models).local.resolve():
         raise ModelLoadError(
-            f"{link} is a link to {target}, which is no model in {models_dir}",
+            f"{link} is a link to {target}, which is no model in {as_store(models).place}",
             "link it to a folder beside it, or remove it and `tuneproof promote` a model",
         )
     return Champion(target.name)
 
 
-def promoted_run(models_dir: Path) -> str | None:
+def promoted_run(models: Store | Path) -> str | None:
     """Name of the promoted run; see `current_champion`."""
-    found = current_champion(models_dir)
+    found = current_champion(models)
     return None if found is None else found.run_name
 
 
-def why_changed(models_dir: Path, champion: Champion) -> str | None:
+def why_changed(models: Store | Path, champion: Champion) -> str | None:
     """Say that the files of the promoted model are not those that were promoted; None when they are.
 
     A file whose size and times are those of the last reading is not read again.
     """
-    directory = models_dir / champion.run_name
-    if champion.weights_sha256 is None or not directory.is_dir():
+    if champion.weights_sha256 is None:
+        return None
+    directory = folder_of(models, champion.run_name)
+    if not directory.is_dir():
         return None
     size = unread_bytes(directory)
     if size > _LONG_READING_BYTES:
@@ -101,9 +107,9 @@ def why_changed(models_dir: Path, champion: Champion) -> str | None:
     )
 
 
-def refuse_changed(models_dir: Path, champion: Champion) -> None:
+def refuse_changed(models: Store | Path, champion: Champion) -> None:
     """Raise ModelLoadError when the files of the promoted model are not those that were promoted."""
-    problem = why_changed(models_dir, champion)
+    problem = why_changed(models, champion)
     if problem is not None:
         raise ModelLoadError(
             problem,

@@ -16,6 +16,9 @@ from tasks.core.models.locating import missing_base
 from tasks.core.models.packaged import PREFIX, find_packaged_file
 from tasks.core.models.trained import hub_search, registry
 from tasks.core.models.trained.champion import current_champion, refuse_changed
+from tasks.core.models.trained.folders import folder_of
+from tasks.core.models.trained.model_store import list_models
+from tasks.core.storage.store import Store, as_store
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +53,7 @@ class Discovery:
 
 @dataclass(slots=True)
 class _Search:
-    models_dir: Path
+    models: Store
     rejected: list[Rejection] = field(default_factory=list)
 
     def reject(self, model_id: str, reason: str) -> None:
@@ -58,7 +61,7 @@ class _Search:
 
 
 def discover_model(
-    *, model: str | None, run_names: Sequence[str] = (), hf_user_id: str | None, models_dir: Path
+    *, model: str | None, run_names: Sequence[str] = (), hf_user_id: str | None, models_dir: Store | Path
 ) -> Discovery:
     """Choose a model: `model` if given; else the first of `run_names` that is there, locally or as
     `{hf_user_id}/{run_name}` on the Hub; else the newest complete one under `models_dir`; else the newest on the
@@ -80,10 +83,10 @@ def discover_model(
 
 
 def find_model(
-    *, model: str | None, run_names: Sequence[str] = (), hf_user_id: str | None, models_dir: Path
+    *, model: str | None, run_names: Sequence[str] = (), hf_user_id: str | None, models_dir: Store | Path
 ) -> Discovery:
     """Do what `discover_model` does, in silence."""
-    search = _Search(models_dir)
+    search = _Search(as_store(models_dir))
     if model is not None:
         chosen = _explicit(search, model)
     else:
@@ -117,16 +120,16 @@ def _explicit(search: _Search, model: str) -> Candidate | None:
 
 
 def _promoted(search: _Search) -> Candidate | None:
-    champion = current_champion(search.models_dir)
+    champion = current_champion(search.models)
     if champion is None:
-        search.reject(str(search.models_dir / registry.PROMOTED), "no model has been promoted yet")
+        search.reject(search.models.address_of(registry.PROMOTED), "no model has been promoted yet")
         return None
-    directory = search.models_dir / champion.run_name
+    directory = folder_of(search.models, champion.run_name)
     reason = registry.why_incomplete(directory) if directory.is_dir() else "its directory is gone"
     if reason is not None:
-        search.reject(str(directory), f"promoted, but {reason}")
+        search.reject(search.models.address_of(champion.run_name), f"promoted, but {reason}")
         return None
-    refuse_changed(search.models_dir, champion)
+    refuse_changed(search.models, champion)
     return Candidate(str(directory), None, "promoted", f"the promoted model is the run {champion.run_name}")
 
 
@@ -167,31 +170,48 @@ def _named_run(search: _Search, run_name: str, hf_user_id: str | None) -> Candid
 
 
 def _local_run(search: _Search, run_name: str, reason: str) -> Candidate | None:
-    directory = search.models_dir / run_name
-    if "/" in run_name or "\\" in run_name or not is_folder(directory):
-        search.reject(str(directory), "no such directory")
+    models = search.models
+    directory = models.local / run_name
+    if "/" in run_name or "\\" in run_name or not _is_there(models, run_name):
+        search.reject(
+            str(directory) if not models.is_remote else models.address_of(run_name), "no such directory"
+        )
         return None
-    incomplete = registry.why_incomplete(directory)
+    incomplete = registry.why_incomplete(folder_of(models, run_name))
     if incomplete is not None:
-        search.reject(str(directory), incomplete)
+        search.reject(models.address_of(run_name), incomplete)
         return None
     return Candidate(str(directory), None, "local run", reason)
 
 
+def _is_there(models: Store, run_name: str) -> bool:
+    return models.has(run_name) if models.is_remote else is_folder(models.local / run_name)
+
+
 def _newest_local(search: _Search) -> Candidate | None:
-    entries = registry.list_models(search.models_dir)
+    entries = list_models(search.models)
     if not entries:
-        search.reject(str(search.models_dir), "holds no fine-tuned model")
-    chosen = next((entry for entry in entries if entry.complete), None)
+        search.reject(search.models.place, "holds no fine-tuned model")
+    chosen = next((entry for entry in entries if entry.complete and _is_whole_here(search, entry)), None)
     for entry in entries:
-        if entry is not chosen:
+        if entry is not chosen and entry.complete:
             older = "complete, but older than the chosen one"
-            search.reject(str(entry.path), older if entry.reason is None else entry.reason)
+            search.reject(search.models.address_of(entry.run_name), older)
+        elif entry is not chosen:
+            search.reject(search.models.address_of(entry.run_name), str(entry.reason))
     if chosen is None:
         return None
     when = f"{chosen.changed_at:%Y-%m-%d %H:%M}"
     return Candidate(
         str(chosen.path), None, "newest local", f"newest complete fine-tuned model, finished {when}"
+    )
+
+
+def _is_whole_here(search: _Search, entry: registry.ModelEntry) -> bool:
+    """Bring a model from a URL and look at its files, as one in a folder was looked at before."""
+    return (
+        not search.models.is_remote
+        or registry.why_incomplete(folder_of(search.models, entry.run_name)) is None
     )
 
 
@@ -225,12 +245,12 @@ def _newest_on_hub(search: _Search, hf_user_id: str | None) -> Candidate | None:
 def _not_found(search: _Search, wanted: str | None) -> ModelNotFoundError:
     searched = "\n".join(f"  - {rejection.model_id}: {rejection.reason}" for rejection in search.rejected)
     what = f"no usable model{'' if wanted is None else f' {wanted!r}'} was found; searched:\n{searched}"
-    names = [entry.run_name for entry in registry.list_models(search.models_dir)]
+    names = [entry.run_name for entry in list_models(search.models)]
     near = difflib.get_close_matches(Path(wanted).name, names, n=3, cutoff=0.5) if wanted else []
     if near:
         return ModelNotFoundError(what, f"did you mean {' or '.join(near)}?")
     if wanted is not None:
-        there = f"; runs in {search.models_dir}: {', '.join(names[:5])}" if names else ""
+        there = f"; runs in {search.models.place}: {', '.join(names[:5])}" if names else ""
         return ModelNotFoundError(what, f"name a directory, a run, a Hub id or a package: model{there}")
     return ModelNotFoundError(
         what, "train one (`tuneproof finetune`), or set inferencer.model to a path or a Hub id"

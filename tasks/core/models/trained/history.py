@@ -48,7 +48,11 @@ class History:
 
 def read_history(path: Path) -> History:
     """Read a history; an absent one is empty. Raises ModelLoadError that names the line that is damaged."""
-    content = read_file(path) or b""
+    return parsed_history(path, read_file(path) or b"")
+
+
+def parsed_history(path: Path | str, content: bytes) -> History:
+    """Read the content of a history, which is at a path or URL. Raises ModelLoadError like `read_history`."""
     changes: list[Change] = []
     *ended, rest = content.split(b"\n")
     for number, line in enumerate(ended, start=1):
@@ -62,7 +66,7 @@ def read_history(path: Path) -> History:
     return History(tuple(changes))
 
 
-def _change(path: Path, number: int, line: bytes, before: list[Change]) -> Change:
+def _change(path: Path | str, number: int, line: bytes, before: list[Change]) -> Change:
     try:
         found = orjson.loads(line)
         promotion, action = found["promotion"], found["action"]
@@ -79,7 +83,7 @@ def _change(path: Path, number: int, line: bytes, before: list[Change]) -> Chang
     return Change(line, number, change_id, promotion)
 
 
-def damaged(path: Path, number: int, why: str) -> ModelLoadError:
+def damaged(path: Path | str, number: int, why: str) -> ModelLoadError:
     """The error about a line of the history."""
     return ModelLoadError(
         f"{path}, line {number} is damaged: {why}",

@@ -131,7 +131,7 @@ def _entry(directory: Path) -> ModelEntry:
     changed_at = ordered_at = datetime.fromtimestamp(directory.stat().st_mtime, UTC)
     try:
         manifest = read_manifest(directory)
-        changed_at, ordered_at = _moment(manifest.finished_at), moment_of(manifest)
+        changed_at, ordered_at = moment_of_text(manifest.finished_at), moment_of(manifest)
     except (ModelLoadError, ModelNotFoundError):
         manifest = None
     except ValueError:  # a hand-made date; the directory's own serves
@@ -141,16 +141,17 @@ def _entry(directory: Path) -> ModelEntry:
 
 def moment_of(manifest: ModelManifest) -> datetime:
     """Where a model stands among others; ValueError for a hand-made date that is none."""
-    return _moment(manifest.ordered_at or manifest.finished_at)
+    return moment_of_text(manifest.ordered_at or manifest.finished_at)
 
 
 def moment_after_all(models_dir: Path, finished_at: str) -> str:
     """`finished_at`, or the moment after the last of all models that are there, where the clock has gone back."""
     moments = [entry.ordered_at for entry in list_models(models_dir) if entry.manifest is not None]
     after = max(moments, default=datetime.min.replace(tzinfo=UTC)) + timedelta(microseconds=1)
-    return max(_moment(finished_at), after).isoformat()
+    return max(moment_of_text(finished_at), after).isoformat()
 
 
-def _moment(text: str) -> datetime:
+def moment_of_text(text: str) -> datetime:
+    """A moment as it is written; ValueError for what is none."""
     moment = datetime.fromisoformat(text)
     return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
