@@ -230,7 +230,7 @@ def move(models: Store | Path, line: Line, entry: dict[str, Any]) -> Mark:
             return mark  # what failed came after the move
         files.undo(line.history_version, mark, **written)
         raise _what_holds(models, line, mark, error) from error
-    files.sweep({None, *(hashlib.sha256(change.line).hexdigest() for change in line.history.changes)})
+    files.sweep(mark, {None, *(hashlib.sha256(change.line).hexdigest() for change in line.history.changes)})
     return mark
 
 

@@ -146,11 +146,11 @@ class BucketAlias:
     def undo(self, before: Version, mark: Mark, *, torn_bytes: int, anew: bool) -> None:
         """See `AliasFiles`: a line that is there may have been seen, and stays."""
 
-    def sweep(self, dead: Set[str | None]) -> None:
+    def sweep(self, kept: Mark, dead: Set[str | None]) -> None:
         """See `AliasFiles`."""
         try:
             for name in self.store.files_below(""):
-                if not name.startswith(f"{MARK_NAME}."):
+                if not name.startswith(f"{MARK_NAME}.") or name.endswith(f".{kept.change_id}"):
                     continue
                 mark = self._mark(name)
                 if mark is None or mark.previous in dead:

@@ -75,8 +75,8 @@ class AliasFiles(Protocol):
     def undo(self, before: Version, mark: Mark, *, torn_bytes: int, anew: bool) -> None:
         """Take back what a change that failed has written, as far as nobody else can have seen it."""
 
-    def sweep(self, dead: Set[str | None]) -> None:
-        """Remove the marks of changes that were to follow one of these lines, and no longer can."""
+    def sweep(self, kept: Mark, dead: Set[str | None]) -> None:
+        """Remove the marks of other changes that were to follow one of these lines, and no longer can."""
 
     def laid_aside(self) -> list[str]:
         """Addresses of damaged histories that are kept beside a new one, oldest first."""

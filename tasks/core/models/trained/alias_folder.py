@@ -103,7 +103,7 @@ class FolderAlias:
         if not anew:
             history.take_back(self.folder / HISTORY_NAME, len(before.content or b"") - torn_bytes)
 
-    def sweep(self, dead: Set[str | None]) -> None:
+    def sweep(self, kept: Mark, dead: Set[str | None]) -> None:
         """See `AliasFiles`; a folder has one mark."""
 
     def laid_aside(self) -> list[str]:
