@@ -59,7 +59,11 @@ class _Server:
 
     def _fail(self, environ: dict[str, Any], start_response: Any) -> list[bytes]:
         start_response("500 Internal Server Error", [("Content-Type", "application/xml")])
-        return [b"<Error><Code>InternalError</Code><Message>a fault of the tests</Message></Error>"]
+        return (
+            []
+            if environ["REQUEST_METHOD"] == "HEAD"
+            else [b"<Error><Code>InternalError</Code><Message>a fault of the tests</Message></Error>"]
+        )
 
     def _controlled(self, environ: dict[str, Any], start_response: Any) -> list[bytes]:
         content = environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))

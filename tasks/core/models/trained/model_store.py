@@ -11,7 +11,7 @@ from pathlib import Path
 from tasks.core.errors import ModelLoadError, StorageError
 from tasks.core.models.locating import missing_base
 from tasks.core.models.trained import registry
-from tasks.core.models.trained.folders import CHECKPOINTS, own_files
+from tasks.core.models.trained.folders import CHECKPOINTS, missing_there, own_files
 from tasks.core.models.trained.registry import MANIFEST_NAME, PROMOTED, ModelEntry
 from tasks.core.records import ModelManifest
 from tasks.core.storage.store import Store, as_store
@@ -95,14 +95,15 @@ def list_manifests(models: Store) -> list[ModelManifest]:
 
 
 def send_model(models: Store, directory: Path) -> None:
-    """Send a trained model, its manifest last; checkpoints are sent while it is trained.
+    """Send a trained model that is not there yet, its manifest last; checkpoints are sent while it is trained.
 
     Raises StorageError, which says that the model is complete here.
     """
     if not models.is_remote:
         return
     try:
-        models.push(sorted(own_files(directory), key=lambda path: path.name == MANIFEST_NAME))
+        if missing_there(models, directory.name):
+            models.push(sorted(own_files(directory), key=lambda path: path.name == MANIFEST_NAME))
     except StorageError as error:
         raise StorageError(
             f"{error.what}. The model is complete in {directory}, and not or only in part at "

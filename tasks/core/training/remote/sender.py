@@ -56,11 +56,14 @@ class CheckpointSender:
                 stop=stop_when_event_set(self._over),
                 sleep=sleep_using_event(self._over),
                 before_sleep=_tell,
+                reraise=True,
             )
             try:
                 retrying(self._send_newest)
-            except Exception as error:  # the training goes on whatever happens here
-                logger.warning("no checkpoint can be sent: %s", error)
+            except StorageError:  # the training has ended
+                break
+            except Exception as error:  # it goes on whatever happens here
+                logger.warning("a checkpoint cannot be sent: %s", error)
         if self._is_last:
             try:
                 self._send_newest()

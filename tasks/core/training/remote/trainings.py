@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import ValidationError
+from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_exponential
 
-from tasks.core.models.trained.folders import folder_of, missing_there
+from tasks.core.errors import StorageError
+from tasks.core.models.trained.folders import folder_of
 from tasks.core.models.trained.model_store import send_model
 from tasks.core.models.trained.registry import MANIFEST_NAME
 from tasks.core.storage.lease import lease
@@ -20,6 +22,10 @@ from tasks.core.training.remote.checkpoints import RemoteCheckpoints
 from tasks.core.training.remote.sender import LAST_SECONDS, CheckpointSender
 
 logger = logging.getLogger(__name__)
+
+_FIRST_PAUSE_SECONDS = 1.0
+_LONGEST_PAUSE_SECONDS = 30.0
+_PATIENCE_SECONDS = 120.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +95,17 @@ class RemoteTrainings:
         sender.end(last_seconds=None)
 
     def publish(self, model_dir: Path) -> None:
-        """Send what is not there yet of a complete model, its manifest last. Raises StorageError."""
-        if missing_there(self.models, model_dir.name):
-            send_model(self.models, model_dir)
+        """Send a complete model that is not there yet, its manifest last.
+
+        A bucket that does not answer is waited for; raises StorageError after two minutes, and the model is kept.
+        """
+        retrying = Retrying(
+            retry=retry_if_exception_type(StorageError),
+            wait=wait_exponential(_FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS),
+            stop=stop_after_delay(_PATIENCE_SECONDS),
+            before_sleep=lambda _: logger.warning(
+                "%s could not be sent, it is tried again", self.models.address_of(model_dir.name)
+            ),
+            reraise=True,
+        )
+        retrying(send_model, self.models, model_dir)
