@@ -1,7 +1,8 @@
 """Real faults against all that is kept: `make torture ARGS="--minutes 30 --seed 1"`.
 
 Parts: kills at random moments, each file-system call killed or refused, full and read-only disks, damage of each file,
-ten processes at once, clocks that are moved, a corpus of hostile inputs, secrets, a soak, Prefect's server taken away.
+ten processes at once, clocks that are moved, a corpus of hostile inputs, secrets, a soak, a bucket
+that fails, Prefect's server taken away.
 After each fault the same command must end as an undisturbed one does, or refuse with one message.
 
 Prints a table and writes a JSON file anew after every row. Ends with 0 when nothing was lost, doubled, mixed or

@@ -15,6 +15,7 @@ from tasks.core.evaluation.gate.gate import Gating, primary_of
 from tasks.core.evaluation.nights import ChallengeBook
 from tasks.core.evaluation.opponents.remote_runs import (
     bring_manifests,
+    bring_overview,
     bring_run,
     name_within,
     send_results,
@@ -196,6 +197,7 @@ class Evaluator:
     def score(self) -> EvaluationSummary:
         """Score and compare; write `scores.jsonl` and the summary."""
         runs = self.find_runs()
+        bring_overview(self.runs)  # what champions before scored
         summary = score_run(
             runs.candidate_path,
             runs.baseline_path,

@@ -79,8 +79,12 @@ class Promoter:
         return self._promote(Evaluated(name, evidence), reason, force=reason is not None)
 
     def _promote(self, model: Evaluated, reason: str | None, *, force: bool) -> Promotion:
-        actor = Actor(self._by, reason)
-        promotion = promote(self.models, model.model_run_name, actor, model.evidence, force=force)
+        actor, evidence = Actor(self._by, reason), model.evidence
+        runs = Store(self.config.pipeline.runs_dir)
+        if evidence is not None and runs.is_remote:  # other machines read it too
+            address = runs.url_of(Path(evidence.summary_path))
+            evidence = evidence.model_copy(update={"summary_path": address})
+        promotion = promote(self.models, model.model_run_name, actor, evidence, force=force)
         if self.config.pipeline.push_promoted:
             self.push(promotion)
         return promotion

@@ -13,7 +13,9 @@ from typing import Any
 import pytest
 
 from flows.cli.commands import main
-from tasks.core.errors import ConfigError, ModelLoadError, PromotionError, StorageError
+from tasks.core.errors import ConfigError, EvaluationError, ModelLoadError, PromotionError, StorageError
+from tasks.core.evaluation import nights
+from tasks.core.evaluation.nights import ChallengeBook, Look
 from tasks.core.models.trained import alias
 from tasks.core.models.trained.alias_bucket import BucketAlias
 from tasks.core.models.trained.alias_files import OvertakenError
@@ -452,3 +454,53 @@ def test_commands_list_promote_and_roll_back_at_a_url(
     shown = capsys.readouterr().out
     assert "promoted again: one, in place of two." in shown and "complete, promoted" in shown
     assert f"Promotions in {s3_place}" in shown and "rollback" in shown
+
+
+# --- the book of challenges
+
+
+def look(candidate: str) -> Look:
+    return Look(
+        at="2026-01-01T00:00:00+00:00", opponent="o", opponent_run="base", candidate=candidate,
+        candidate_run=candidate, row_count=2, rows=("a", "b"), metric="exact_match", difference=0.1,
+        standard_error=0.05, p_value=0.04,
+    )  # fmt: skip
+
+
+def test_the_book_of_challenges_at_a_url_counts_those_of_every_machine(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    book, replaced = ChallengeBook(Store(place)), nights.replace_version
+    assert book.enter(look("one"))[0] == 1
+
+    def replace_too_late(*args: Any) -> bool:
+        """Another machine enters its look between this one's reading and writing."""
+        monkeypatch.setattr(nights, "replace_version", replaced)
+        monkeypatch.setenv("TUNEPROOF_CACHE", str(tmp_path / "two"))
+        assert book.enter(look("two"))[0] == 2
+        monkeypatch.setenv("TUNEPROOF_CACHE", str(tmp_path / "one"))
+        return replaced(*args)
+
+    monkeypatch.setattr(nights, "replace_version", replace_too_late)
+    number, looks = book.enter(look("three"))
+    assert (number, [one.candidate for one in looks]) == (3, ["one", "two", "three"])
+    assert book.enter(look("two"))[0] == 2
+    book.check()
+
+
+def test_a_damaged_book_of_challenges_at_a_url_is_refused(s3_place: str) -> None:
+    models = Store(s3_place)
+    book = ChallengeBook(models)
+    for name in NAMES:
+        book.enter(look(name))
+    whole = models.read("challenges.jsonl") or b""
+    lines = whole.splitlines(keepends=True)
+    for content, told in (
+        (b"".join([lines[0], lines[2]]), "the line before line 2 is gone"),
+        (b"".join(lines[:2]), "line 3 is gone"),
+        (b"x" + whole, "line 1 is damaged"),
+    ):
+        models.write("challenges.jsonl", content)
+        for use in (book.check, lambda: book.enter(look("four"))):
+            with pytest.raises(EvaluationError, match=told):
+                use()

@@ -108,12 +108,15 @@ def list_promotions(config: Config) -> None:
 def _show_champions(config: Config, present: Promotion) -> None:
     """Print what each champion scores on the rows on which the present one was promoted."""
     from tasks.core.evaluation.opponents.champions import champion_line
+    from tasks.core.evaluation.opponents.remote_runs import bring_overview
     from tasks.core.evaluation.wording import label, shown_metric
     from tasks.core.promotion.promotion import champions
     from tasks.core.runs.run_dir import RunDir
 
     evidence = present.evidence
-    runs_dir = Store(config.pipeline.runs_dir).local
+    runs = Store(config.pipeline.runs_dir)
+    bring_overview(runs)
+    runs_dir = runs.local
     if evidence is None or evidence.verdict is None or not (runs_dir / evidence.run_name).is_dir():
         return
     rows_sha256 = RunDir(runs_dir / evidence.run_name).read_manifest().identity.rows_sha256

@@ -98,12 +98,12 @@ class Store:
         below: str = "",
         *,
         only: Iterable[str] | None = None,
-        leave_out: str = "",
+        leave_out: str | tuple[str, ...] = "",
         forgets: bool = False,
     ) -> None:
         """Bring all files below a directory that are new or changed there; `only` names some of them.
 
-        `leave_out` is the beginning of names that stay there. A file is whole or absent in the mirror too. With
+        `leave_out` is the beginning, or are some, of names that stay there. A file is whole or absent in the mirror too. With
         `forgets` copies of files that are gone there are removed here; what was never sent stays. Raises StorageError.
         """
         if not self.is_remote:
@@ -116,7 +116,7 @@ class Store:
             else:
                 found = _found(files, [posixpath.join(start, name) for name in only])
             relative = _relative(files, root, found)
-            staying = tuple([leave_out] if leave_out else [])
+            staying = leave_out if isinstance(leave_out, tuple) else (leave_out,) if leave_out else ()
             self._fetch(files, root, {n: info for n, info in relative.items() if not n.startswith(staying)})
             if forgets:
                 self._forget(below, relative, staying)

@@ -16,7 +16,8 @@ def folder_of(models: Store | Path, name: str) -> Path:
     The folder need not be there. What was brought before and is gone at the URL is gone here too.
     """
     store = as_store(models)
-    store.pull(name, leave_out=f"{name}/{CHECKPOINTS}/", forgets=True)
+    staying = (f"{name}/{CHECKPOINTS}/", *(f"{name}/{own}" for own in _MACHINES_OWN))
+    store.pull(name, leave_out=staying, forgets=True)
     return store.local / name
 
 
