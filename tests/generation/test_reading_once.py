@@ -19,6 +19,7 @@ from tasks.core.evaluation.noise import find_repeat
 from tasks.core.records import Example
 from tasks.core.runs.run_dir import RunDir
 from tasks.inferencer import Inferencer
+from tests.making.warm.children import warm_children  # noqa: F401
 
 ROWS = 24
 NOTES = "TUNEPROOF_TEST_NOTES"
@@ -57,7 +58,13 @@ def questions_path(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def overrides(tmp_path: Path, tiny_model_dir: Path, questions_path: Path, own_cache: Path) -> dict[str, Any]:
+def overrides(
+    tmp_path: Path,
+    tiny_model_dir: Path,
+    questions_path: Path,
+    own_cache: Path,
+    warm_children: None,  # noqa: F811
+) -> dict[str, Any]:
     return {
         "inferencer.model": str(tiny_model_dir), "inferencer.testing_data_id": str(questions_path),
         "inferencer.max_new_tokens": 4, "inferencer.temperature": 0, "inferencer.device": "cpu",
