@@ -15,7 +15,8 @@ from tasks.core.records import ModelIdentity
 from tasks.core.storage.store import Store, is_url, local_copy
 
 if TYPE_CHECKING:
-    from tasks.core.models.loading import LoadedModel, ModelSpec
+    from tasks.core.models.loading import LoadedModel
+    from tasks.core.models.specs import ModelSpec
     from tasks.core.models.trained.discovery import Discovery
     from tasks.core.prompts.tokens import PromptBuilder
 
@@ -92,7 +93,10 @@ class AnsweringModel:
 
     def model_spec(self) -> ModelSpec:
         """Return what to load: the discovered model with the section's dtype, quantisation and device."""
-        return from_settings.model_spec(self.settings, self.discover().chosen)
+        from tasks.core.models.specs import ModelSpec
+
+        chosen, settings = self.discover().chosen, self.settings
+        return ModelSpec.of_answering(settings, chosen.model_id, settings.model_revision or chosen.revision)
 
     def identify(self) -> ModelIdentity:
         """Return which weights answer, without loading them."""

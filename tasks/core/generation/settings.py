@@ -1,4 +1,4 @@
-"""From the section [inferencer] to what a plan has: model to load, columns, generation settings, run name."""
+"""From the section [inferencer] to what a plan has: columns, generation settings, run name."""
 
 from __future__ import annotations
 
@@ -11,15 +11,6 @@ from tasks.core.runs.rows import RunRows
 
 if TYPE_CHECKING:
     from tasks.core.data.columns import ColumnMapping
-    from tasks.core.models.loading import ModelSpec
-    from tasks.core.models.trained.discovery import Candidate
-
-
-def model_spec(settings: InferencerConfig, chosen: Candidate) -> ModelSpec:
-    """Return what to load: the chosen model with the section's dtype, quantisation and device."""
-    from tasks.core.models.loading import ModelSpec
-
-    return ModelSpec.of_answering(settings, chosen.model_id, settings.model_revision or chosen.revision)
 
 
 def column_mapping(settings: InferencerConfig) -> ColumnMapping:
