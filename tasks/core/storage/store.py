@@ -103,8 +103,8 @@ class Store:
     ) -> None:
         """Bring all files below a directory that are new or changed there; `only` names some of them.
 
-        `leave_out` is the beginning, or are some, of names that stay there. A file is whole or absent in the mirror too. With
-        `forgets` copies of files that are gone there are removed here; what was never sent stays. Raises StorageError.
+        Names that begin with `leave_out` stay there. A file is whole or absent in the mirror too. With `forgets`
+        copies of files that are gone there are removed here; what was never sent stays. Raises StorageError.
         """
         if not self.is_remote:
             return
