@@ -5,6 +5,7 @@ rolled back and checkpoints are sent; and several machines at once. Pointer and 
 from __future__ import annotations
 
 import functools
+import importlib
 import importlib.util
 import itertools
 import json
@@ -78,15 +79,11 @@ def check(bench: Bench, share: float) -> Iterator[Row]:
 
 def _load_libraries() -> None:
     """Import what each process needs; none of it has begun a thread or a connection."""
-    import aiobotocore.session
-    import botocore.endpoint
-    import s3fs
-
-    import tasks.core.models.trained.model_store
-    import tasks.core.promotion.promotion
-    import tasks.core.training.remote.checkpoints
-
-    _ = aiobotocore, botocore, s3fs, tasks
+    for name in (
+        "aiobotocore.session", "botocore.endpoint", "s3fs", "tasks.core.models.trained.model_store",
+        "tasks.core.promotion.promotion", "tasks.core.training.remote.checkpoints",
+    ):  # fmt: skip
+        importlib.import_module(name)
 
 
 @dataclass

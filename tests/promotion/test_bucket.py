@@ -470,7 +470,7 @@ def look(candidate: str) -> Look:
 def test_the_book_of_challenges_at_a_url_counts_those_of_every_machine(
     place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    book, replaced = ChallengeBook(Store(place)), nights.replace_version
+    book, replaced = ChallengeBook(Store(place)), replace_version
     assert book.enter(look("one"))[0] == 1
 
     def replace_too_late(*args: Any) -> bool:
