@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tasks.core.generation.runners.seats import cpu_cores
+from tasks.core.memory.processor import cpu_cores
 from tasks.core.models.loading import ModelSpec, load_model_and_tokenizer
 
 if TYPE_CHECKING:

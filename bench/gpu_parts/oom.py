@@ -220,7 +220,7 @@ def _training(bench: Bench) -> Iterator[Row]:
         trained = models.training(bench, "cut", rows_path, **settings)
     chosen = trained.manifest.settings
     at_once, pieces = chosen["rows_at_once"], chosen["pieces_in_step"]
-    cut = at_once < rows_at_once and at_once * pieces == rows_at_once and chosen["memory_events"]
+    cut = at_once < rows_at_once and at_once * pieces == rows_at_once and trained.manifest.memory_events
     seen = f"{rows_at_once} rows did not fit; the step was cut in {pieces} pieces of {at_once}"
     yield bench.judged("training cuts its step", bool(cut), seen, {"rows_at_once": at_once, "pieces": pieces})
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 FinishReason = Literal["stop", "length", "error"]
 _LARGEST_ORDER = 2**53  # what every reader of JSON can hold
@@ -176,6 +176,7 @@ class MemoryEvent(Record):
     rows: int = 0
     tokens: int = 0
     limit_tokens: int = 0
+    limit_rows: int = Field(0, description="of a training: rows at once afterwards")
     message: str = ""
 
     @property
@@ -372,6 +373,16 @@ class LossPoint(Record):
     learning_rate: float | None = None
 
 
+class TrainingRestart(Record):
+    """A group of training processes was begun again, from the newest whole checkpoint."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    cause: str = Field("", description="signal or exit code of the process that ended first, or what it said")
+    rank: int | None = Field(None, description="which process of the group")
+    step: int = Field(0, description="the update of the checkpoint that it went on from; 0 = from the start")
+
+
 class ModelManifest(Record):
     """`models/<run>/tuneproof_manifest.json`: written last, so its presence means a whole model."""
 
@@ -413,6 +424,13 @@ class ModelManifest(Record):
     stopped_early: bool = Field(False, description="early stopping ended the training after `steps` updates")
     trained_tokens: int
     seconds: float
+    processes: int = Field(1, description="processes that shared the rows of an update")
+    strategy: Literal["one", "ddp", "fsdp"] = Field(
+        "one",
+        description="what they shared besides: nothing (ddp), or weights, gradients and optimizer (fsdp)",
+    )
+    memory_events: tuple[MemoryEvent, ...] = ()
+    restarts: tuple[TrainingRestart, ...] = ()
     started_at: str
     finished_at: str
     ordered_at: str | None = Field(
@@ -425,3 +443,23 @@ class ModelManifest(Record):
     library_versions: dict[str, str] = {}
     device: str
     tuneproof_version: str
+
+    @model_validator(mode="before")
+    @classmethod
+    def _memory_events_of_older_models(cls, values: Any) -> Any:
+        """They were among the settings once, in a shape of their own."""
+        settings = values.get("settings") if isinstance(values, dict) else None
+        old = settings.get("memory_events") if isinstance(settings, dict) else None
+        if not isinstance(old, list) or "memory_events" in values:
+            return values
+        events = [
+            MemoryEvent(
+                kind="out_of_memory",
+                rows=event.get("rows_at_once", 0),
+                limit_rows=event.get("next_rows_at_once", 0),
+                message=event.get("message", ""),
+            )
+            for event in old
+            if isinstance(event, dict)
+        ]
+        return {**values, "memory_events": events}

@@ -398,7 +398,7 @@ def test_the_manifest_tells_what_was_trained(trained: Any, tiny_model_dir: Path)
     manifest = trained[0].manifest
     assert (manifest.kind, manifest.steps, manifest.training_row_count) == ("adapter", 15, 40)
     assert manifest.base_weights_sha256 == registry.weights_sha256(tiny_model_dir)
-    assert manifest.settings["rank"] == 16 and manifest.settings["memory_events"] == []
+    assert manifest.settings["rank"] == 16 and manifest.memory_events == ()
     assert manifest.trained_tokens > 3 * 40 * 10
     assert manifest.seconds > 0 and manifest.started_at <= manifest.finished_at == manifest.ordered_at
 
@@ -947,7 +947,7 @@ def load_then_limit(spec):
 session.load_model_and_tokenizer = load_then_limit
 try:
     trained = train(FineTunerConfig(**settings), models_dir=Path(models_dir), run_name="run")
-    print("RESULT", json.dumps(trained.manifest.settings["memory_events"]))
+    print("RESULT", json.dumps([event.model_dump() for event in trained.manifest.memory_events]))
     print("ROWS", trained.manifest.settings["rows_at_once"], trained.manifest.settings["pieces_in_step"])
 except TuneproofError as error:
     print(type(error).__name__, error)
@@ -971,7 +971,7 @@ def test_when_memory_runs_out_the_step_is_cut_into_smaller_pieces(
     process = child(MEMORY_CHILD, hungry_settings, str(tmp_path), 500)
     assert "RESULT" in process.stdout, process.stdout + process.stderr
     events = json.loads(process.stdout.split("RESULT ")[1].splitlines()[0])
-    assert events and events[0]["rows_at_once"] == 64 and events[0]["next_rows_at_once"] == 32
+    assert events and events[0]["rows"] == 64 and events[0]["limit_rows"] == 32
     rows, pieces = process.stdout.split("ROWS ")[1].split()[:2]
     assert int(rows) < 64 and int(rows) * int(pieces) == 64
     assert "going on with 32" in process.stdout
@@ -999,7 +999,7 @@ def test_after_running_out_of_memory_training_goes_on_from_the_newest_checkpoint
     result = run(settings, tmp_path, "short")
     assert "checkpoint-3 (step 3 of 10)" in caplog.text
     assert_same_weights(weights(undisturbed), weights(result), tolerance=2e-4)
-    assert result.manifest.settings["memory_events"][0]["next_rows_at_once"] == 2
+    assert result.manifest.memory_events[0].limit_rows == 2
 
 
 def test_out_of_memory_with_one_row_says_what_to_change(
@@ -1007,7 +1007,7 @@ def test_out_of_memory_with_one_row_says_what_to_change(
 ) -> None:
     tried: list[int] = []
 
-    def fit_once(job: Any, checkpoints_dir: Path, plan: BatchPlan) -> None:
+    def fit_once(job: Any, checkpoints_dir: Path, plan: BatchPlan, *others: Any) -> None:
         tried.append(plan.micro_batch)
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
 

@@ -483,15 +483,32 @@ class FineTunerConfig(RunNaming, ModelLoading, ChatTemplateSettings, ColumnNames
         3.0, WEIGHTS, description="Passes over the training data."
     )
     device_train_batch_size: Count = setting(
-        4, weights("rows in an optimizer step"), description="Rows a training step, per device."
+        4, weights("rows in an optimizer step"), description="Rows that a device computes at once, at most."
     )
     device_validation_batch_size: Count = setting(
-        4, NOTHING, description="Rows a validation step, per device."
+        4, NOTHING, description="Validation rows that a device computes at once, at most."
     )
     grad_accumulation: Count = setting(
         2,
         weights("rows in an optimizer step"),
-        description="Steps whose gradients are added before an update.",
+        description="Times device_train_batch_size: the rows of an update, however many processes share them.",
+    )
+    processes: Literal["auto"] | Count = setting(
+        "auto",
+        NOTHING,
+        description="Processes that share the rows of each update; auto = one for each GPU, one on a CPU.",
+    )
+    strategy: Literal["auto", "ddp", "fsdp"] = setting(
+        "auto",
+        NOTHING,
+        description="ddp = each process holds the whole model; fsdp = each holds a part of weights, gradients and "
+        "optimizer; auto = ddp where that fits into a device.",
+    )
+    runner: Literal["local", "ray"] = setting(
+        "local",
+        NOTHING,
+        description="Where the processes of a training are: on this machine (or where torchrun has put them), or on "
+        "a Ray cluster.",
     )
     learning_rate: Annotated[float, Field(gt=0, le=1)] = setting(
         3e-4, WEIGHTS, description="Peak learning rate."
@@ -551,6 +568,13 @@ class FineTunerConfig(RunNaming, ModelLoading, ChatTemplateSettings, ColumnNames
     push_to_hub: bool = setting(False, NOTHING, description="Push the finished model to the Hub, as private.")
     hf_user_id: NonEmpty | None = setting(None, NOTHING, description="Hub user or organisation to push to.")
     report_to: ReportTarget = setting("none", NOTHING, description="Tracker that transformers reports to.")
+
+    @field_validator("runner", mode="before")
+    @classmethod
+    def _dask_is_for_answers(cls, value: Any) -> Any:
+        if value == "dask":
+            raise ValueError('must be "local" or "ray": Dask is for answers only (inferencer.shard_runner)')
+        return value
 
     @property
     def required_training_data_id(self) -> str | tuple[str, ...]:

@@ -16,8 +16,8 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from tasks.core.children import end_with_parent
 from tasks.core.errors import EvaluationError
-from tasks.core.generation.runners.isolation import end_with_parent
 from tasks.core.interruption import unheard_by_children
 from tasks.core.metrics.catalogue import reported
 from tasks.core.metrics.metric import (

@@ -1,4 +1,4 @@
-"""What the processor can do with bfloat16; everything that depends on it asks here.
+"""What the processor can do with bfloat16, and how many cores there are; everything that depends on it asks here.
 
 The answers follow `ONEDNN_MAX_CPU_ISA` and `ATEN_CPU_CAPABILITY`, which hide instructions from PyTorch's kernels, so
 that one machine can stand for another.
@@ -6,6 +6,7 @@ that one machine can stand for another.
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 _BFLOAT16 = ("avx512_bf16", "amx_bf16", "bf16", "arm_bf16")
@@ -40,3 +41,18 @@ def prepares_weights() -> bool:
     import torch
 
     return bool(torch._C._has_mkldnn) and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+
+def cpu_cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return max(1, len(os.sched_getaffinity(0)))
+    return os.cpu_count() or 1
+
+
+def share_cores(processes: int) -> None:
+    """Give this process its share of the cores for torch, unless OMP_NUM_THREADS says how many."""
+    if processes > 1 and "OMP_NUM_THREADS" not in os.environ:
+        import torch
+
+        torch.set_num_threads(max(1, cpu_cores() // processes))

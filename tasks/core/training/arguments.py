@@ -1,6 +1,8 @@
 """transformers' TrainingArguments for exactly one device.
 
-Left alone, Trainer takes the first GPU whatever the model lies on, and spreads batches over all that it sees.
+Left alone, Trainer takes the first GPU whatever the model lies on, and spreads batches over all that it sees. What the
+processes of a group share is our own (`processes/`): accelerate would give rows twice at an uneven end, take the mean
+over processes, and wrap a model for DDP where FSDP was asked for.
 """
 
 from __future__ import annotations
@@ -14,6 +16,15 @@ if TYPE_CHECKING:
     from transformers import TrainingArguments
 
 _DEVICE_VARIABLE = "ACCELERATE_TORCH_DEVICE"
+# By these accelerate would see that there is a group.
+_GROUP_VARIABLES = (
+    "RANK",
+    "WORLD_SIZE",
+    "LOCAL_RANK",
+    "LOCAL_WORLD_SIZE",
+    "PMI_SIZE",
+    "OMPI_COMM_WORLD_SIZE",
+)
 
 
 def training_arguments(device: str, **settings: Any) -> TrainingArguments:
@@ -40,12 +51,12 @@ def training_arguments(device: str, **settings: Any) -> TrainingArguments:
 
 @contextmanager
 def _accelerate_device(device: str) -> Iterator[None]:
-    before = os.environ.get(_DEVICE_VARIABLE)
+    """Let accelerate see this device, and no other process."""
+    names = (_DEVICE_VARIABLE, *_GROUP_VARIABLES)
+    before = {name: os.environ.pop(name) for name in names if name in os.environ}
     os.environ[_DEVICE_VARIABLE] = device
     try:
         yield
     finally:
-        if before is None:
-            del os.environ[_DEVICE_VARIABLE]
-        else:
-            os.environ[_DEVICE_VARIABLE] = before
+        del os.environ[_DEVICE_VARIABLE]
+        os.environ.update(before)

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 from tasks.core.config import FineTunerConfig
 from tasks.core.errors import ConfigError
 from tasks.core.models.specs import ModelSpec
-from tasks.core.records import LossPoint, ModelIdentity
+from tasks.core.records import LossPoint, MemoryEvent, ModelIdentity
 from tasks.core.training.adapting import changes_base
 from tasks.core.training.methods.base import TrainingMethod
 from tasks.core.training.methods.catalogue import method_of
 from tasks.core.training.methods.rows import TrainingData
 from tasks.core.training.precision import Precision
-from tasks.core.training.progress import TrainingProgress
 from tasks.core.training.schedule import Schedule
 from tasks.core.training.validation import Validated
 from tasks.core.training.weights import merged
@@ -52,7 +50,6 @@ class Job:
     schedule: Schedule
     precision: Precision
     device: str
-    on_progress: Callable[[TrainingProgress], None] | None
 
     @property
     def method(self) -> TrainingMethod:
@@ -67,19 +64,45 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class BatchPlan:
-    """How the rows of an optimizer step are cut into pieces that are computed one after another."""
+    """How the rows of an optimizer step are cut into pieces: each of the processes computes its own in turn."""
 
     micro_batch: int
     accumulation: int
     validation_batch: int
+    processes: int = 1
+
+    @property
+    def rows_in_update(self) -> int:
+        """However many processes share them."""
+        return self.micro_batch * self.accumulation
+
+    @property
+    def pieces(self) -> int:
+        """Pieces of an update that each process computes."""
+        return self.pieces_of(self.rows_in_update)
+
+    @property
+    def rows_at_once(self) -> int:
+        """Rows of a piece, at most."""
+        return -(-self.rows_in_update // (self.pieces * self.processes))
+
+    def pieces_of(self, rows: int) -> int:
+        """Pieces that each process computes of an update of so many rows; the last one of an epoch has fewer."""
+        return -(-rows // (self.micro_batch * self.processes))
 
     def smaller(self) -> BatchPlan | None:
-        """Half the rows at once (or the next divisor below), the same rows in a step; None at one row."""
+        """Fewer rows at once (half, or the next divisor below), the same rows in a step; None at one row."""
+        plan = self._halved()
+        while plan is not None and plan.rows_at_once == self.rows_at_once > 1:
+            plan = plan._halved()
+        return plan
+
+    def _halved(self) -> BatchPlan | None:
         if self.micro_batch == 1 and self.validation_batch == 1:
             return None
-        rows = self.micro_batch * self.accumulation
+        rows = self.rows_in_update
         micro = next(size for size in range(max(1, self.micro_batch // 2), 0, -1) if rows % size == 0)
-        return BatchPlan(micro, rows // micro, max(1, self.validation_batch // 2))
+        return BatchPlan(micro, rows // micro, max(1, self.validation_batch // 2), self.processes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +119,7 @@ class Fitted:
     seconds: float
     plan: BatchPlan
     initial_adapter_dir: Path | None = None
-    memory_events: tuple[dict[str, Any], ...] = ()
+    memory_events: tuple[MemoryEvent, ...] = ()
 
     def publishable(self, job: Job) -> PreTrainedModel | PeftModel:
         """The model to write: the adapter, or a full model in the base's number format."""

@@ -1,12 +1,12 @@
 """Fine-tune a base model on training rows: from settings to a complete model directory.
 
-settings -> rows -> identity -> (reuse | resume | train) -> weights, card, manifest -> Hub
+settings -> rows -> identity -> (reuse | resume | train: `processes/`) -> weights, card, manifest -> Hub
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -18,7 +18,6 @@ from tasks.core.config import FineTunerConfig
 from tasks.core.errors import ModelLoadError, RunKeyMismatchError, RunLockedError
 from tasks.core.models.digests import weights_sha256
 from tasks.core.models.trained import registry
-from tasks.core.provenance import library_version, library_versions, now
 from tasks.core.records import ModelManifest
 from tasks.core.runs.run_dir import RunDir
 from tasks.core.training import checkpoints
@@ -26,14 +25,12 @@ from tasks.core.training.identity import IDENTITY_NAME, TrainingIdentity, claim,
 from tasks.core.training.progress import TrainingProgress
 
 if TYPE_CHECKING:
-    from tasks.core.training.job import Fitted, Job
+    from tasks.core.training.job import Job
     from tasks.core.training.remote.trainings import RemoteTrainings
 
 __all__ = ["TrainedModel", "TrainingProgress", "train"]
 
 logger = logging.getLogger(__name__)
-
-_LIBRARIES = ("torch", "transformers", "peft", "accelerate", "datasets", "bitsandbytes")
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,24 +61,30 @@ def train(
     TrainingError, StorageError.
     """
     from tasks.core.training.job import check_schedule
+    from tasks.core.training.processes.choosing import choose_trainers, work_of
 
     check_schedule(config)
     if run_name is not None or config.run_name is not None:  # a bad name is told before the long work
         registry.model_dir(models_dir, run_name or config.full_run_name(""))
-    job, identity = _prepare(config, on_progress)
-    model_dir = _choose_dir(config, models_dir, run_name, identity, started_at or datetime.now(), home)
-    interruption.keeps(lambda: _kept(model_dir))
-    with _held(model_dir, home):
-        if home is not None:
-            home.bring(model_dir, resume=config.resume)
-        trained = _finished(model_dir, identity, resume=config.resume)
-        if trained is None and home is not None:
-            home.claim(model_dir, resume=config.resume)
-        if trained is None:
-            with nullcontext() if home is None else home.sending(model_dir):
-                trained = _train_into(model_dir, job)
-        if home is not None:
-            home.publish(model_dir)
+    trainers = choose_trainers(config)
+    try:
+        job, identity = _prepare(config)
+        model_dir = _choose_dir(config, models_dir, run_name, identity, started_at or datetime.now(), home)
+        interruption.keeps(lambda: _kept(model_dir))
+        with _held(model_dir, home):
+            if home is not None:
+                home.bring(model_dir, resume=config.resume)
+            trained = _finished(model_dir, identity, resume=config.resume)
+            if trained is None and home is not None:
+                home.claim(model_dir, resume=config.resume)
+            if trained is None:
+                work = work_of(job, model_dir, config)
+                with nullcontext() if home is None else home.sending(model_dir):
+                    trained = TrainedModel(model_dir, trainers.train(work, on_progress))
+            if home is not None:
+                home.publish(model_dir)
+    finally:
+        trainers.dismiss()
     if config.push_to_hub:
         from tasks.core.training.hub import push
 
@@ -107,9 +110,7 @@ def _kept(model_dir: Path) -> str:
     return f"{step:,} updates are kept; {interruption.way_on()} goes on from update {step + 1:,}"
 
 
-def _prepare(
-    config: FineTunerConfig, on_progress: Callable[[TrainingProgress], None] | None
-) -> tuple[Job, TrainingIdentity]:
+def _prepare(config: FineTunerConfig) -> tuple[Job, TrainingIdentity]:
     """Read base, tokenizer and rows: enough to tell what this training is, before weights are loaded."""
     from tasks.core.models.context_length import context_length_of, possible_length
     from tasks.core.models.loading import ModelSpec, identify, load_tokenizer
@@ -134,8 +135,7 @@ def _prepare(
     identity = TrainingIdentity.of(config, base, data, precision.compute)
     schedule = schedule_of(config, data.train.rows)
     spec = replace(spec, dtype=precision.weights)
-    job = Job(config, spec, base, data, schedule, precision, device, on_progress)
-    return job, identity
+    return Job(config, spec, base, data, schedule, precision, device), identity
 
 
 def _choose_dir(
@@ -209,102 +209,3 @@ def _finished(model_dir: Path, identity: TrainingIdentity, *, resume: bool) -> T
         )
     logger.info("%s was trained before with the same settings and data; it is used as it is", model_dir)
     return TrainedModel(model_dir, manifest, reused=True)
-
-
-def _train_into(model_dir: Path, job: Job) -> TrainedModel:
-    """Train and publish: weights, tokenizer and card first, the manifest last."""
-    from tasks.core.training.card import model_card
-    from tasks.core.training.fitting import fit
-    from tasks.core.training.weights import publish_files
-
-    started_at = now()
-    logger.info("training %s on %s in %s", model_dir.name, job.device, job.precision.compute)
-    logger.info(
-        "%s rows, %s tokens, %s of them learnt; updates: %s",
-        *(f"{job.schedule.rows:,}", f"{job.data.train.rows.token_count:,}"),
-        *(f"{job.schedule.learnt_tokens:,}", job.schedule.described),
-    )
-    if job.schedule.warning is not None:
-        logger.warning("%s", job.schedule.warning)
-    fitted = fit(job, model_dir / checkpoints.CHECKPOINTS)
-    manifest = _manifest(model_dir, job, fitted, started_at)
-    publish_files(
-        fitted.publishable(job),
-        fitted.tokenizer,
-        model_dir,
-        base_model_id=manifest.base_model_id,
-        card=model_card(manifest),
-        initial_adapter_dir=fitted.initial_adapter_dir,
-        chat_template=job.data.template.source,
-    )
-    manifest = manifest.model_copy(update={"weights_sha256": weights_sha256(model_dir)})
-    registry.write_manifest(model_dir, manifest)
-    logger.info(
-        "%s is complete: last loss %s after %d steps",
-        model_dir,
-        _rounded(manifest.final_loss),
-        manifest.steps,
-    )
-    return TrainedModel(model_dir, manifest)
-
-
-def _manifest(model_dir: Path, job: Job, fitted: Fitted, started_at: str) -> ModelManifest:
-    config, base, train_rows, validation = job.config, job.base, job.data.train, job.data.validation
-    finished_at = now()
-    return ModelManifest(
-        run_name=model_dir.name,
-        kind="full" if job.publishes_full_model else "adapter",
-        base_model_id=_lasting_name(config.base_model_id),
-        base_model_revision=base.revision,
-        base_weights_sha256=base.weights_sha256,
-        chat_template_sha256=job.data.chat_template_sha256,
-        training_data_id=train_rows.data_id,
-        training_rows_sha256=train_rows.sha256,
-        training_dataset_sha256=train_rows.dataset_sha256,
-        training_row_count=train_rows.dataset_count,
-        skipped_row_count=train_rows.skipped_count,
-        truncated_row_count=train_rows.truncated_count,
-        earlier_answer_row_count=train_rows.earlier_count,
-        unlearnt_answer_count=train_rows.unlearnt_count,
-        thinking_row_count=train_rows.thinking_count,
-        thoughts=job.data.template.thoughts,
-        validation_data_id=None if validation is None else validation.data_id,
-        settings={
-            **config.model_dump(mode="json"),
-            "compute_dtype": job.precision.compute,
-            "rows_at_once": fitted.plan.micro_batch,
-            "pieces_in_step": fitted.plan.accumulation,
-            "memory_events": list(fitted.memory_events),
-        },
-        losses=fitted.losses,
-        final_loss=_last(point.loss for point in fitted.losses),
-        final_validation_loss=_last(point.validation_loss for point in fitted.losses),
-        best_step=None if fitted.best is None else fitted.best.step,
-        best_validation_loss=None if fitted.best is None else fitted.best.loss,
-        planned_steps=fitted.planned_steps,
-        stopped_early=fitted.steps < fitted.planned_steps,
-        steps=fitted.steps,
-        trained_tokens=fitted.trained_tokens,
-        seconds=round(fitted.seconds, 2),
-        started_at=started_at,
-        finished_at=finished_at,
-        ordered_at=registry.moment_after_all(model_dir.parent, finished_at),
-        library_versions=library_versions(_LIBRARIES),
-        device=job.device,
-        tuneproof_version=library_version("tuneproof"),
-    )
-
-
-def _lasting_name(base_model_id: str) -> str:
-    """A local base by its full path, so that the adapter finds it from any working directory."""
-    path = Path(base_model_id).expanduser()
-    return str(path.resolve()) if path.exists() else base_model_id
-
-
-def _last(losses: Iterable[float | None]) -> float | None:
-    known = [loss for loss in losses if loss is not None]
-    return known[-1] if known else None
-
-
-def _rounded(loss: float | None) -> str:
-    return "unknown" if loss is None else f"{loss:.4f}"

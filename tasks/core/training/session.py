@@ -6,6 +6,7 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from tasks.core.data.preflight import check_disk_space
 from tasks.core.errors import TrainingError
 from tasks.core.memory.device_memory import is_out_of_memory
-from tasks.core.models.loading import load_model_and_tokenizer
+from tasks.core.models.loading import LoadedModel, load_model_and_tokenizer, load_tokenizer
 from tasks.core.prompts.unlearnt_markers import warn_of_unseen_markers
 from tasks.core.records import LossPoint
 from tasks.core.training import checkpoints
@@ -21,6 +22,8 @@ from tasks.core.training.adapting import choose_attention, make_trainable, moves
 from tasks.core.training.job import BatchPlan, Fitted, Job
 from tasks.core.training.methods.base import Batches
 from tasks.core.training.methods.rows import RowSet
+from tasks.core.training.processes.team import ALONE, Team
+from tasks.core.training.processes.work import Report
 from tasks.core.training.progress import TrainingMeter
 from tasks.core.training.validation import Validated, best_validation, is_exhausted, untrained_loss
 from tasks.core.training.weights import checksums, save_weights, trained_weights_are_finite
@@ -28,6 +31,7 @@ from tasks.core.training.weights import checksums, save_weights, trained_weights
 if TYPE_CHECKING:
     from transformers import TrainingArguments
 
+    from tasks.core.training.processes.sharding import ModelShards
     from tasks.core.training.trainer import AnswerTrainer
 
 logger = logging.getLogger(__name__)
@@ -37,28 +41,27 @@ INITIAL_ADAPTER = "initial-adapter"
 _NEVER_BY_STEPS = 10**9
 
 
-def fit_once(job: Job, checkpoints_dir: Path, plan: BatchPlan) -> Fitted:
+def fit_once(
+    job: Job, checkpoints_dir: Path, plan: BatchPlan, team: Team = ALONE, report: Report | None = None
+) -> Fitted:
     """Train with the pieces of `plan`, from the newest whole checkpoint if there is one. Raises TrainingError."""
     from transformers import set_seed
 
     with _quiet_libraries():
-        loaded = load_model_and_tokenizer(job.spec)
+        loaded = _load(job, team)
         set_seed(job.config.seed)  # the adapter's first weights are random
         train = _batches(job.data.train, job, pad_token_id := int(loaded.tokenizer.pad_token_id))
-        choose_attention(loaded.model, train.lengths)
-        model = make_trainable(loaded.model, job.config, job.base)
-        warn_of_unseen_markers(model, loaded.tokenizer)
-        _check_disk(model, job, checkpoints_dir)
-        job.method.check_model(model, job.config)
-        arguments = partial(_arguments, job, plan, checkpoints_dir)
-        initial_adapter_dir = _keep_initial_adapter(model, job, checkpoints_dir)
+        model, shards, initial_adapter_dir = _trainable(job, checkpoints_dir, loaded, train, team)
         untrained = checksums(model)
-        trainer = _build_trainer(job, arguments, model, train, pad_token_id)
-        _run(trainer, checkpoints.resume_point(checkpoints_dir), job.config.early_stopping_patience)
+        arguments = partial(_arguments, job, plan, checkpoints_dir, team)
+        parts = _Parts(model, train, pad_token_id, TrainingMeter(report), plan, team, shards)
+        trainer = _build_trainer(job, arguments, parts)
+        _run(trainer, _resume_point(checkpoints_dir, team), job.config.early_stopping_patience)
         best = _take_best(trainer, checkpoints_dir)
-    _check_weights(trainer.model, untrained, trainer.state.global_step)
+        _check_weights(trainer.model, untrained, trainer.state.global_step, team)
+        whole = trainer.model if shards is None else _whole(job, shards, train, team)
     return Fitted(
-        model=trainer.model,
+        model=whole,
         tokenizer=loaded.tokenizer,
         losses=loss_points(trainer.state.log_history),
         best=best,
@@ -71,27 +74,104 @@ def fit_once(job: Job, checkpoints_dir: Path, plan: BatchPlan) -> Fitted:
     )
 
 
-def _build_trainer(
-    job: Job, arguments: Callable[[], TrainingArguments], model: Any, train: Batches, pad_token_id: int
-) -> AnswerTrainer:
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    """What a trainer is made of, besides the job."""
+
+    model: Any
+    train: Batches
+    pad_token_id: int
+    meter: TrainingMeter
+    plan: BatchPlan
+    team: Team
+    shards: ModelShards | None
+
+
+def _load(job: Job, team: Team) -> LoadedModel:
+    """The base; where each process will hold a part, it is read once, by the first, and not onto its device."""
+    if not team.is_shared_out:
+        return load_model_and_tokenizer(job.spec)
+    if team.leads:
+        return load_model_and_tokenizer(replace(job.spec, device="cpu"))
+    no_model: Any = None
+    return LoadedModel(no_model, load_tokenizer(job.spec), job.base, job.device)
+
+
+def _trainable(
+    job: Job, checkpoints_dir: Path, loaded: LoadedModel, train: Batches, team: Team
+) -> tuple[Any, ModelShards | None, Path | None]:
+    """The model that learns, or this process's part of it, and where its adapter's first weights are kept, if so."""
+    from tasks.core.training.processes.sharding import ModelShards, share_start
+
+    model: Any = None
+    initial_adapter_dir = None
+    if team.leads or not team.is_shared_out:
+        model = _made_trainable(job, loaded.model, train)
+        job.method.check_model(model, job.config)
+    if team.leads:
+        warn_of_unseen_markers(model, loaded.tokenizer)
+        _check_disk(model, job, checkpoints_dir)
+        initial_adapter_dir = _keep_initial_adapter(model, job, checkpoints_dir)
+    if not team.is_shared_out:
+        share_start(model, team)
+        return model, None, initial_adapter_dir
+    shards = ModelShards.of(model, team, job.device)
+    return shards.model, shards, initial_adapter_dir
+
+
+def _made_trainable(job: Job, model: Any, train: Batches) -> Any:
+    choose_attention(model, train.lengths)
+    return make_trainable(model, job.config, job.base)
+
+
+def _whole(job: Job, shards: ModelShards, train: Batches, team: Team) -> Any:
+    """The trained model in one piece, in the first process; None in the others."""
+    from transformers import set_seed
+
+    whole = None
+    if team.leads:  # read again, so that it does not lie in memory while training
+        loaded = load_model_and_tokenizer(replace(job.spec, device="cpu"))
+        set_seed(job.config.seed)
+        whole = _made_trainable(job, loaded.model, train)
+    team.agree()
+    shards.gather(whole)
+    return whole
+
+
+def _resume_point(checkpoints_dir: Path, team: Team) -> Path | None:
+    """The checkpoint to go on from, the same in all processes. Raises TrainingError where one does not reach it."""
+    found = team.of_leader(checkpoints.resume_point(checkpoints_dir) if team.leads else None)
+    if found is not None:
+        (reached,) = team.totals(float(checkpoints.is_whole(found)))
+        if reached < team.size:
+            raise TrainingError(
+                f"{found} is not there on every machine of this training",
+                "put models_dir on a file system that all of them share",
+            )
+    return found
+
+
+def _build_trainer(job: Job, arguments: Callable[[], TrainingArguments], parts: _Parts) -> AnswerTrainer:
     from transformers import PrinterCallback
 
     from tasks.core.training.trainer import AnswerTrainer, StepEnd
 
     config, validation = job.config, job.data.validation
-    meter = TrainingMeter(job.on_progress)
-    step_end = StepEnd(meter, config.early_stopping_patience)
+    step_end = StepEnd(parts.meter, config.early_stopping_patience)
     try:
         trainer = AnswerTrainer(
-            model,
+            parts.model,
             arguments(),
-            train=train,
-            validation=None if validation is None else _batches(validation, job, pad_token_id),
-            loss=job.method.loss(model),
-            meter=meter,
+            train=parts.train,
+            validation=None if validation is None else _batches(validation, job, parts.pad_token_id),
+            loss=job.method.loss(parts.model),
+            meter=parts.meter,
             keep_checkpoints=config.save_total_limit,
+            plan=parts.plan,
+            team=parts.team,
+            shards=parts.shards,
         )
-        trainer.get_optimizer_cls_and_kwargs(trainer.args, model)  # a missing package is told here
+        trainer.get_optimizer_cls_and_kwargs(trainer.args, parts.model)  # a missing package is told here
     except (ImportError, RuntimeError, ValueError) as error:
         if is_out_of_memory(error):
             raise
@@ -112,7 +192,7 @@ def _batches(rows: RowSet, job: Job, pad_token_id: int) -> Batches:
     return Batches(rows.rows, sequences, job.method.collator(rows.rows, sequences, pad_token_id))
 
 
-def _arguments(job: Job, plan: BatchPlan, checkpoints_dir: Path) -> TrainingArguments:
+def _arguments(job: Job, plan: BatchPlan, checkpoints_dir: Path, team: Team) -> TrainingArguments:
     from tasks.core.training.arguments import training_arguments
 
     config, precision = job.config, job.precision
@@ -121,7 +201,7 @@ def _arguments(job: Job, plan: BatchPlan, checkpoints_dir: Path) -> TrainingArgu
         output_dir=str(checkpoints_dir),
         per_device_train_batch_size=plan.micro_batch,
         per_device_eval_batch_size=plan.validation_batch,
-        gradient_accumulation_steps=plan.accumulation,
+        gradient_accumulation_steps=plan.pieces,
         num_train_epochs=config.epochs,
         learning_rate=config.learning_rate,
         warmup_steps=job.schedule.warmup_updates,
@@ -142,7 +222,7 @@ def _arguments(job: Job, plan: BatchPlan, checkpoints_dir: Path) -> TrainingArgu
         save_steps=config.save_steps,
         eval_strategy="no" if job.data.validation is None else "steps",
         eval_steps=_NEVER_BY_STEPS,
-        report_to=config.report_to,
+        report_to=config.report_to if team.leads else "none",
         run_name=checkpoints_dir.parent.name,
     )
 
@@ -165,12 +245,16 @@ def _run(trainer: AnswerTrainer, checkpoint_dir: Path | None, patience: int | No
 
 
 def _take_best(trainer: AnswerTrainer, checkpoints_dir: Path) -> Validated | None:
-    """Put the weights with the lowest validation loss into the trainer's model; None without validation."""
+    """Put the weights with the lowest validation loss into the trainer's model; None without validation.
+
+    Where each process holds the whole model, only that of the first is published.
+    """
     log = trainer.state.log_history
     best = best_validation(log)
     if best is None:
         return None
-    if best.step != trainer.state.global_step:
+    is_published = trainer.team.leads or trainer.team.is_shared_out
+    if best.step != trainer.state.global_step and is_published:
         best_dir = checkpoints.at_step(checkpoints_dir, best.step)
         if not checkpoints.is_intact(best_dir):
             raise TrainingError(
@@ -211,14 +295,17 @@ def _check_disk(model: Any, job: Job, checkpoints_dir: Path) -> None:
     check_disk_space(checkpoints_dir, 12 * learnt * kept + result)
 
 
-def _check_weights(model: Any, untrained: dict[str, int], updates: int) -> None:
-    if checksums(model) == untrained:
+def _check_weights(model: Any, untrained: dict[str, int], updates: int, team: Team) -> None:
+    changed, broken = team.totals(
+        float(checksums(model) != untrained), float(not trained_weights_are_finite(model))
+    )
+    if not changed:
         raise TrainingError(
             f"no weight has changed in {updates} updates: nothing was learnt",
             'raise fine_tuner.learning_rate, or add rows; with dtype = "float16" take "bfloat16" or "float32"; '
             "then choose another run_name or set resume = false",
         )
-    if not trained_weights_are_finite(model):
+    if broken:
         raise TrainingError(
             "some trained weights are no numbers (NaN) after the last step",
             "lower fine_tuner.learning_rate or raise warmup_steps; then choose another run_name or set resume = false",

@@ -17,6 +17,7 @@ from tasks.core.prompts.chat_template import set_template
 from tasks.core.training.checkpoints import storing
 
 if TYPE_CHECKING:
+    import torch
     from peft import PeftModel
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -121,18 +122,27 @@ def trained_weights_are_finite(model: PreTrainedModel | PeftModel) -> bool:
     """Tell whether all weights that learnt are numbers."""
     import torch
 
-    return all(bool(torch.isfinite(part).all()) for part in model.parameters() if part.requires_grad)
+    return all(bool(torch.isfinite(local(part)).all()) for part in model.parameters() if part.requires_grad)
 
 
 def checksums(model: PreTrainedModel | PeftModel) -> dict[str, int]:
-    """A sum over the bits of each weight that learns, which changes with any of them."""
+    """A sum over the bits of each weight that learns, which changes with any of them.
+
+    Of a model that several processes hold, it is that of the part that lies here.
+    """
     import torch
 
     return {
-        name: int(part.detach().float().view(torch.int32).sum(dtype=torch.int64))
+        name: int(local(part).detach().float().view(torch.int32).sum(dtype=torch.int64))
         for name, part in model.named_parameters()
         if part.requires_grad
     }
+
+
+def local(part: torch.Tensor) -> torch.Tensor:
+    """What of a tensor lies in this process: all of it, unless several processes hold it."""
+    to_local = getattr(part, "to_local", None)
+    return part if to_local is None else to_local()
 
 
 def _name_base(config_path: Path, base_model_id: str) -> None:

@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
-import os
 import pickle
 import signal
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -20,8 +18,8 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from tasks.core.children import LogsToParent, end_with_parent, portable, told_again
 from tasks.core.errors import TuneproofError
-from tasks.core.generation.runners.child_logs import LogsToParent, told_again
 from tasks.core.interruption import unheard_by_children
 
 logger = logging.getLogger(__name__)
@@ -148,35 +146,9 @@ def _run(
     try:
         work(connection, argument)
     except BaseException as exc:  # travels to the parent, which raises it
-        connection.send(Failed(_portable(exc)))
+        connection.send(Failed(portable(exc, ChildDiedError)))
     finally:
         connection.close()
-
-
-def _portable(error: BaseException) -> BaseException:
-    """Return `error` if it arrives whole in another process, else one with its type and message."""
-    try:
-        copy = pickle.loads(pickle.dumps(error))
-        if type(copy) is type(error) and str(copy) == str(error):
-            return error
-    except Exception as exc:  # whatever the code of some library's error raises
-        logger.debug("%s cannot be pickled: %s", type(error).__name__, exc)
-    return ChildDiedError(f"the generating process ended with {type(error).__name__}: {error}")
-
-
-def end_with_parent() -> None:
-    """See to it that this process ends at once when its parent does; a killed parent cannot end its child itself.
-
-    An orphan would go on to hold the run directory and the device that a retry of the parent needs.
-    """
-    threading.Thread(target=_end_with_parent, name="parent-watch", daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
 
 
 def _memory_kills() -> int:

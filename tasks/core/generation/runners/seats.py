@@ -6,14 +6,9 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from tasks.core.memory.processor import cpu_cores, share_cores
+
 VISIBLE_DEVICES = "CUDA_VISIBLE_DEVICES"
-
-
-def cpu_cores() -> int:
-    """Cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return max(1, len(os.sched_getaffinity(0)))
-    return os.cpu_count() or 1
 
 
 def visible_gpus(device: str) -> tuple[str, ...]:
@@ -35,14 +30,6 @@ def visible_gpus(device: str) -> tuple[str, ...]:
 def process_count(wanted: int | None, shards: int, gpus: Sequence[str]) -> int:
     """Processes to start: as wanted, else one for each GPU, else one for each core; never more than shards."""
     return min(shards, wanted or len(gpus) or cpu_cores())
-
-
-def share_cores(processes: int) -> None:
-    """Give this process its share of the cores for torch, unless OMP_NUM_THREADS says how many."""
-    if processes > 1 and "OMP_NUM_THREADS" not in os.environ:
-        import torch
-
-        torch.set_num_threads(max(1, cpu_cores() // processes))
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,9 +1,14 @@
-"""What a child process logs, told again by its parent, whose handlers know where to show it."""
+"""What a child process has of its parent: its logs are told there again, and it ends when its parent does.
+
+The parent's handlers know where to show a log line.
+"""
 
 from __future__ import annotations
 
 import logging
 import logging.handlers
+import multiprocessing
+import os
 import pickle
 import queue
 import threading
@@ -13,6 +18,10 @@ from contextvars import copy_context
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnContext
+
+from tasks.core.errors import TuneproofError
+
+logger = logging.getLogger(__name__)
 
 # The logger above all of this project's.
 _TOP_LOGGER = "tasks"
@@ -69,3 +78,29 @@ def _tell_again(receiver: Connection) -> None:
             target = logging.getLogger(record.name)
             if target.isEnabledFor(record.levelno):
                 target.handle(record)
+
+
+def end_with_parent() -> None:
+    """See to it that this process ends at once when its parent does; a killed parent cannot end its child itself.
+
+    An orphan would go on to hold the run directory and the device that a retry of the parent needs.
+    """
+    threading.Thread(target=_end_with_parent, name="parent-watch", daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def portable(error: BaseException, otherwise: type[TuneproofError] = TuneproofError) -> BaseException:
+    """Return `error` if it arrives whole in another process, else an `otherwise` with its type and message."""
+    try:
+        copy = pickle.loads(pickle.dumps(error))
+        if type(copy) is type(error) and str(copy) == str(error):
+            return error
+    except Exception as exc:  # whatever the code of some library's error raises
+        logger.debug("%s cannot be pickled: %s", type(error).__name__, exc)
+    return otherwise(f"the process ended with {type(error).__name__}: {error}")

@@ -1,0 +1,66 @@
+"""Who trains and what they share: the one place that decides it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from uuid import uuid4
+
+from tasks.core.config import FineTunerConfig
+from tasks.core.errors import ConfigError
+from tasks.core.training.job import Job
+from tasks.core.training.processes.elastic import Elastic
+from tasks.core.training.processes.joined import Joined, is_joined, joined_count
+from tasks.core.training.processes.one import One
+from tasks.core.training.processes.strategy import choose_strategy
+from tasks.core.training.processes.work import Trainers, TrainingWork
+
+
+def process_count(config: FineTunerConfig) -> int:
+    """How many processes share the rows of an update: as torchrun or the settings say, else one for each GPU.
+
+    Raises ConfigError where they do not fit to what is there.
+    """
+    if is_joined():
+        count = joined_count()
+        if config.processes not in ("auto", count):
+            raise ConfigError(
+                f"fine_tuner.processes = {config.processes}, but torchrun has started {count}",
+                'set processes = "auto", or give torchrun that number (nnodes times nproc-per-node)',
+            )
+        return count
+    gpus = _gpus(config.device)
+    if config.processes == "auto":
+        return max(1, gpus)
+    if gpus and config.processes > gpus:
+        there = "1 GPU" if gpus == 1 else f"{gpus} GPUs"
+        raise ConfigError(
+            f'fine_tuner.processes = {config.processes}, but device = "{config.device}" is {there}',
+            'set processes = "auto", or device = "cpu"; for more machines start the command with torchrun',
+        )
+    return config.processes
+
+
+def choose_trainers(config: FineTunerConfig) -> Trainers:
+    """Choose by the settings and by who started this process. Raises ConfigError."""
+    if config.runner == "ray":
+        raise ConfigError('fine_tuner.runner = "ray" is not there yet', 'set runner = "local"')
+    if is_joined():
+        return Joined(config)
+    return One() if process_count(config) == 1 else Elastic()
+
+
+def work_of(job: Job, model_dir: Path, config: FineTunerConfig) -> TrainingWork:
+    """The work that is handed to the processes; decides what they share. Raises ConfigError."""
+    processes = process_count(config)
+    strategy = choose_strategy(job, processes)
+    return TrainingWork(job, model_dir, uuid4().hex, processes, strategy)
+
+
+def _gpus(device: str) -> int:
+    """GPUs that a setting allows: all for auto and cuda, one for cuda:N."""
+    from tasks.core.models.placement import available_devices
+
+    if ":" in device:
+        return 1
+    found = sum(name.startswith("cuda") for name in available_devices())
+    return found if device in ("auto", "cuda") else 0
