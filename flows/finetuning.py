@@ -19,6 +19,7 @@ from flows.parameters import (
 from flows.server.steady import SteadyFlow
 from tasks.answering import check_inference
 from tasks.core.storage.store import Store
+from tasks.core.training.processes.choosing import count_here
 from tasks.core.training.run import TrainedModel  # Prefect reads the annotation for the form
 from tasks.server.devices import held_device
 from tasks.server.events import emit_model_trained
@@ -67,7 +68,9 @@ def finetune(
     )
     if loaded.inferencer.testing_data_id is not None and not is_phase():
         check_inference(loaded, is_next=False)  # a pipeline has done it
-    with held_device(loaded.fine_tuner.device, loaded.pipeline.gpu_concurrency_limit):
+    count = count_here(loaded.fine_tuner)
+    limit = loaded.pipeline.gpu_concurrency_limit
+    with held_device(loaded.fine_tuner.device, limit, all_of_them=count > 1, most=count):
         trained = train_model(loaded, started_at=began_at())
     rename_run(trained.manifest.run_name, told_rows(trained.manifest.training_row_count))
     emit_model_trained(Store(loaded.pipeline.models_dir).url_of(trained.model_dir), trained.manifest)

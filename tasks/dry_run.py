@@ -22,6 +22,8 @@ from tasks.core.metrics.user_metrics import UserScore
 from tasks.core.models.context_length import context_length_of, possible_length
 from tasks.core.models.loading import ModelSpec, identify, load_tokenizer
 from tasks.core.models.locating import locate
+from tasks.core.models.placement import choose_device
+from tasks.core.models.specs import find_source, read_config
 from tasks.core.models.trained.registry import promoted_run
 from tasks.core.prompts.tokens import PromptBuilder
 from tasks.core.records import Example, ModelIdentity, RunIdentity
@@ -32,6 +34,9 @@ from tasks.core.runs.sync import RunSync
 from tasks.core.storage.store import Store
 from tasks.core.training.job import check_schedule
 from tasks.core.training.methods.catalogue import method_of
+from tasks.core.training.precision import choose_precision
+from tasks.core.training.processes.choosing import process_count
+from tasks.core.training.processes.strategy import choose_strategy
 from tasks.core.training.schedule import schedule_of
 from tasks.evaluator import Evaluator
 from tasks.inferencer import Inferencer
@@ -128,9 +133,22 @@ def _plan_fine_tuning(config: Config) -> PlannedPhase:
     with phase.finding():
         name = trained_name(config)
         phase.tell("model directory", models_dir / name.replace(SOME_TIME, "<time>"))
+    with phase.finding():
+        _tell_processes(phase, settings, spec)
     method = "all weights" if settings.full_finetuning else f"LoRA adapter of rank {settings.rank}"
     phase.tell("method", method)
     return phase
+
+
+def _tell_processes(phase: PlannedPhase, settings: FineTunerConfig, spec: ModelSpec) -> None:
+    """How many processes share the rows, what they share besides, and the memory that each device needs for it."""
+    processes = process_count(settings)
+    phase.tell("processes", processes)
+    if processes > 1:
+        device = choose_device(settings.device)
+        precision = choose_precision(settings, identify(spec).dtype, device)
+        model = read_config(find_source(spec, with_weights=False))
+        phase.tell("memory", choose_strategy(settings, model, precision, device, processes).described)
 
 
 def _tell_schedule(phase: PlannedPhase, settings: FineTunerConfig, spec: ModelSpec) -> None:

@@ -50,6 +50,22 @@ def may_begin(
     return True
 
 
+def follows(config: Config, common: Common) -> bool:
+    """Give True where torchrun has started this process beside another that leads, and take part in its training.
+
+    Only the leading one speaks to Prefect, prints and publishes.
+    """
+    from tasks.core.training.processes.launched import is_follower
+
+    if not is_follower():
+        return False
+    if not common.dry_run:
+        from tasks.core.training.processes.joined import follow
+
+        follow(config.fine_tuner)
+    return True
+
+
 def flow(module: str, name: str, *, loads_models: bool = False) -> Callable[..., Any]:
     """Import a flow, and the libraries of one that `loads_models`, while the server that it needs starts."""
     from flows.server.temporary_server import server_for_flows

@@ -38,15 +38,18 @@ _GIVE_BACK_SECONDS = 3.0
 
 
 @contextmanager
-def held_device(wanted: str, limit: str | None, *, all_of_them: bool = False) -> Iterator[None]:
+def held_device(
+    wanted: str, limit: str | None, *, all_of_them: bool = False, most: int | None = None
+) -> Iterator[None]:
     """Hold the GPU that a setting (auto, cuda, …) stands for, waiting for it; free its memory afterwards.
 
-    `all_of_them` holds every GPU that the setting allows, for shards. A CPU is not held: batches are sized by what
+    `all_of_them` holds every GPU that the setting allows, or the first `most` of them: for shards, and for a training
+    in several processes. A CPU is not held: batches are sized by what
     memory is free. A limit that the server does not have is no limit.
     """
     from tasks.core.memory.device_memory import release
 
-    devices = _gpus(wanted, all_of_them=all_of_them)
+    devices = _gpus(wanted, all_of_them=all_of_them, most=most)
     with ExitStack() as held:
         for name in _limits(limit, devices):
             held.enter_context(_slot(name))
@@ -59,7 +62,7 @@ def held_device(wanted: str, limit: str | None, *, all_of_them: bool = False) ->
                 release(device)
 
 
-def _gpus(wanted: str, *, all_of_them: bool) -> list[str]:
+def _gpus(wanted: str, *, all_of_them: bool, most: int | None = None) -> list[str]:
     """The devices to hold, in an order that is that of every run, so that two cannot wait for each other."""
     from tasks.core.models.placement import available_devices, choose_device
 
@@ -67,7 +70,7 @@ def _gpus(wanted: str, *, all_of_them: bool) -> list[str]:
     if device == "cpu":
         return []
     if all_of_them and wanted in ("auto", "cuda"):
-        return sorted((found for found in available_devices() if found != "cpu"), key=_own_name)
+        return sorted([found for found in available_devices() if found != "cpu"][:most], key=_own_name)
     return [device]
 
 

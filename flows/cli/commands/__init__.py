@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import pkgutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
 
 from cyclopts import App
@@ -72,6 +72,7 @@ def run(tokens: Sequence[str]) -> int:
 def _run_command(tokens: Sequence[str]) -> None:
     settings, rest = split_settings(tokens)
     command, bound, unparsed = app.parse_args(rest)
+    _refuse_followers(command)
     if "settings" in unparsed:
         bound.arguments["settings"] = settings
     elif settings:
@@ -79,6 +80,17 @@ def _run_command(tokens: Sequence[str]) -> None:
             f"--{next(iter(settings))} belongs to a command.", "put a command first, see --help"
         )
     command(*bound.args, **bound.kwargs)
+
+
+def _refuse_followers(command: Callable[..., object]) -> None:
+    """Of several processes that torchrun has started, each would do the whole work of most commands."""
+    from tasks.core.training.processes.launched import is_follower
+
+    if is_follower() and getattr(command, "__name__", "") not in ("finetune", "pipeline"):
+        raise ConfigError(
+            "torchrun has started several processes of this command, which has no work to share",
+            "start it without torchrun; only finetune and pipeline train in several processes",
+        )
 
 
 app = make_app()

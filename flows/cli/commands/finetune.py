@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from flows.cli.console import say
 from flows.cli.options import NO_COMMON, Common, ConfigPath, Settings
-from flows.cli.starting import flow, may_begin, prepare
+from flows.cli.starting import flow, follows, may_begin, prepare
 
 if TYPE_CHECKING:
     from tasks.core.training.run import TrainedModel
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 def finetune(config: ConfigPath = None, /, *, common: Common = NO_COMMON, settings: Settings = None) -> None:
     """Fine-tune the base model on the training data."""
     loaded = prepare(config, common, settings)
+    if follows(loaded, common):
+        return None
     if not may_begin(loaded, common, "fine-tuning"):
         return None
     trained = flow("flows.finetuning", "finetune", loads_models=True)(loaded)

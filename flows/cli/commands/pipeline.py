@@ -9,7 +9,7 @@ from flows.cli.commands.finetune import show_model
 from flows.cli.commands.infer import show_run
 from flows.cli.commands.promote import show_promotion
 from flows.cli.options import ALL_PHASES, NO_COMMON, Common, ConfigPath, Phases, Settings
-from flows.cli.starting import flow, may_begin, prepare
+from flows.cli.starting import flow, follows, may_begin, prepare
 
 if TYPE_CHECKING:
     from flows.pipeline import PipelineResult
@@ -26,6 +26,8 @@ def pipeline(
 ) -> None:
     """Fine-tune, infer, evaluate, and promote the model if it is better."""
     loaded = prepare(config, common, {**(settings or {}), **phases.as_settings()})
+    if loaded.pipeline.enable_finetuning and follows(loaded, common):
+        return None
     if not may_begin(loaded, common):
         return None
     result = flow("flows.pipeline", "finetune_infer_evaluate")(loaded)

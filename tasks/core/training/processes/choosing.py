@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from uuid import uuid4
 
 from tasks.core.config import FineTunerConfig
 from tasks.core.errors import ConfigError
+from tasks.core.models.specs import find_source, read_config
 from tasks.core.training.job import Job
 from tasks.core.training.processes.elastic import Elastic
-from tasks.core.training.processes.joined import Joined, is_joined, joined_count
+from tasks.core.training.processes.joined import Joined
+from tasks.core.training.processes.launched import is_joined, joined_count, local_count
 from tasks.core.training.processes.one import One
 from tasks.core.training.processes.strategy import choose_strategy
 from tasks.core.training.processes.work import Trainers, TrainingWork
+
+logger = logging.getLogger(__name__)
 
 
 def process_count(config: FineTunerConfig) -> int:
@@ -40,6 +45,11 @@ def process_count(config: FineTunerConfig) -> int:
     return config.processes
 
 
+def count_here(config: FineTunerConfig) -> int:
+    """How many of the processes are on this machine, each with a device of its own where it has GPUs."""
+    return local_count() if is_joined() else process_count(config)
+
+
 def choose_trainers(config: FineTunerConfig) -> Trainers:
     """Choose by the settings and by who started this process. Raises ConfigError."""
     if config.runner == "ray":
@@ -52,8 +62,12 @@ def choose_trainers(config: FineTunerConfig) -> Trainers:
 def work_of(job: Job, model_dir: Path, config: FineTunerConfig) -> TrainingWork:
     """The work that is handed to the processes; decides what they share. Raises ConfigError."""
     processes = process_count(config)
-    strategy = choose_strategy(job, processes)
-    return TrainingWork(job, model_dir, uuid4().hex, processes, strategy)
+    if processes == 1:
+        return TrainingWork(job, model_dir, uuid4().hex)
+    model = read_config(find_source(job.spec, with_weights=False))
+    choice = choose_strategy(config, model, job.precision, job.device, processes)
+    logger.info("%s", choice.described)
+    return TrainingWork(job, model_dir, uuid4().hex, processes, choice.strategy)
 
 
 def _gpus(device: str) -> int:

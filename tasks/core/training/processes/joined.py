@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
+import threading
+import time
 from contextlib import ExitStack
 from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
+from tasks.core.errors import TrainingError
 from tasks.core.records import ModelManifest, TrainingRestart
 from tasks.core.training import checkpoints
 from tasks.core.training.processes.journal import Journal
@@ -24,31 +28,25 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_NEEDED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 _WORK_KEY = "tuneproof/work"
 _COMES, _NONE = "comes", "none"
+_WATCH_SECONDS = 1.0
 _LONGEST_WAIT = timedelta(days=30)  # for rows that are read and checked first
 
 
-def is_joined() -> bool:
-    """Whether this process is one of several that something else has started to train together."""
-    return all(name in os.environ for name in _NEEDED) and joined_count() > 1
-
-
-def joined_count() -> int:
-    """How many processes there are."""
-    return int(os.environ["WORLD_SIZE"])
-
-
-def is_follower() -> bool:
-    """Whether another process leads, which alone speaks to Prefect and publishes."""
-    return is_joined() and int(os.environ["RANK"]) > 0
-
-
 class Joined:
-    """The first process of those that were started."""
+    """The first process of those that were started. They train once: the others end with their training."""
+
+    _has_trained = False
 
     def __init__(self, config: FineTunerConfig) -> None:
+        if Joined._has_trained:
+            raise TrainingError(
+                "the other processes that torchrun has started have ended with the training before this one",
+                "start the command again; give torchrun --max-restarts so that it does so by itself",
+            )
+        Joined._has_trained = True
+        _end_with_launcher()
         self._group = ExitStack()
         self._group.enter_context(joined_group(_device(config)))
         self._is_told = False
@@ -100,6 +98,8 @@ def follow(config: FineTunerConfig) -> None:
     from torch import distributed
     from torch.distributed.distributed_c10d import _get_default_store
 
+    logging.getLogger("tasks").setLevel(logging.ERROR)  # what all processes would say, one says
+    _end_with_launcher()
     with joined_group(_device(config)):
         store = _get_default_store()
         store.wait([_WORK_KEY], _LONGEST_WAIT)
@@ -110,6 +110,19 @@ def follow(config: FineTunerConfig) -> None:
         distributed.broadcast_object_list(held, src=0)
         assert held[0] is not None
         train_share(held[0])
+
+
+def _end_with_launcher() -> None:
+    """Ask this process to end when torchrun is gone: it cannot end its processes itself when it is killed."""
+    launcher = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == launcher:
+            time.sleep(_WATCH_SECONDS)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        threading.Thread(target=watch, name="launcher-watch", daemon=True).start()
 
 
 def _device(config: FineTunerConfig) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -15,10 +14,9 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
     from tasks.core.config import FineTunerConfig
-    from tasks.core.training.job import Job
+    from tasks.core.training.precision import Precision
 
-logger = logging.getLogger(__name__)
-
+_SHARED: tuple[Strategy, Strategy] = ("ddp", "fsdp")
 _USABLE = 0.9  # of a device; the rest is for the libraries' own and for what lies between allocations
 _BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 _ADAM_STATES = 2
@@ -70,27 +68,43 @@ def device_need(config: FineTunerConfig, model: PretrainedConfig, weights_dtype:
     )
 
 
-def choose_strategy(job: Job, processes: int) -> Strategy:
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What is shared, and what a device needs for it."""
+
+    strategy: Strategy
+    processes: int
+    need: DeviceNeed
+    device_bytes: int
+
+    @property
+    def described(self) -> str:
+        """`ddp needs about 9.1 GB on each of 2 devices, fsdp 5.2 GB; there are 8.0 GB: fsdp`."""
+        ddp, fsdp = (size_text(self.need.on_each(way, self.processes)) for way in _SHARED)
+        there = f"there are {size_text(self.device_bytes)}"
+        return f"ddp needs about {ddp} on each of {self.processes} devices, fsdp {fsdp}; {there}: {self.strategy}"
+
+
+def choose_strategy(
+    config: FineTunerConfig, model: PretrainedConfig, precision: Precision, device: str, processes: int
+) -> Choice:
     """The strategy of the settings, or with `auto` the one that fits: `ddp` before `fsdp`, which sends more.
 
-    Raises ConfigError for `fsdp` where it cannot be.
+    `model` is the base's configuration. Raises ConfigError for `fsdp` where it cannot be.
     """
-    from tasks.core.models.specs import find_source, read_config
-
-    config = job.config
-    if processes == 1:
-        if config.strategy == "fsdp":
-            logger.info('strategy = "fsdp" shares out nothing with one process')
-        return "one"
-    problem = why_not_shared_out(config, job.precision.compute)
-    if config.strategy == "fsdp" and problem is not None:
+    problem = why_not_shared_out(config, precision.compute)
+    if processes > 1 and config.strategy == "fsdp" and problem is not None:
         raise ConfigError(f'fine_tuner.strategy = "fsdp" cannot be kept: {problem}', 'set strategy = "ddp"')
-    need = device_need(config, read_config(find_source(job.spec, with_weights=False)), job.precision.weights)
-    if config.strategy != "auto":
-        return config.strategy
-    chosen = fitting_strategy(need, processes, int(_USABLE * total_bytes(job.device)), problem)
-    logger.info("%s", described(need, processes, chosen))
-    return chosen
+    need, there = device_need(config, model, precision.weights), total_bytes(device)
+    if device == "cpu":
+        there //= processes  # they share one memory
+    if processes == 1:
+        chosen: Strategy = "one"
+    elif config.strategy != "auto":
+        chosen = config.strategy
+    else:
+        chosen = fitting_strategy(need, processes, int(_USABLE * there), problem)
+    return Choice(chosen, processes, need, there)
 
 
 def fitting_strategy(need: DeviceNeed, processes: int, usable_bytes: int, problem: str | None) -> Strategy:
@@ -112,11 +126,3 @@ def why_not_shared_out(config: FineTunerConfig, compute: str) -> str | None:
     if config.neftune_noise_alpha is not None:
         return "neftune_noise_alpha changes what the embedding gives, whose weights would lie in several processes"
     return None
-
-
-def described(need: DeviceNeed, processes: int, chosen: Strategy) -> str:
-    """`a device needs 9.1 GB with ddp, 3.2 GB with fsdp on 4 devices: fsdp`."""
-    told = ", ".join(
-        f"{size_text(need.on_each(strategy, processes))} with {strategy}" for strategy in ("ddp", "fsdp")
-    )
-    return f"each of {processes} devices needs about {told}: {chosen}"
