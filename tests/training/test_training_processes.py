@@ -3,16 +3,31 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from safetensors.torch import load_file
 
 from tasks.core.config import FineTunerConfig
+from tasks.core.errors import StorageError, TrainingError
+from tasks.core.models.trained import registry
+from tasks.core.training import checkpoints
+from tasks.core.training.processes import choosing
+from tasks.core.training.processes.work import TrainingWork
 from tasks.core.training.run import TrainedModel, train
+from tests.making.training_faults import planted
 from tests.making.warm.children import warm_children  # noqa: F401
 
+ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.usefixtures("warm_children")
 
 
@@ -26,13 +41,14 @@ def write_rows(path: Path, count: int, *, first: int = 0) -> Path:
     return path
 
 
-@pytest.fixture
-def settings(tiny_model_dir: Path, tmp_path: Path) -> dict[str, Any]:
+@pytest.fixture(scope="module")
+def settings(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Updates of six rows in pieces of two; 23 rows, so that the last update of an epoch has five."""
+    data_dir = tmp_path_factory.mktemp("rows")
     return {
         "base_model_id": str(tiny_model_dir),
-        "training_data_id": str(write_rows(tmp_path / "train.jsonl", 23)),
-        "validation_data_id": str(write_rows(tmp_path / "validation.jsonl", 7, first=100)),
+        "training_data_id": str(write_rows(data_dir / "train.jsonl", 23)),
+        "validation_data_id": str(write_rows(data_dir / "validation.jsonl", 7, first=100)),
         "epochs": 2,
         "learning_rate": 1e-3,
         "warmup_steps": 0,
@@ -44,6 +60,12 @@ def settings(tiny_model_dir: Path, tmp_path: Path) -> dict[str, Any]:
         "log_steps": 1,
         "device": "cpu",
     }
+
+
+@pytest.fixture(scope="module")
+def alone(settings: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> TrainedModel:
+    """What one process learns. Do not write to it."""
+    return run(settings, tmp_path_factory.mktemp("alone"))
 
 
 def run(settings: dict[str, Any], models_dir: Path, name: str = "run", **changes: Any) -> TrainedModel:
@@ -72,13 +94,151 @@ def difference(one: TrainedModel, other: TrainedModel) -> float:
     return max(found)
 
 
-@pytest.mark.parametrize("changes", [{}], ids=["LoRA"])
-def test_two_processes_learn_what_one_learns(
-    settings: dict[str, Any], tmp_path: Path, changes: dict[str, Any]
+def bounded(patch: pytest.MonkeyPatch, **bounds: float) -> None:
+    """Let the works that are handed out have other bounds."""
+
+    def work_of(*arguments: Any) -> TrainingWork:
+        return replace(real(*arguments), **bounds)  # type: ignore[arg-type]
+
+    real = choosing.work_of
+    patch.setattr(choosing, "work_of", work_of)
+
+
+def stopped_group(settings: dict[str, Any], models_dir: Path, **changes: Any) -> None:
+    """Train in two processes, one of which is killed in the fifth update; nobody begins them again."""
+    with pytest.MonkeyPatch.context() as patch:
+        planted(patch, "optimizer", "kill", call=5)
+        bounded(patch, most_restarts=0)
+        with pytest.raises(TrainingError, match="of the training ended with"):
+            run(settings, models_dir, processes=2, **changes)
+
+
+def test_a_group_learns_what_one_process_learns_and_each_goes_on_where_the_other_has_ended(
+    settings: dict[str, Any], alone: TrainedModel, tmp_path: Path
 ) -> None:
-    alone = run(settings, tmp_path / "alone", **changes)
-    for processes in (2, 4):
-        shared = run(settings, tmp_path / f"shared-{processes}", processes=processes, **changes)
-        assert (shared.manifest.processes, shared.manifest.strategy) == (processes, "ddp")
-        assert difference(alone, shared) < 1e-5
-        assert shared.manifest.trained_tokens == alone.manifest.trained_tokens
+    assert (alone.manifest.processes, alone.manifest.strategy) == (1, "one")
+    stopped_group(settings, tmp_path)
+    kept_dir = shutil.copytree(tmp_path, tmp_path / "kept")
+    shared = run(settings, tmp_path, processes=2)
+    assert (shared.manifest.processes, shared.manifest.strategy) == (2, "ddp")
+    assert difference(alone, shared) < 1e-5
+    assert shared.manifest.trained_tokens == alone.manifest.trained_tokens
+    assert not list((tmp_path / "run" / "checkpoints").glob(".group-*"))
+    assert difference(alone, run(settings, kept_dir)) < 1e-5
+
+
+def test_a_model_that_is_shared_out_is_trained_and_published_whole_and_its_checkpoints_fit_one_process(
+    settings: dict[str, Any], tmp_path: Path
+) -> None:
+    changes = {"full_finetuning": True, "packing": True, "max_sequence_length": 128}
+    changes |= {"device_train_batch_size": 1}
+    whole = run(settings, tmp_path / "whole", **changes)
+    stopped_group(settings, tmp_path, **changes, strategy="fsdp")
+    newest = checkpoints.newest_whole(tmp_path / "run" / "checkpoints")
+    assert newest is not None
+    sizes = [part.stat().st_size for part in newest.glob("*.distcp")]
+    assert len(sizes) == 2 and max(sizes) < 0.6 * sum(sizes)
+    kept_dir = shutil.copytree(tmp_path, tmp_path / "kept")
+    shared = run(settings, tmp_path, **changes, processes=2, strategy="fsdp")
+    assert (shared.manifest.processes, shared.manifest.strategy) == (2, "fsdp")
+    assert difference(whole, shared) < 1e-5
+    assert difference(whole, run(settings, kept_dir, **changes)) < 1e-5
+
+
+def test_a_group_one_of_which_is_killed_begins_again_at_the_newest_checkpoint(
+    settings: dict[str, Any], alone: TrainedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planted(monkeypatch, "gradients", "kill", rank=0, call=5)
+    seen: list[int] = []
+    config = FineTunerConfig(**settings, processes=2)
+    trained = train(
+        config, models_dir=tmp_path, run_name="run", on_progress=lambda progress: seen.append(progress.step)
+    )
+    (restart,) = trained.manifest.restarts
+    assert (restart.cause, restart.rank, restart.step) == ("signal SIGKILL", 0, 4)
+    assert difference(alone, trained) < 1e-5
+    assert seen[-1] == trained.manifest.steps == 8
+
+
+def test_memory_that_runs_out_in_one_process_makes_all_compute_fewer_rows_at_once(
+    settings: dict[str, Any], alone: TrainedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planted(monkeypatch, "forward", "memory", rank=1, call=15, tries=9)
+    trained = run(settings, tmp_path, processes=2)
+    (event,) = trained.manifest.memory_events
+    assert (event.kind, event.rows, event.limit_rows) == ("out_of_memory", 2, 1)
+    assert "process 1 of 2" in event.message
+    assert trained.manifest.settings["rows_at_once"] == 1 and trained.manifest.restarts == ()
+    assert difference(alone, trained) < 1e-5
+
+
+def test_an_error_of_one_process_is_raised_as_it_is_and_nothing_is_begun_again(
+    settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planted(monkeypatch, "seal", "error", rank=0, tries=9)
+    with pytest.raises(StorageError, match="the disk of the test is full"):
+        run(settings, tmp_path, processes=2)
+    assert not [child for child in psutil.Process().children(recursive=True) if "elastic" in child.name()]
+
+
+KILLED_PARENT = """
+import json, os, signal, sys
+from pathlib import Path
+import psutil
+from tasks.core.config import FineTunerConfig
+from tasks.core.training.run import train
+
+def die(progress):
+    print(*(child.pid for child in psutil.Process().children(recursive=True)), flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+if __name__ == "__main__":
+    settings, models_dir = json.loads(sys.argv[1])
+    train(FineTunerConfig(**settings), models_dir=Path(models_dir), run_name="run", on_progress=die)
+"""
+
+
+def test_no_process_of_a_group_is_left_when_its_parent_is_killed(
+    settings: dict[str, Any], tmp_path: Path
+) -> None:
+    script_path = tmp_path / "killed.py"
+    script_path.write_text(KILLED_PARENT)
+    arguments = json.dumps([{**settings, "processes": 2, "epochs": 200}, str(tmp_path)])
+    done = subprocess.run(
+        [sys.executable, str(script_path), arguments], cwd=ROOT, capture_output=True, text=True, check=False,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    pids = [int(pid) for pid in done.stdout.split()]
+    assert len(pids) >= 2
+    deadline = time.monotonic() + 15
+    while any(map(psutil.pid_exists, pids)) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert not [pid for pid in pids if psutil.pid_exists(pid)]
+
+
+@pytest.mark.server
+def test_under_torchrun_the_first_process_leads_and_the_others_join(
+    settings: dict[str, Any], alone: TrainedModel, tmp_path: Path
+) -> None:
+    given = [f"--fine_tuner.{name}={value}" for name, value in settings.items()]
+    command = [
+        *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"),
+        *(
+            "-m",
+            "flows.cli",
+            "finetune",
+            *given,
+            f"--pipeline.models_dir={tmp_path}",
+            "--fine_tuner.run_name=run",
+        ),
+    ]
+    done = subprocess.run(
+        command, cwd=tmp_path, capture_output=True, text=True, check=False,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "PREFECT_HOME": str(tmp_path / "prefect")},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("model: ") == 1
+    manifest = registry.read_manifest(tmp_path / "run")
+    assert (manifest.processes, manifest.strategy) == (2, "ddp")
+    assert difference(alone, TrainedModel(tmp_path / "run", manifest)) < 1e-5

@@ -120,7 +120,8 @@ def _trainable(
 
 
 def _made_trainable(job: Job, model: Any, train: Batches) -> Any:
-    choose_attention(model, train.lengths)
+    if job.device == "cpu":  # a model that is shared out lies there only at first
+        choose_attention(model, train.lengths)
     return make_trainable(model, job.config, job.base)
 
 

@@ -91,6 +91,8 @@ class Agent(LocalElasticAgent):
 
     def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
         raise_if_interrupted()
+        if self.error is not None:
+            raise self.error
         result: RunResult = super()._monitor_workers(worker_group)
         return result
 
@@ -171,8 +173,11 @@ class Agent(LocalElasticAgent):
                     self.error = self.error or message.error
                 elif isinstance(message, Broke):
                     self._broke[rank] = message.cause
-                elif self._report is not None:
-                    self._report(message)
+                elif self._report is not None and self.error is None:
+                    try:
+                        self._report(message)
+                    except BaseException as error:  # as it would end a training in this process
+                        self.error = error
 
     def _hear_out(self) -> None:
         """Hear the last words of processes that have ended."""

@@ -20,7 +20,8 @@ from tasks.core.training.processes.work import Report, TrainingWork
 
 logger = logging.getLogger(__name__)
 
-_ELASTIC_LOGGER = "torch.distributed.elastic"
+_AGENT_LOGGERS = ("torch.distributed.elastic", "torch.multiprocessing")
+_EVENTS_LOGGER = "torchelastic-events-null"
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,10 +95,15 @@ def begin(work_path: str, lines: tuple[RankLine, ...]) -> None:
 @contextmanager
 def _quiet_agent() -> Iterator[None]:
     """Our own log says what a person needs of the agent's."""
-    elastic = logging.getLogger(_ELASTIC_LOGGER)
-    before = elastic.level
-    elastic.setLevel(logging.CRITICAL + 1)
+    loggers = [logging.getLogger(name) for name in _AGENT_LOGGERS]
+    before = [one.level for one in loggers]
+    events = logging.getLogger(_EVENTS_LOGGER)  # the agent sets its level itself
+    for one in loggers:
+        one.setLevel(logging.CRITICAL + 1)
+    events.disabled = True
     try:
         yield
     finally:
-        elastic.setLevel(before)
+        for one, level in zip(loggers, before, strict=True):
+            one.setLevel(level)
+        events.disabled = False

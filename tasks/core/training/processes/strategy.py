@@ -117,6 +117,8 @@ def why_not_shared_out(config: FineTunerConfig, compute: str) -> str | None:
     """Why weights cannot be shared out between processes with these settings; None where they can."""
     if config.load_in_4bit or config.load_in_8bit:
         return "bitsandbytes keeps quantised weights in blocks with scales, which torch cannot cut into parts"
+    if config.loftq_config is not None:
+        return "loftq_config takes the whole model on a GPU to begin with"
     if compute == "float16":
         return "float16 needs a scale of the loss that all parts of a gradient share, which torch does not do here"
     if config.optimizer not in SHARED_OUT_OPTIMIZERS:
