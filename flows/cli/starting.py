@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from flows.cli.console import prepare_console, say, warn
 from flows.cli.options import Common
 from tasks.core.errors import ConfigError
+from tasks.core.garbage import uncollected
 
 if TYPE_CHECKING:
     from tasks.core.config import Config
@@ -71,19 +72,37 @@ def flow(module: str, name: str, *, loads_models: bool = False) -> Callable[...,
     from flows.server.temporary_server import server_for_flows
 
     server = server_for_flows()
-    found: Callable[..., Any] = getattr(import_module(module), name)
-    if server is not None:
+    if server is None:
+        found: Callable[..., Any] = getattr(import_module(module), name)
+        return found
+    with uncollected(frozen=True):
+        found = getattr(import_module(module), name)
         if loads_models:
-            _import_model_libraries()
-        server.wait()
+            import_model_libraries()
+    server.wait()
     return found
 
 
-def _import_model_libraries() -> None:
-    """Import what every training and every run needs; transformers imports most of itself when it is asked for it."""
-    import datasets  # noqa: F401
-    import torch  # noqa: F401
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer  # noqa: F401
+def loads_models(config: Config) -> bool:
+    """Whether a phase of the pipeline trains or answers."""
+    from tasks.core.config.phases import FINE_TUNING, INFERENCE, pipeline_phases
+
+    return not {FINE_TUNING, INFERENCE}.isdisjoint(pipeline_phases(config))
+
+
+def import_model_libraries(*, weights: bool = True) -> None:
+    """Import what every training and every run needs; transformers imports most of itself when it is asked for it.
+
+    Without `weights` only what tells a model's identity.
+    """
+    with uncollected():
+        import datasets  # noqa: F401
+        import torch  # noqa: F401
+        import transformers.activations  # noqa: F401
+        from transformers import AutoConfig, AutoTokenizer  # noqa: F401
+
+        if weights:
+            from transformers import AutoModelForCausalLM, PreTrainedModel  # noqa: F401
 
 
 def announce(config: Config, promotion: Promotion) -> None:

@@ -19,13 +19,20 @@ def serve(command_id: int, listener: socket.socket) -> None:
     threading.Thread(
         target=_end_with_command, args=(command_id,), name="end-with-command", daemon=True
     ).start()
+    gc.disable()  # until it serves: a fifth of the start would be searches for garbage that there is not
     import uvicorn
+
+    class Server(uvicorn.Server):
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets)
+            gc.freeze()
+            gc.enable()
 
     config = uvicorn.Config(
         "prefect.server.api.server:create_app",
         factory=True, log_level="error", lifespan="on", timeout_graceful_shutdown=1,
     )  # fmt: skip
-    uvicorn.Server(config).run(sockets=[listener])
+    Server(config).run(sockets=[listener])
     gc.freeze()  # nothing is left to do: the last collection would only take time
 
 

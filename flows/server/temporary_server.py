@@ -125,4 +125,6 @@ def _environment() -> dict[str, str]:
         "PREFECT_UI_ENABLED": "0",
         "PREFECT__SERVER_EPHEMERAL": "1",
         "PREFECT__SERVER_FINAL": "1",
+        # Type checks at run time of a library behind it: a tenth of a second to install.
+        "PY_KEY_VALUE_DISABLE_BEARTYPE": "1",
     }

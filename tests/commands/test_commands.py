@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import json
 import os
+import socket
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +15,9 @@ import pytest
 
 from flows.cli import commands
 from flows.cli.commands.infer import finished_before
-from flows.server import temporary_server
+from flows.cli.starting import flow, loads_models
+from flows.parameters import load_settings
+from flows.server import serve_temporarily, temporary_server
 from tasks.core.config import Config, load_config
 from tasks.core.errors import NoAnswerError, RunKeyMismatchError
 from tasks.inferencer import Inferencer
@@ -115,3 +121,56 @@ def test_a_temporary_server_that_the_settings_do_not_want_is_ended_before_anythi
     assert temporary_server.server_for_flows() is None
     assert ended == [True]
     assert "PREFECT_API_URL" not in os.environ
+
+
+@pytest.fixture
+def thawed() -> Iterator[None]:
+    """What a command froze is collected again after the test."""
+    yield
+    gc.unfreeze()
+    gc.enable()
+
+
+@pytest.mark.usefixtures("thawed")
+@pytest.mark.parametrize("with_server", [True, False])
+def test_a_command_freezes_what_it_loaded_only_where_the_process_is_its_own(
+    with_server: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waited: list[bool] = []
+
+    class Begun:
+        def wait(self) -> None:
+            waited.append(gc.isenabled())
+
+    frozen = gc.get_freeze_count()
+    monkeypatch.setattr(temporary_server, "server_for_flows", lambda: Begun() if with_server else None)
+    assert flow("flows.parameters", "load_settings") is load_settings
+    assert waited == [True] * with_server and gc.isenabled()
+    assert (gc.get_freeze_count() > frozen) is with_server
+
+
+@pytest.mark.usefixtures("thawed")
+def test_a_temporary_server_collects_garbage_as_soon_as_it_serves(monkeypatch: pytest.MonkeyPatch) -> None:
+    import uvicorn
+
+    seen: list[bool] = []
+
+    async def startup(_self: uvicorn.Server, _sockets: object = None) -> None:
+        seen.append(gc.isenabled())
+
+    def run(self: uvicorn.Server, _sockets: object = None, **_: object) -> None:
+        asyncio.run(self.startup())
+        seen.append(gc.isenabled())
+
+    monkeypatch.setattr(uvicorn.Server, "startup", startup)
+    monkeypatch.setattr(uvicorn.Server, "run", run)
+    monkeypatch.setattr(serve_temporarily, "_end_with_command", lambda _: None)
+    with socket.socket() as listener:
+        serve_temporarily.serve(os.getpid(), listener)
+    assert seen == [False, True]
+
+
+def test_model_libraries_are_loaded_early_where_a_phase_trains_or_answers() -> None:
+    only_evaluation = {"pipeline.enable_finetuning": False, "pipeline.enable_inference": False}
+    assert not loads_models(load_config(overrides=only_evaluation, environ={}))
+    assert loads_models(load_config(overrides={"pipeline.enable_finetuning": False}, environ={}))

@@ -8,7 +8,7 @@ from pathlib import Path
 from flows.cli.commands.pipeline import show_pipeline
 from flows.cli.console import say
 from flows.cli.options import ALL_PHASES, NO_COMMON, Common, Phases, Settings
-from flows.cli.starting import flow, may_begin, prepare
+from flows.cli.starting import flow, loads_models, may_begin, prepare
 
 QUICKSTART_DIR = Path(__file__).resolve().parents[3] / "examples" / "quickstart"
 
@@ -24,7 +24,8 @@ def demo(*, common: Common = NO_COMMON, phases: Phases = ALL_PHASES, settings: S
     config = prepare(QUICKSTART_DIR / "config.toml", common, chosen)
     if not may_begin(config, common):
         return None
-    result = flow("flows.pipeline", "finetune_infer_evaluate")(config)
+    pipeline_flow = flow("flows.pipeline", "finetune_infer_evaluate", loads_models=loads_models(config))
+    result = pipeline_flow(config)
     show_pipeline(result, config)
     return show_where_to_look()
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from flows.cli.console import say
 from flows.cli.options import NO_COMMON, Common, ConfigPath, Settings
-from flows.cli.starting import flow, may_begin, prepare
+from flows.cli.starting import flow, import_model_libraries, may_begin, prepare
 from tasks.core.storage.store import Store
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ def finished_before(config: Config) -> RunManifest | None:
 
     if is_server_named():  # others see the run there, and go on from it
         return None
+    import_model_libraries(weights=False)
     inferencer = Inferencer(config)
     try:
         prepared = inferencer.process_dataset(inferencer.load_dataset())

@@ -9,7 +9,7 @@ from flows.cli.commands.finetune import show_model
 from flows.cli.commands.infer import show_run
 from flows.cli.commands.promote import show_promotion
 from flows.cli.options import ALL_PHASES, NO_COMMON, Common, ConfigPath, Phases, Settings
-from flows.cli.starting import flow, follows, may_begin, prepare
+from flows.cli.starting import flow, follows, loads_models, may_begin, prepare
 
 if TYPE_CHECKING:
     from flows.pipeline import PipelineResult
@@ -30,7 +30,8 @@ def pipeline(
         return None
     if not may_begin(loaded, common):
         return None
-    result = flow("flows.pipeline", "finetune_infer_evaluate")(loaded)
+    pipeline_flow = flow("flows.pipeline", "finetune_infer_evaluate", loads_models=loads_models(loaded))
+    result = pipeline_flow(loaded)
     return show_pipeline(result, loaded)
 
 
