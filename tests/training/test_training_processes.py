@@ -81,7 +81,7 @@ def difference(one: TrainedModel, other: TrainedModel) -> float:
     assert [(step, loss is None) for step, loss, _ in losses[0]] == [
         (s, loss is None) for s, loss, _ in losses[1]
     ]
-    found = [
+    found: list[float] = [
         abs(mine - theirs)
         for a, b in zip(*losses, strict=True)
         for mine, theirs in zip(a[1:], b[1:], strict=True)
@@ -130,8 +130,8 @@ def test_a_group_learns_what_one_process_learns_and_each_goes_on_where_the_other
 def test_a_model_that_is_shared_out_is_trained_and_published_whole_and_its_checkpoints_fit_one_process(
     settings: dict[str, Any], tmp_path: Path
 ) -> None:
-    changes = {"full_finetuning": True, "packing": True, "max_sequence_length": 128}
-    changes |= {"device_train_batch_size": 1}
+    changes: dict[str, Any] = {"full_finetuning": True, "packing": True, "max_sequence_length": 128}
+    changes["device_train_batch_size"] = 1
     whole = run(settings, tmp_path / "whole", **changes)
     stopped_group(settings, tmp_path, **changes, strategy="fsdp")
     newest = checkpoints.newest_whole(tmp_path / "run" / "checkpoints")
