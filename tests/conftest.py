@@ -47,9 +47,10 @@ LONGEST_FILES = (
     "bench/test_torture.py", "server/test_away.py", "generation/engines/test_engines.py", "commands/test_cli.py",
     "integration/test_finetuning.py", "training/test_training.py", "server/test_asking.py",
     "generation/test_out_of_memory.py", "commands/test_flows.py", "integration/test_gate.py",
-    "training/test_remote_training.py", "promotion/test_bucket.py", "generation/engines/test_lanes.py",
-    "generation/test_isolation.py", "training/test_best_checkpoint.py", "house/test_docs.py", "server/test_deploy.py",
-    "generation/test_inferencer.py", "training/test_learnt_answers.py", "generation/test_reading_once.py",
+    "training/test_training_processes.py", "training/test_remote_training.py", "promotion/test_bucket.py",
+    "generation/engines/test_lanes.py", "generation/test_isolation.py", "training/test_best_checkpoint.py",
+    "house/test_docs.py", "server/test_deploy.py", "generation/test_inferencer.py", "training/test_learnt_answers.py",
+    "generation/test_reading_once.py",
 )  # fmt: skip
 
 TINY_VOCABULARY = 512
