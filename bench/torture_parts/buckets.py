@@ -56,7 +56,7 @@ def check(bench: Bench, share: float) -> Iterator[Row]:
     from tests.making.s3_server import s3_server
 
     _load_libraries()
-    source, clock = source_of(bench, PART), Clock(bench, share, short_turns=2)
+    source, clock = source_of(bench, PART), Clock(bench, share, short_turns=1)
     tallies = {kind: Tally(PART, kind) for kind in (*_KINDS, "machines at once")}
     seen = {kind: Counter[str]() for kind in tallies}
     with s3_server() as server:

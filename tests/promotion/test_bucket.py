@@ -384,7 +384,13 @@ def test_a_champion_whose_files_changed_at_the_url_answers_nothing(place: str, t
         roll_back(models, ANNA)
 
 
-@pytest.mark.parametrize("kind", [kind for kind in DAMAGE if kind != "a folder as pointer"])
+SOME_DAMAGE = (
+    "a NUL block", "a line that is gone", "the last line gone", "the last line changed", "no history", "no pointer",
+    "a pointer of zeros", "another pointer",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", SOME_DAMAGE)
 def test_damage_of_pointer_or_history_is_refused_as_in_a_folder_and_mended_by_force(
     s3_place: str, tiny_model_dir: Path, tmp_path: Path, kind: str
 ) -> None:
@@ -437,6 +443,26 @@ def test_models_at_a_url_are_listed_with_what_is_missing_and_none_is_brought(
     found = find_model(model=None, hf_user_id=None, models_dir=models)
     assert Path(found.chosen.model_id).name == "three"
     assert {"training is still going on" in one.reason for one in found.rejected} == {True, False}
+
+
+def test_runs_at_a_url_are_those_that_are_there_now_with_their_state(
+    s3_place: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = Store(f"{s3_place}-runs")
+    for name in (
+        "begun/identity.json",
+        "begun/ledgers/run/a/0-9.jsonl",
+        "empty/identity.json",
+        "gone/identity.json",
+    ):
+        runs.write(name, b"{}")
+    places = (f"--pipeline.models_dir={s3_place}", f"--pipeline.runs_dir={runs.place}")
+    assert main(["runs", *places]) == 0
+    assert "gone" in capsys.readouterr().out
+    runs.remove("gone/identity.json")
+    assert main(["runs", *places]) == 0
+    shown = capsys.readouterr().out
+    assert "gone" not in shown and "no answers" in shown and "unfinished; the same command resumes" in shown
 
 
 def test_commands_list_promote_and_roll_back_at_a_url(

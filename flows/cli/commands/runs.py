@@ -55,9 +55,9 @@ def list_runs(config: Config) -> Leaderboard:
     from tasks.core.report.leaderboard import read_leaderboard
 
     runs = Store(config.pipeline.runs_dir)
-    bring_overview(runs)
+    there = bring_overview(runs)
     runs_dir = runs.place
-    board = read_leaderboard(runs.local, Store(config.pipeline.models_dir))
+    board = read_leaderboard(runs.local, Store(config.pipeline.models_dir), there)
     if not board.groups and not board.unfinished:
         say(f"No runs in {runs_dir}; `tuneproof infer` makes one.")
     total = sum(len(group.runs) for group in board.groups)

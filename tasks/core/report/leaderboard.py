@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -81,14 +81,22 @@ class Leaderboard:
     unfinished: tuple[tuple[str, str], ...]
 
 
-def read_leaderboard(runs_dir: Path, models_dir: Store | Path) -> Leaderboard:
-    """Read every run under `runs_dir`; a damaged file hides its own figures and nothing else."""
+def read_leaderboard(
+    runs_dir: Path, models_dir: Store | Path, there: Mapping[str, bool] | None = None
+) -> Leaderboard:
+    """Read every run under `runs_dir`; a damaged file hides its own figures and nothing else.
+
+    For runs at a URL `runs_dir` is the mirror, and `there` says which there are and whether they have answers.
+    """
     with uncollected():  # what is read has no cycles; with a thousand runs the search takes half of the time
-        return _read(runs_dir, models_dir)
+        return _read(runs_dir, models_dir, there)
 
 
-def _read(runs_dir: Path, models_dir: Store | Path) -> Leaderboard:
-    directories = sorted(path for path in runs_dir.iterdir() if path.is_dir()) if runs_dir.is_dir() else []
+def _read(runs_dir: Path, models_dir: Store | Path, there: Mapping[str, bool] | None) -> Leaderboard:
+    found = runs_dir.iterdir() if runs_dir.is_dir() else ()
+    directories = sorted(
+        (path for path in found if path.is_dir()) if there is None else (runs_dir / name for name in there)
+    )
     finished: list[tuple[Path, RunManifest]] = []
     unfinished: list[tuple[str, str]] = []
     for path in directories:
@@ -96,7 +104,7 @@ def _read(runs_dir: Path, models_dir: Store | Path) -> Leaderboard:
         try:
             finished.append((path, run.read_manifest()))
         except (TuneproofError, OSError):
-            begun = bool(run.ledger_paths())
+            begun = bool(run.ledger_paths()) if there is None else there[path.name]
             unfinished.append(
                 (path.name, "unfinished; the same command resumes it" if begun else "no answers")
             )

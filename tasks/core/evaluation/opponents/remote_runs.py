@@ -24,9 +24,19 @@ def bring_manifests(runs: Store) -> None:
     runs.pull_each("manifest.json")
 
 
-def bring_overview(runs: Store) -> None:
-    """Bring what a list of all runs tells: manifests, scores, and which run is not finished."""
-    runs.pull_each("identity.json", "manifest.json", "evaluator_output_summary.json")
+def bring_overview(runs: Store) -> dict[str, bool] | None:
+    """Bring what a list of all runs tells: manifests, scores, and which run is not finished.
+
+    Returns the names of the runs at the URL, each with whether it has answers in a ledger; None for a folder.
+    """
+    files = runs.pull_each("identity.json", "manifest.json", "evaluator_output_summary.json")
+    if not runs.is_remote:
+        return None
+    found: dict[str, bool] = {}
+    for name, slash, file in (path.partition("/") for path in files):
+        if slash and not name.startswith("."):
+            found[name] = found.get(name, False) or file.startswith("ledgers/")
+    return found
 
 
 def bring_run(runs: Store, path: Path | None) -> None:

@@ -68,7 +68,10 @@ class RemoteTrainings:
         number = 1
         while (aside := model_dir.with_name(f".{model_dir.name}.replaced-{number}")).exists():
             number += 1
-        model_dir.rename(aside)
+        aside.mkdir()
+        for path in model_dir.iterdir():
+            if not path.name.startswith("."):  # the lock that is held stays
+                path.rename(aside / path.name)
         logger.warning(
             "%s belongs to another training than the one this machine has of that name, which is kept as %s",
             *(self.models.address_of(model_dir.name), aside),
