@@ -41,7 +41,8 @@ _MODELS = ("one", "two", "three")
 _WORKS = ("promote", "rollback", "checkpoint")
 _KINDS = ("KILL", "requests that fail", "a server that stands still")
 _MACHINES = 3
-_STOPPED_SECONDS = 2.5
+# Shorter and longer than a client has patience, with one second for each answer and five tries.
+_STOPPED_SECONDS = (2.5, 10.0)
 _TIMEOUT_SECONDS = 1
 _TRIALS_IN_A_PLACE = 20
 _KEPT_CHECKPOINTS = 2
@@ -237,22 +238,22 @@ def _disturbed(stage: _Bucket, work: str, kind: str, source: random.Random) -> E
     if kind == "KILL":
         return stage.act(work, meanwhile=functools.partial(send, number=signal.SIGKILL, after_seconds=delay))
     if kind == "requests that fail":
-        stage.server.control(rate=source.choice((0.1, 0.3, 0.6)), seed=source.random())
+        stage.server.control(rate=source.choice((0.03, 0.1, 0.3)), seed=source.random())
         try:
             return stage.act(work)
         finally:
             stage.server.control(rate=0)
-    stopping = threading.Thread(target=_stop, args=(stage.server, delay))
+    stopping = threading.Thread(target=_stop, args=(stage.server, delay, source.choice(_STOPPED_SECONDS)))
     stopping.start()
     ended = stage.act(work)
     stopping.join()
     return ended
 
 
-def _stop(server: Any, delay: float) -> None:
+def _stop(server: Any, delay: float, seconds: float) -> None:
     time.sleep(delay)
     with server.stopped():
-        time.sleep(_STOPPED_SECONDS)
+        time.sleep(seconds)
 
 
 def _again(stage: _Bucket, work: str, before: dict[str, Any], after: dict[str, Any]) -> Harm:
