@@ -24,8 +24,8 @@ from tasks.core.training import checkpoints
 from tasks.core.training.processes import choosing
 from tasks.core.training.processes.work import TrainingWork
 from tasks.core.training.run import TrainedModel, train
-from tests.making.training_faults import planted
 from tests.making.warm.children import warm_children  # noqa: F401
+from tests.training.training_faults import planted
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.usefixtures("warm_children")

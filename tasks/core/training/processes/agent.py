@@ -28,7 +28,7 @@ from tasks.core.errors import TrainingError
 from tasks.core.interruption import raise_if_interrupted, unheard_by_children
 from tasks.core.records import TrainingRestart
 from tasks.core.training import checkpoints
-from tasks.core.training.processes.elastic import Broke, Failed, RankLine, begin
+from tasks.core.training.processes.child import Broke, Failed, RankLine, begin
 from tasks.core.training.processes.journal import Journal
 from tasks.core.training.processes.work import Report, TrainingWork
 

@@ -43,7 +43,7 @@ def planted(
 
 def begin_with_fault(*arguments: Any) -> None:
     """What the agent starts."""
-    from tasks.core.training.processes.elastic import begin
+    from tasks.core.training.processes.child import begin
 
     fault = json.loads(os.environ[VARIABLE])
     is_here = int(os.environ["RANK"]) == fault["rank"]
