@@ -80,7 +80,7 @@ def test_a_gpu_that_is_named_is_one_process(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_dask_is_refused_for_training() -> None:
     with pytest.raises(ValidationError, match="Dask is for answers only"):
-        FineTunerConfig(runner="dask")  # type: ignore[arg-type]
+        FineTunerConfig(runner="dask")
 
 
 def test_under_torchrun_the_number_of_processes_is_torchruns(monkeypatch: pytest.MonkeyPatch) -> None:
