@@ -1,21 +1,28 @@
 """Training speed: this project's steps beside transformers' usual ones, on the same rows and weights.
 
     .venv/bin/python -m bench.training [--rows FILE] [--steps N] [--model ID]
+    .venv/bin/python -m bench.training --processes 2 [--rows FILE] [--steps N] [--model ID]
 
 Prints tokens per second (padding excluded) of each way as a ratio to the usual one: batches in random order,
 padded, with attention mask, fused attention, and the head computed for every token. The ways take turns, each
 figure is the median of its steps, and the optimizer step is part of the time.
+
+With --processes a whole training is done by one process of one thread, and by so many of one thread each, which share
+its rows; the figure is that of all updates, without loading. Nothing else should run on the machine.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
+import os
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -33,6 +40,7 @@ from tasks.core.training.methods.batches import Collator, LengthGroupedOrder
 from tasks.core.training.methods.rows import TokenizedRows
 from tasks.core.training.methods.sft import read_training_data
 from tasks.core.training.precision import choose_precision
+from tasks.core.training.run import train
 
 Step = Callable[[], int]
 
@@ -72,6 +80,9 @@ def main() -> None:
     """Run the ways in turn and print the table."""
     options = _options()
     transformers_logging.set_verbosity_error()
+    if options.processes > 1:
+        _compare_processes(options)
+        return
     config = FineTunerConfig(
         base_model_id=options.model,
         training_data_id=options.rows,
@@ -103,8 +114,40 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--max-rows", type=int, default=300)
     parser.add_argument("--max-sequence-length", type=int, default=1024)
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--processes", type=int, default=1, help="compare one process with so many")
     options: argparse.Namespace = parser.parse_args()
     return options
+
+
+def _compare_processes(options: argparse.Namespace) -> None:
+    """The same training by one process and by several, twice each in turn, and the ratio of their speeds."""
+    os.environ["OMP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)
+    rows = min(options.max_rows, options.steps * options.batch_size)
+    config = FineTunerConfig(
+        base_model_id=options.model,
+        training_data_id=options.rows,
+        max_rows=rows,
+        max_sequence_length=options.max_sequence_length,
+        device_train_batch_size=options.batch_size,
+        grad_accumulation=1,
+        epochs=1,
+        save_steps=10**6,
+        device="cpu",
+    )
+    rates: dict[int, list[float]] = {1: [], options.processes: []}
+    with tempfile.TemporaryDirectory() as folder:
+        for turn in range(2):
+            for processes, found in rates.items():
+                wanted = config.model_copy(update={"processes": processes})
+                manifest = train(wanted, models_dir=Path(folder), run_name=f"{processes}-{turn}").manifest
+                found.append(manifest.trained_tokens / manifest.seconds)
+    table = Table(title=f"{options.model}, {rows} rows, one thread a process")
+    for name in ("processes", "tokens/s", "ratio"):
+        table.add_column(name, justify="right")
+    for processes, found in rates.items():
+        table.add_row(str(processes), f"{max(found):.0f}", f"{max(found) / max(rates[1]):.2f}")
+    Console().print(table)
 
 
 def _contender(
