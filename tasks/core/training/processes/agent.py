@@ -39,6 +39,7 @@ _SHORTAGES = 32  # halving the rows at once takes fewer
 _LAST_WORDS_SECONDS = 5.0
 _KILL_SECONDS = 10
 _SIGNALS_VARIABLE = "TORCHELASTIC_SIGNALS_TO_HANDLE"
+_NATIVE_LOG_VARIABLE = "TORCH_CPP_LOG_LEVEL"
 
 
 class Agent(LocalElasticAgent):
@@ -190,13 +191,18 @@ class Agent(LocalElasticAgent):
 
 @contextmanager
 def _no_handlers_of_the_agent() -> Iterator[None]:
-    """Keep the signal handlers there are; the agent would put its own into their place."""
-    before = os.environ.get(_SIGNALS_VARIABLE)
-    os.environ[_SIGNALS_VARIABLE] = ""
+    """Keep the signal handlers there are, in whose place the agent would put its own.
+
+    What torch's native code prints when another process is gone is no news to a person.
+    """
+    names = (_SIGNALS_VARIABLE, _NATIVE_LOG_VARIABLE)
+    before = {name: os.environ[name] for name in names if name in os.environ}
+    os.environ.update(
+        {_SIGNALS_VARIABLE: "", _NATIVE_LOG_VARIABLE: before.get(_NATIVE_LOG_VARIABLE, "FATAL")}
+    )
     try:
         yield
     finally:
-        if before is None:
-            del os.environ[_SIGNALS_VARIABLE]
-        else:
-            os.environ[_SIGNALS_VARIABLE] = before
+        for name in names:
+            del os.environ[name]
+        os.environ.update(before)

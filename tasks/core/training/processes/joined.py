@@ -20,7 +20,7 @@ from tasks.core.errors import TrainingError
 from tasks.core.records import ModelManifest, TrainingRestart
 from tasks.core.training import checkpoints
 from tasks.core.training.processes.journal import Journal
-from tasks.core.training.processes.rank import joined_group, train_share
+from tasks.core.training.processes.rank import joined_group, restart_count, train_share
 from tasks.core.training.processes.work import Report, TrainingWork
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ class Joined:
     def _note_restart(self, work: TrainingWork) -> None:
         """Torchrun says how often it has begun the group again, and not why."""
         checkpoints_dir = work.model_dir / checkpoints.CHECKPOINTS
-        journal, count = Journal.of(checkpoints_dir, work.group_id, tidies=True), _restart_count()
+        journal, count = Journal.of(checkpoints_dir, work.group_id, tidies=True), restart_count()
         if count == 0:
             journal.forget()
         elif count > len(journal.restarts):
@@ -135,7 +135,3 @@ def _run_id() -> str:
     """What the tries of one torchrun have in common."""
     name = os.environ.get("TORCHELASTIC_RUN_ID", "joined")
     return "".join(letter if letter.isalnum() else "-" for letter in name)
-
-
-def _restart_count() -> int:
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))

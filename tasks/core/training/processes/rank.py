@@ -57,6 +57,7 @@ def team_of(strategy: Strategy) -> Team:
 def joined_group(device: str, silence_seconds: float = SILENCE_SECONDS) -> Iterator[None]:
     """Be one of the group inside the block. What is said of numbers goes by gloo, what a GPU holds by NCCL."""
     from torch import distributed
+    from torch.distributed.rendezvous import rendezvous
 
     if distributed.is_initialized():
         yield
@@ -68,11 +69,20 @@ def joined_group(device: str, silence_seconds: float = SILENCE_SECONDS) -> Itera
         backend = "cpu:gloo,cuda:nccl"
     else:
         backend = "gloo"
-    distributed.init_process_group(backend, timeout=timedelta(seconds=silence_seconds))
+    timeout = timedelta(seconds=silence_seconds)
+    store, rank, size = next(rendezvous("env://", timeout=timeout))
+    # The agent keeps its store when it begins a group again: the addresses of processes that are gone lie in it.
+    own = distributed.PrefixStore(f"try-{restart_count()}", store)
+    distributed.init_process_group(backend, store=own, rank=rank, world_size=size, timeout=timeout)
     try:
         yield
     finally:
         distributed.destroy_process_group()
+
+
+def restart_count() -> int:
+    """How often the group has been begun again."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
 
 
 def _on_own_device(job: Job) -> Job:
