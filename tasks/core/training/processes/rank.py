@@ -57,6 +57,7 @@ def team_of(strategy: Strategy) -> Team:
 def joined_group(device: str, silence_seconds: float = SILENCE_SECONDS) -> Iterator[None]:
     """Be one of the group inside the block. What is said of numbers goes by gloo, what a GPU holds by NCCL."""
     from torch import distributed
+    from torch.distributed.distributed_c10d import PrefixStore
     from torch.distributed.rendezvous import rendezvous
 
     if distributed.is_initialized():
@@ -72,7 +73,7 @@ def joined_group(device: str, silence_seconds: float = SILENCE_SECONDS) -> Itera
     timeout = timedelta(seconds=silence_seconds)
     store, rank, size = next(rendezvous("env://", timeout=timeout))
     # The agent keeps its store when it begins a group again: the addresses of processes that are gone lie in it.
-    own = distributed.PrefixStore(f"try-{restart_count()}", store)
+    own = PrefixStore(f"try-{restart_count()}", store)
     distributed.init_process_group(backend, store=own, rank=rank, world_size=size, timeout=timeout)
     try:
         yield
