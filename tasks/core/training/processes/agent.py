@@ -101,8 +101,9 @@ class Agent(LocalElasticAgent):
         restart = self._end_of_group()
         if self.error is not None:
             raise self.error
-        if len(self._journal.memory_events) > self._shortages:
-            self._shortages = len(self._journal.memory_events)
+        shortages = len(self._journal.memory_events) if self._work.strategy == "fsdp" else 0
+        if shortages > self._shortages:  # the others go on from one by themselves
+            self._shortages = shortages
             logger.warning(
                 "memory ran out in a process of the training; all begin again with fewer rows at once"
             )
@@ -110,8 +111,8 @@ class Agent(LocalElasticAgent):
             self._deaths += 1
             if self._deaths > self._work.most_restarts:
                 raise TrainingError(
-                    f"process {restart.rank} of the training ended with {restart.cause}, the {self._deaths}th time "
-                    "that one did",
+                    f"process {restart.rank} of the training ended with {restart.cause}; all have been begun again "
+                    f"{self._work.most_restarts} times before",
                     f"the same command goes on from update {restart.step + 1:,}; where the system kills processes "
                     "for their memory, lower device_train_batch_size or processes",
                 )
