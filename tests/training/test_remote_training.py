@@ -210,23 +210,31 @@ def test_an_outage_of_the_bucket_costs_the_training_nothing_and_is_told(
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    rotate = checkpoints.rotate
+    rotate, is_over = checkpoints.rotate, threading.Event()
 
     def rotate_in_an_outage(*args: Any) -> None:
-        server.control(rate=1.0)
+        if not is_over.is_set():
+            server.control(rate=1.0)
         while "the training goes on" not in caplog.text:
             time.sleep(0.02)
         rotate(*args)
 
+    def end_it_when_the_model_cannot_be_sent() -> None:
+        while "tuned could not be sent, it is tried again" not in caplog.text and not is_over.is_set():
+            time.sleep(0.05)
+        is_over.set()
+        server.control(rate=0)
+
     monkeypatch.setattr(checkpoints, "rotate", rotate_in_an_outage)
     monkeypatch.setattr(sender, "LAST_SECONDS", 0.1)
     monkeypatch.setattr(trainings, "_FIRST_PAUSE_SECONDS", 0.1)
-    ended = threading.Timer(8.0, server.control, kwargs={"rate": 0})
-    ended.start()
+    watcher = threading.Thread(target=end_it_when_the_model_cannot_be_sent)
+    watcher.start()
     try:
         trained = train(settings)
     finally:
-        ended.join()
+        is_over.set()
+        watcher.join()
     assert digest(trained.model_dir) == undisturbed
     (entry,) = list_models(Store(settings["pipeline.models_dir"]))
     assert entry.complete

@@ -8,6 +8,7 @@ searches.
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from tasks.core.evaluation.opponents.remote_runs import (
     name_within,
     store_of,
 )
+from tasks.core.evaluation.outputs import EvaluationFiles, read_summary_content
 from tasks.core.evaluation.summary import Opponent
 from tasks.core.files import exists, is_folder
 from tasks.core.models.digests import weights_sha256
@@ -279,7 +281,21 @@ def find_and_bring(run: str | Path, runs_dir: str) -> Path:
     bring_manifests(runs)
     path = locate_run(name_within(run), runs.local)
     bring_run(runs, path)
+    if runs.is_remote:
+        _bring_compared(runs, path)
     return path
+
+
+def _bring_compared(runs: Store, path: Path) -> None:
+    """Bring the runs that a run's evaluation compared it with: a report shows their answers too."""
+    try:
+        content = read_summary_content(EvaluationFiles(path).summary_path)
+    except (TuneproofError, OSError):
+        return  # it was not evaluated
+    for other in filter(None, (content.get("baseline"), content.get("champion"))):
+        answers = Path(os.path.normpath(path / other["predictions_path"]))
+        if answers.is_relative_to(runs.local):
+            bring_run(runs, answers.parent)
 
 
 def find_baseline(candidate: RunManifest, settings: InferencerConfig) -> OpponentModel | None:
