@@ -54,7 +54,7 @@ def check(bench: Bench, share: float) -> Iterator[Row]:
     if missing:
         yield Row("a bucket", "skipped", f"needs {', '.join(missing)}", part=PART)
         return
-    from tests.making.s3_server import s3_server
+    from tests.making.buckets.s3_server import s3_server
 
     _load_libraries()
     source, clock = source_of(bench, PART), Clock(bench, share, short_turns=1)
@@ -192,7 +192,7 @@ def _send_checkpoint(models: Any, step: int) -> None:
 def _found(models: Any) -> dict[str, Any]:
     from tasks.core.models.trained.alias import read_line
     from tasks.core.models.trained.champion import current_champion
-    from tasks.core.promotion.promotion import promotion_history
+    from tasks.core.promotion.promotion import in_force, promotion_history
     from tasks.core.training import checkpoints
     from tasks.core.training.remote.checkpoints import RemoteCheckpoints
 
@@ -208,6 +208,7 @@ def _found(models: Any) -> dict[str, Any]:
         "names": [entry.promotion.run_name for entry in entries],
         "replaced": [entry.replaced for entry in entries],
         "untold": line.untold is not None,
+        "can go back": len(in_force(entries)) > 1,
         "step": -1 if newest is None else checkpoints.step_of(newest),
         "kept": len(own.there()),
     }
@@ -216,7 +217,7 @@ def _found(models: Any) -> dict[str, Any]:
 def _met(stage: _Bucket, work: str, kind: str, source: random.Random) -> tuple[Harm, str]:
     """Let one work meet one fault, look, let it be done to its end, and look again."""
     before = stage.last or stage.look()
-    if work == "rollback" and len(set(before["names"])) < 2:
+    if work == "rollback" and not before["can go back"]:
         work = "promote"
     ended = _disturbed(stage, work, kind, source)
     after = stage.look()

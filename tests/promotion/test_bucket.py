@@ -27,8 +27,8 @@ from tasks.core.promotion.promotion import Actor, current_promotion, promote, pr
 from tasks.core.storage import versions
 from tasks.core.storage.store import Store
 from tasks.core.storage.versions import Version, has_conditional_writes, read_version, replace_version
+from tests.making.buckets.s3_server import S3Server, s3_server
 from tests.making.model_runs import make_run
-from tests.making.s3_server import S3Server, s3_server
 from tests.promotion.test_champion_line import DAMAGE
 
 pytest.importorskip("s3fs")
@@ -171,7 +171,7 @@ def test_a_write_whose_answer_was_lost_counts_as_written(server: S3Server, s3_pl
 
 def _together(place: str, caches: Path, plans: list[list[str]]) -> list[dict[str, Any]]:
     """Let machines, each with a cache of its own, change the alias at once; give how each step ended."""
-    command = [sys.executable, "-m", "tests.making.bucket_promotions", place]
+    command = [sys.executable, "-m", "tests.making.buckets.promotions", place]
     processes = [
         subprocess.Popen(
             [*command, str(caches / f"machine-{number}"), f"machine-{number}", *plan],

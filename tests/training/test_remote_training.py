@@ -28,7 +28,7 @@ from tasks.core.training.remote.checkpoints import RemoteCheckpoints
 from tasks.core.training.remote.sender import CheckpointSender
 from tasks.core.training.run import TrainedModel, TrainingProgress
 from tasks.finetuner import FineTune
-from tests.making.s3_server import S3Server, s3_server
+from tests.making.buckets.s3_server import S3Server, s3_server
 
 pytest.importorskip("s3fs")
 pytest.importorskip("moto.server")

@@ -268,7 +268,7 @@ def roll_back(models: Store | Path, actor: Actor, tell: Tell | None = None) -> t
 
 def _before(models: Store | Path, present: Promotion, entries: list[HistoryEntry]) -> Promotion:
     """The promotion to go back to, whose files are there and unchanged; PromotionError without one."""
-    before = _in_force(entries)[:-1]
+    before = in_force(entries)[:-1]
     if not before:
         raise PromotionError(
             f"{present.run_name} is the first promoted model: there is none to go back to",
@@ -302,7 +302,7 @@ def _require_complete(models: Store | Path, directory: Path) -> None:
         )
 
 
-def _in_force(entries: list[HistoryEntry]) -> list[Promotion]:
+def in_force(entries: list[HistoryEntry]) -> list[Promotion]:
     """The promotions that a rollback may go back to, oldest first; the last is in force."""
     stack: list[Promotion] = []
     for entry in entries:

@@ -1,6 +1,6 @@
 """A local S3 server in a process of its own, which can be stopped, fail at random and count: moto's, made atomic.
 
-`python -m tests.making.s3_server` prints its port. moto looks at a condition and writes in two steps, so requests are
+`python -m tests.making.buckets.s3_server` prints its port. moto looks at a condition and writes in two steps, so requests are
 served one at a time. A request fails before it is done, or after: then the answer is lost, as on a bad line.
 """
 
@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 _CONTROL = "/control-of-the-tests"
 BUCKET = "tuneproof"
 
@@ -141,7 +141,7 @@ class S3Server:
 @contextlib.contextmanager
 def s3_server() -> Iterator[S3Server]:
     """Start a server with one bucket, and end it."""
-    command = [sys.executable, "-m", "tests.making.s3_server"]
+    command = [sys.executable, "-m", "tests.making.buckets.s3_server"]
     environ = {**os.environ, "PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(command, cwd=ROOT, env=environ, stdout=subprocess.PIPE, text=True)
     try:

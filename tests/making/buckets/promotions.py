@@ -1,4 +1,4 @@
-"""Promotions at a URL by several machines: `python -m tests.making.bucket_promotions URL CACHE BY MODEL…`.
+"""Promotions at a URL by several machines: `python -m tests.making.buckets.promotions URL CACHE BY MODEL…`.
 
 Promotes the models in turn (`rollback` goes back), each as a command would. One JSON line tells how each ended.
 """
