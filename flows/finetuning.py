@@ -70,7 +70,8 @@ def finetune(
         check_inference(loaded, is_next=False)  # a pipeline has done it
     count = count_here(loaded.fine_tuner)
     limit = loaded.pipeline.gpu_concurrency_limit
-    with held_device(loaded.fine_tuner.device, limit, all_of_them=count > 1, most=count):
+    device = loaded.fine_tuner.device if count else "cpu"  # Ray gives out the GPUs of its cluster itself
+    with held_device(device, limit, all_of_them=count > 1, most=count):
         trained = train_model(loaded, started_at=began_at())
     rename_run(trained.manifest.run_name, told_rows(trained.manifest.training_row_count))
     emit_model_trained(Store(loaded.pipeline.models_dir).url_of(trained.model_dir), trained.manifest)

@@ -36,6 +36,7 @@ from tasks.core.training.job import check_schedule
 from tasks.core.training.methods.catalogue import method_of
 from tasks.core.training.precision import choose_precision
 from tasks.core.training.processes.choosing import process_count
+from tasks.core.training.processes.on_ray.cluster import require_ray
 from tasks.core.training.processes.strategy import choose_strategy
 from tasks.core.training.schedule import schedule_of
 from tasks.evaluator import Evaluator
@@ -142,6 +143,11 @@ def _plan_fine_tuning(config: Config) -> PlannedPhase:
 
 def _tell_processes(phase: PlannedPhase, settings: FineTunerConfig, spec: ModelSpec) -> None:
     """How many processes share the rows, what they share besides, and the memory that each device needs for it."""
+    if settings.runner == "ray":
+        require_ray()
+        cluster = settings.runner_address or "that is there"
+        phase.tell("processes", f"{settings.processes}, on the Ray cluster {cluster}")
+        return
     processes = process_count(settings)
     phase.tell("processes", processes)
     if processes > 1:

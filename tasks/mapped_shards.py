@@ -27,6 +27,7 @@ from tasks.core.generation.runners.pool import begin, own_seat
 from tasks.core.generation.runners.seats import Seat
 from tasks.core.generation.runners.shards import RETRIES, pending_shards, seats, supervised
 from tasks.core.interruption import interruptible_threads, raise_if_interrupted, unheard_by_children
+from tasks.core.ray_cluster import ray_connection
 from tasks.core.runs.ledger import LedgerIndex
 from tasks.core.runs.shards import Shard
 from tasks.server.retrying import is_passing
@@ -235,7 +236,7 @@ def _ray(address: str | None, *, wants_gpu: bool) -> Iterator[TaskRunner[Any]]:
         from prefect_ray.context import remote_options
     except ImportError as exc:
         raise _not_installed("ray") from exc
-    with RayTaskRunner(address=address) as runner:
+    with ray_connection(address, shows_output=True), RayTaskRunner(address=address) as runner:
         gpus = ray.cluster_resources().get("GPU", 0) if wants_gpu else 0
         # Ray hides the GPUs from a task that asks for none.
         with remote_options(num_gpus=1 if gpus else 0):

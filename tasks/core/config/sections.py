@@ -510,6 +510,11 @@ class FineTunerConfig(RunNaming, ModelLoading, ChatTemplateSettings, ColumnNames
         description="Where the processes of a training are: on this machine (or where torchrun has put them), or on "
         "a Ray cluster.",
     )
+    runner_address: NonEmpty | None = setting(
+        None,
+        NOTHING,
+        description="Address of the Ray cluster; none = that of RAY_ADDRESS, or one is started here.",
+    )
     learning_rate: Annotated[float, Field(gt=0, le=1)] = setting(
         3e-4, WEIGHTS, description="Peak learning rate."
     )
@@ -602,6 +607,11 @@ class FineTunerConfig(RunNaming, ModelLoading, ChatTemplateSettings, ColumnNames
                 'init_lora_weights = "pissa" starts from unquantised weights and plain LoRA: '
                 'set load_in_4bit, load_in_8bit and use_dora to false, bias to "none", and remove loftq_config and '
                 "modules_to_save"
+            )
+        if self.runner_address is not None and self.runner != "ray":
+            raise ValueError(
+                f'runner_address is for a cluster, but runner is "{self.runner}": set it to "ray", or remove '
+                "runner_address"
             )
         if self.early_stopping_patience is not None and self.validation_data_id is None:
             raise ValueError(

@@ -26,6 +26,7 @@ from tasks.core.training.progress import TrainingProgress
 
 if TYPE_CHECKING:
     from tasks.core.training.job import Job
+    from tasks.core.training.processes.work import Trainers, TrainingWork
     from tasks.core.training.remote.trainings import RemoteTrainings
 
 __all__ = ["TrainedModel", "TrainingProgress", "train"]
@@ -75,12 +76,10 @@ def train(
             if home is not None:
                 home.bring(model_dir, resume=config.resume)
             trained = _finished(model_dir, identity, resume=config.resume)
-            if trained is None and home is not None:
-                home.claim(model_dir, resume=config.resume)
             if trained is None:
                 work = work_of(job, model_dir, config)
-                with nullcontext() if home is None else home.sending(model_dir):
-                    trained = TrainedModel(model_dir, trainers.train(work, on_progress))
+                manifest = _train(trainers, work, home, on_progress, resume=config.resume)
+                trained = TrainedModel(model_dir, manifest)
             if home is not None:
                 home.publish(model_dir)
     finally:
@@ -90,6 +89,24 @@ def train(
 
         push(model_dir, hf_user_id=config.hf_user_id)
     return trained
+
+
+def _train(
+    trainers: Trainers,
+    work: TrainingWork,
+    home: RemoteTrainings | None,
+    on_progress: Callable[[TrainingProgress], None] | None,
+    *,
+    resume: bool,
+) -> ModelManifest:
+    """Train; checkpoints go to a URL from where they are written, which on a cluster is another machine."""
+    if home is None:
+        return trainers.train(work, on_progress)
+    home.claim(work.model_dir, resume=resume)
+    if trainers.sends_checkpoints:
+        return trainers.train(replace(work, home=home), on_progress)
+    with home.sending(work.model_dir):
+        return trainers.train(work, on_progress)
 
 
 @contextmanager
@@ -114,13 +131,12 @@ def _prepare(config: FineTunerConfig) -> tuple[Job, TrainingIdentity]:
     """Read base, tokenizer and rows: enough to tell what this training is, before weights are loaded."""
     from tasks.core.models.context_length import context_length_of, possible_length
     from tasks.core.models.loading import ModelSpec, identify, load_tokenizer
-    from tasks.core.models.placement import choose_device
     from tasks.core.training.job import Job
     from tasks.core.training.methods.catalogue import method_of
-    from tasks.core.training.precision import choose_precision
+    from tasks.core.training.processes.choosing import device_of, precision_of
     from tasks.core.training.schedule import schedule_of
 
-    device = choose_device(config.device)
+    device = device_of(config)
     spec = replace(
         ModelSpec.of_base(config),
         dtype=None,  # training chooses its own
@@ -128,7 +144,7 @@ def _prepare(config: FineTunerConfig) -> tuple[Job, TrainingIdentity]:
         for_training=True,
     )
     base = identify(spec)
-    precision = choose_precision(config, base.dtype, device)
+    precision = precision_of(config, base.dtype, device)
     possible = possible_length(context_length_of(spec), max_sequence_length=config.max_sequence_length)
     config = config.model_copy(update={"max_sequence_length": possible})
     data = method_of(config).read(config, load_tokenizer(spec))

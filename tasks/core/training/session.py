@@ -141,7 +141,11 @@ def _whole(job: Job, shards: ModelShards, train: Batches, team: Team) -> Any:
 
 def _resume_point(checkpoints_dir: Path, team: Team) -> Path | None:
     """The checkpoint to go on from, the same in all processes. Raises TrainingError where one does not reach it."""
-    found = team.of_leader(checkpoints.resume_point(checkpoints_dir) if team.leads else None)
+    leaders = checkpoints.resume_point(checkpoints_dir) if team.leads else None
+    name = team.of_leader(None if leaders is None else leaders.name)
+    found = (
+        None if name is None else checkpoints_dir / name
+    )  # the directory may have another path on each machine
     if found is not None:
         (reached,) = team.totals(float(checkpoints.is_whole(found)))
         if reached < team.size:

@@ -33,9 +33,11 @@ class Failed:
 
 @dataclass(frozen=True, slots=True)
 class Broke:
-    """What a process said before it ended; the group is begun again."""
+    """Why a process ended, as it or those who watch it say; the group is begun again."""
 
     cause: str
+    rank: int | None = None
+    is_shortage: bool = False
 
 
 def begin(work_path: str, lines: tuple[RankLine, ...]) -> None:

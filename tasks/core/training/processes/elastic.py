@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import ClassVar
 
 from tasks.core.errors import TrainingError
 from tasks.core.models.trained import registry
@@ -20,6 +21,8 @@ _EVENTS_LOGGER = "torchelastic-events-null"
 
 class Elastic:
     """A group of processes on this machine."""
+
+    sends_checkpoints: ClassVar[bool] = False
 
     def train(self, work: TrainingWork, report: Report | None = None) -> ModelManifest:
         """See `Trainers`."""

@@ -14,7 +14,7 @@ import time
 from contextlib import ExitStack
 from dataclasses import replace
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from tasks.core.errors import TrainingError
 from tasks.core.records import ModelManifest, TrainingRestart
@@ -36,6 +36,8 @@ _LONGEST_WAIT = timedelta(days=30)  # for rows that are read and checked first
 
 class Joined:
     """The first process of those that were started. They train once: the others end with their training."""
+
+    sends_checkpoints: ClassVar[bool] = False
 
     _has_trained = False
 

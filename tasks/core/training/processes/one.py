@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 from pathlib import Path
+from typing import ClassVar
 
 from tasks.core.models.digests import weights_sha256
 from tasks.core.models.trained import registry
@@ -23,6 +24,8 @@ _LIBRARIES = ("torch", "transformers", "peft", "accelerate", "datasets", "bitsan
 
 class One:
     """Trains in this process; nothing is started."""
+
+    sends_checkpoints: ClassVar[bool] = False
 
     def train(self, work: TrainingWork, report: Report | None = None) -> ModelManifest:
         """See `Trainers`."""

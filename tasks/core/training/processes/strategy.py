@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -86,16 +87,22 @@ class Choice:
 
 
 def choose_strategy(
-    config: FineTunerConfig, model: PretrainedConfig, precision: Precision, device: str, processes: int
+    config: FineTunerConfig,
+    model: PretrainedConfig,
+    precision: Precision,
+    device: str,
+    processes: int,
+    measured: Callable[[str], int] = total_bytes,
 ) -> Choice:
     """The strategy of the settings, or with `auto` the one that fits: `ddp` before `fsdp`, which sends more.
 
-    `model` is the base's configuration. Raises ConfigError for `fsdp` where it cannot be.
+    `model` is the base's configuration, `measured` gives the bytes that a device has in all. Raises ConfigError for
+    `fsdp` where it cannot be.
     """
     problem = why_not_shared_out(config, precision.compute)
     if processes > 1 and config.strategy == "fsdp" and problem is not None:
         raise ConfigError(f'fine_tuner.strategy = "fsdp" cannot be kept: {problem}', 'set strategy = "ddp"')
-    need, there = device_need(config, model, precision.weights), total_bytes(device)
+    need, there = device_need(config, model, precision.weights), measured(device)
     if device == "cpu":
         there //= processes  # they share one memory
     if processes == 1:
