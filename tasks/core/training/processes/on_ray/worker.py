@@ -36,6 +36,8 @@ from tasks.core.training.processes.work import Report, TrainingWork
 logger = logging.getLogger(__name__)
 
 _TOP_LOGGER = "tasks"
+# Ray Train's 60 are too few for workers that load torch from a slow disk: it would begin them anew for ever.
+_START_SECONDS = "600"
 _SHORTAGES = 32  # halving the rows at once takes fewer
 
 
@@ -88,6 +90,7 @@ class Lead:
     def fit(self, given: Given) -> None:
         """Train on the workers that the work says. Raises what Ray Train raises when they have died too often."""
         work = given.work
+        os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", _START_SECONDS)
         on_gpu = work.job.device.startswith("cuda")
         with tempfile.TemporaryDirectory(prefix="tuneproof-ray-") as folder:
             TorchTrainer(
