@@ -1,7 +1,4 @@
-"""What runs on a Ray cluster: the worker that trains its share, and who tells of all of them.
-
-Importing this module loads Ray; import it inside functions.
-"""
+"""What runs on a Ray cluster: the worker that trains its share, and who tells of all of them."""
 
 from __future__ import annotations
 
@@ -14,11 +11,6 @@ import tempfile
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
-
-import ray
-from ray import train as ray_train
-from ray.train import FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
 from tasks.core.children import portable
 from tasks.core.errors import TrainingError, TuneproofError, first_line
@@ -89,6 +81,10 @@ class Lead:
 
     def fit(self, given: Given) -> None:
         """Train on the workers that the work says. Raises what Ray Train raises when they have died too often."""
+        import ray
+        from ray.train import FailureConfig, RunConfig, ScalingConfig
+        from ray.train.torch import TorchConfig, TorchTrainer
+
         work = given.work
         os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", _START_SECONDS)
         on_gpu = work.job.device.startswith("cuda")
@@ -106,30 +102,40 @@ class Lead:
                     failure_config=FailureConfig(
                         max_failures=work.most_restarts + (_SHORTAGES if work.strategy == "fsdp" else 0)
                     ),
-                    callbacks=[_Told(given.desk)],
+                    callbacks=[_telling(given.desk)],
                 ),
             ).fit()
 
 
-class _Told(ray_train.UserCallback):  # type: ignore[misc]
+def _telling(desk: Any) -> Any:
     """Runs beside Ray Train's controller: says why workers are begun again."""
+    from ray.train import UserCallback
 
-    def __init__(self, desk: Any) -> None:
-        self._desk = desk
+    class Telling(UserCallback):  # type: ignore[misc]
+        def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+            desk.put_broke.remote(_first_end(worker_exceptions))
 
-    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        """Tell of the worker that ended first, as far as it can be told."""
-        causes = {rank: root_cause(error) for rank, error in worker_exceptions.items()}
-        shortage = any(isinstance(cause, GroupShortageError) for cause in causes.values())
-        # One that was killed said nothing; what the others say comes from that.
-        dead = [rank for rank, cause in causes.items() if isinstance(cause, ray.exceptions.RayError)]
-        rank = min(dead or causes)
-        cause = "it was killed, or its machine is gone" if dead else _said(causes[rank])
-        self._desk.put_broke.remote(Broke(cause, rank, shortage))
+    return Telling()
+
+
+def _first_end(worker_exceptions: dict[int, Exception]) -> Broke:
+    """The worker that ended first and why, as far as it can be told."""
+    from ray.exceptions import RayError
+
+    causes = {rank: root_cause(error) for rank, error in worker_exceptions.items()}
+    shortage = any(isinstance(cause, GroupShortageError) for cause in causes.values())
+    # One that was killed said nothing; what the others say comes from that.
+    dead = [rank for rank, cause in causes.items() if isinstance(cause, RayError)]
+    rank = min(dead or causes)
+    return Broke("it was killed, or its machine is gone" if dead else _said(causes[rank]), rank, shortage)
 
 
 def share(config: dict[str, Any]) -> None:
     """Train one worker's share. Runs in each worker of the group, with the process group that Ray Train has made."""
+    import ray
+    from ray import train as ray_train
+    from ray.train.torch import get_device
+
     given: Given = ray.get(config["given"])
     rank = ray_train.get_context().get_world_rank()
     given.desk.put.remote(ray.get_runtime_context().current_actor)
