@@ -56,9 +56,8 @@ def fit(
     journal and raised, and the group is begun again. Raises OutOfMemoryError when one row at a time is too much,
     TrainingError, StorageError.
     """
-    config = job.config
     events = [] if journal is None else list(journal.memory_events)
-    plan = first_plan(config, team.size)
+    plan = first_plan(job.config, team.size)
     for event in events:
         if event.rows == plan.rows_at_once:  # several processes may have noted one shortage
             plan = plan.smaller() or plan
@@ -81,11 +80,7 @@ def fit(
         shortage: _Shortage = state.outcome.result()
         smaller = plan.smaller()
         if smaller is None:
-            raise OutOfMemoryError(
-                f"memory ran out on {job.device} with one row at a time: {shortage.message}",
-                f"lower max_sequence_length (now {config.max_sequence_length}) or rank (now {config.rank}), set "
-                "use_gradient_checkpointing = true or load_in_4bit = true, or take a smaller base model",
-            )
+            raise _one_row_is_too_much(job, shortage.message)
         logger.warning(
             "memory ran out with %d rows at once; going on with %d (a step still has %d rows): %s",
             *(plan.rows_at_once, smaller.rows_at_once, plan.rows_in_update, shortage.message),
@@ -108,3 +103,12 @@ def fit(
         retry=retry_if_result(lambda result: isinstance(result, _Shortage)), before_sleep=shrink
     )
     return cast(Fitted, retrying(attempt))
+
+
+def _one_row_is_too_much(job: Job, message: str) -> OutOfMemoryError:
+    config = job.config
+    return OutOfMemoryError(
+        f"memory ran out on {job.device} with one row at a time: {message}",
+        f"lower max_sequence_length (now {config.max_sequence_length}) or rank (now {config.rank}), set "
+        "use_gradient_checkpointing = true or load_in_4bit = true, or take a smaller base model",
+    )

@@ -1,7 +1,8 @@
 """A local S3 server in a process of its own, which can be stopped, fail at random and count: moto's, made atomic.
 
 `python -m tests.making.buckets.s3_server` prints its port. moto looks at a condition and writes in two steps, so
-requests are served one at a time. A request fails before it is done, or after: then the answer is lost, as on a bad line.
+requests are served one at a time. A request fails before it is done, or after: then the answer is lost, as on a bad
+line.
 """
 
 from __future__ import annotations
