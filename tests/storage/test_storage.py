@@ -33,6 +33,7 @@ from tasks.core.storage.lease import lease
 from tasks.core.storage.store import Store, local_copy
 from tasks.evaluator import Evaluator
 from tasks.inferencer import Inferencer
+from tests.making.buckets.s3_server import s3_server
 from tests.making.model_runs import make_run
 
 ROWS = 12
@@ -61,36 +62,13 @@ def bucket(tmp_path: Path) -> str:
     return (tmp_path / "bucket").as_uri()
 
 
-def make_bucket(name: str) -> None:
-    """Make a bucket as soon as the server answers; on a loaded machine it may take a moment."""
-    import s3fs
-
-    for pause_seconds in (0.5, 1, 2, 4, 8, 0):
-        try:
-            s3fs.S3FileSystem(skip_instance_cache=True).mkdir(name)
-            return
-        except Exception:  # several kinds of "cannot connect"
-            if not pause_seconds:
-                raise
-            time.sleep(pause_seconds)
-
-
 @pytest.fixture(scope="module")
 def s3_bucket() -> Iterator[str]:
     """A bucket of a local S3 server."""
-    server = pytest.importorskip("moto.server").ThreadedMotoServer(
-        ip_address="127.0.0.1", port=0, verbose=False
-    )
-    pytest.importorskip("s3fs")
-    server.start()
-    host, port = server.get_host_and_port()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-        patch.setenv("AWS_ACCESS_KEY_ID", "test")
-        patch.setenv("AWS_SECRET_ACCESS_KEY", "test")
-        make_bucket("tuneproof")
+    with s3_server() as running, pytest.MonkeyPatch.context() as patch:
+        for name, value in running.environ.items():
+            patch.setenv(name, value)
         yield "s3://tuneproof/team"
-    server.stop()
 
 
 @pytest.fixture

@@ -142,6 +142,8 @@ class S3Server:
 @contextlib.contextmanager
 def s3_server() -> Iterator[S3Server]:
     """Start a server with one bucket, and end it."""
+    import s3fs
+
     command = [sys.executable, "-m", "tests.making.buckets.s3_server"]
     environ = {**os.environ, "PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(command, cwd=ROOT, env=environ, stdout=subprocess.PIPE, text=True)
@@ -150,8 +152,10 @@ def s3_server() -> Iterator[S3Server]:
         server = S3Server(process, int(process.stdout.readline()))
         bucket = f"http://127.0.0.1:{server.port}/{BUCKET}"
         urllib.request.urlopen(urllib.request.Request(bucket, method="PUT"), timeout=60).close()
+        s3fs.S3FileSystem.clear_instance_cache()  # clients of a server that was there before
         yield server
     finally:
+        s3fs.S3FileSystem.clear_instance_cache()
         process.kill()
         process.wait()
 
