@@ -30,12 +30,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
 
-from bench.checks.rows import Outcome
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository need not be installed
 
 from bench.checks.results import Results
-from bench.checks.rows import Row, counted, table
+from bench.checks.rows import Outcome, Row, counted, table
 from bench.checks.running import REHEARSAL_PATIENCE, Task, run_checks
 from bench.gpu_parts import machine
 

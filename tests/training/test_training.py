@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -684,6 +685,19 @@ def test_a_crash_while_publishing_repeats_no_step(
     assert seen == []
     assert_same_weights(weights(undisturbed), weights(finished))
     assert finished.manifest.losses == undisturbed.manifest.losses
+
+
+def test_unnamed_trainings_that_begin_in_the_same_second_have_names_of_their_own(
+    settings: dict[str, Any], tmp_path: Path
+) -> None:
+    moment = datetime(2026, 1, 1, 23, 59, 59)
+    for rank in (2, 4):
+        config = FineTunerConfig(**{**settings, "rank": rank, "epochs": 1})
+        train(config, models_dir=tmp_path, started_at=moment)
+    assert sorted(path.name[-15:] for path in tmp_path.glob("*-2026*")) == [
+        "20260101-235959",
+        "20260102-000000",
+    ]
 
 
 def test_an_unnamed_training_that_was_killed_is_finished_by_the_same_command(

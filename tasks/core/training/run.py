@@ -9,7 +9,7 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -167,8 +167,12 @@ def _choose_dir(
         if interrupted is not None:
             logger.info("%s was interrupted and has the same settings and data: finishing it", interrupted)
             return interrupted
-    time = started_at.astimezone().strftime("%Y%m%d-%H%M%S")
-    return registry.model_dir(models_dir, run_name or name_of_training(config, time))
+    while True:
+        time = started_at.astimezone().strftime("%Y%m%d-%H%M%S")
+        model_dir = registry.model_dir(models_dir, run_name or name_of_training(config, time))
+        if run_name is not None or config.run_name is not None or not model_dir.exists():
+            return model_dir
+        started_at += timedelta(seconds=1)  # another one began in the same second
 
 
 def name_of_training(config: FineTunerConfig, time: str) -> str:
