@@ -101,10 +101,9 @@ class Record(BaseModel):
 class GenerationSettings(Record):
     """Everything that shapes an answer once prompt and weights are given.
 
-    Settings that came later and are not at their default stand here too, by name in `model_extra`.
+    `others` are settings that came later, by name, where they are not at their default: a run without them has the
+    run key that it had before there were any.
     """
-
-    model_config = ConfigDict(frozen=True, extra="allow", protected_namespaces=())
 
     max_new_tokens: int = 512
     min_new_tokens: int = 0
@@ -123,6 +122,11 @@ class GenerationSettings(Record):
         None,
         description="opening and closing markers in turn; empty: thoughts stay in the answer; None: the model's",
     )
+    others: dict[str, Any] = Field({}, exclude_if=lambda others: not others)
+
+    def values(self) -> dict[str, Any]:
+        """All settings by name, as JSON has them."""
+        return {**self.model_dump(mode="json", exclude={"others"}), **self.others}
 
 
 class ModelIdentity(Record):
@@ -209,7 +213,7 @@ class RunIdentity(Record):
 
     def content(self) -> dict[str, Any]:
         """Flat name -> value of all that enters the run key; names are those a person reads."""
-        generation = self.generation.model_dump(mode="json")
+        generation = self.generation.values()
         if self.generation.thought_markers is None:  # a run of a model without thoughts keeps the key it had
             del generation["thought_markers"]
         declared = self.generation.thought_markers is None and self.model.thought_markers

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from tasks.core.config import EvaluatorConfig, FineTunerConfig, InferencerConfig
 from tasks.core.config.changes import changes_of
@@ -16,7 +17,7 @@ from tasks.core.config.sections import SECTIONS, Section
 from tasks.core.evaluation.evaluate import settings_of
 from tasks.core.evaluation.summary import EvaluationSettings
 from tasks.core.generation.settings import generation_settings
-from tasks.core.records import ModelIdentity, RunIdentity
+from tasks.core.records import GenerationSettings, ModelIdentity, RunIdentity
 from tasks.core.training.identity import TrainingIdentity
 
 IDENTITY_OF_THE_DEFAULTS = (
@@ -294,3 +295,16 @@ def test_settings_of_an_earlier_summary_still_load_and_are_equal() -> None:
         "seed": 42, "llm": None, "embedding": None,
     }  # fmt: skip
     assert EvaluationSettings.model_validate(written) == settings_of(EvaluatorConfig(metrics=("f1",)))
+
+
+@pytest.mark.parametrize("misspelt", ["temprature", "max_tokens", "topk"])
+def test_a_misspelt_setting_of_an_answer_made_by_hand_is_refused(misspelt: str) -> None:
+    with pytest.raises(ValidationError, match=misspelt):
+        GenerationSettings.model_validate({misspelt: 1})
+
+
+def test_settings_that_came_later_stand_in_key_and_file_only_where_they_are_not_at_their_default() -> None:
+    usual, later = GenerationSettings(), GenerationSettings(others={"lucky_answer": 8})
+    assert "others" not in usual.model_dump_json() and "others" not in usual.values()
+    assert later.values() == {**usual.values(), "lucky_answer": 8}
+    assert GenerationSettings.model_validate_json(later.model_dump_json()) == later

@@ -319,7 +319,7 @@ def run(**settings):
 usual, lucky = run(), run(lucky_answer=8)
 assert lucky.run_key != usual.run_key
 assert list(map(str, lucky.differences(usual))) == ["lucky_answer: 8 -> None"]
-assert lucky.generation.model_extra == {"lucky_answer": 8}  # so it reaches the engine
+assert lucky.generation.others == {"lucky_answer": 8}  # so it reaches the engine
 assert RunIdentity.model_validate_json(lucky.model_dump_json()).run_key == lucky.run_key
 assert run(lucky_answer=7).model_dump_json() == usual.model_dump_json() and "lucky" not in usual.model_dump_json()
 assert run(temperature=0, lucky_answer=8).run_key == run(temperature=0).run_key  # it is for sampling only

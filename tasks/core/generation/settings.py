@@ -34,7 +34,10 @@ def generation_settings(settings: InferencerConfig) -> GenerationSettings:
         elif not changes.came_later:
             values[key] = changes.unused
     values |= {"do_sample": settings.samples, "thought_markers": given_markers(settings.thought_markers)}
-    return GenerationSettings.model_validate(values)
+    named = {key: value for key, value in values.items() if key in GenerationSettings.model_fields}
+    return GenerationSettings.model_validate(
+        {**named, "others": {key: value for key, value in values.items() if key not in named}}
+    )
 
 
 def run_identity(

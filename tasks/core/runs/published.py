@@ -70,7 +70,7 @@ def publish(
             "run the same command again to answer them; if shards run on other machines, let all of them "
             "share the run directory, or set pipeline.runs_dir to a URL",
         )
-    config = settings.model_dump(mode="json", exclude_none=True)
+    config = {name: value for name, value in settings.values().items() if value is not None}
     digest = hashlib.sha256()
     count = errors = truncated = completion_tokens = reasoning_tokens = cut_in_thoughts = prompt_tokens = 0
     with replacing(run.predictions_path, ROWS_KEPT) as partial_path, partial_path.open("wb") as file:
