@@ -8,15 +8,20 @@ padded, with attention mask, fused attention, and the head computed for every to
 figure is the median of its steps, and the optimizer step is part of the time.
 
 With --processes a whole training is done by one process of one thread, and by so many of one thread each, which share
-its rows; the figure is that of all updates, without loading. Nothing else should run on the machine.
+its rows; and by TRL's trainer under torchrun, where trl is installed. The figure is that of all updates, without
+loading, the median of --turns trainings that take turns. Nothing else should run on the machine.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import itertools
+import json
 import os
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -35,6 +40,7 @@ from transformers.utils import logging as transformers_logging
 from tasks.core.config import FineTunerConfig
 from tasks.core.models.loading import ModelSpec, load_model_and_tokenizer
 from tasks.core.models.placement import choose_device
+from tasks.core.models.specs import find_source
 from tasks.core.training.methods.answer_loss import AnswerHead, summed_loss
 from tasks.core.training.methods.batches import Collator, LengthGroupedOrder
 from tasks.core.training.methods.rows import TokenizedRows
@@ -114,13 +120,14 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--max-rows", type=int, default=300)
     parser.add_argument("--max-sequence-length", type=int, default=1024)
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--turns", type=int, default=3, help="trainings of each kind with --processes")
     parser.add_argument("--processes", type=int, default=1, help="compare one process with so many")
     options: argparse.Namespace = parser.parse_args()
     return options
 
 
 def _compare_processes(options: argparse.Namespace) -> None:
-    """The same training by one process and by several, twice each in turn, and the ratio of their speeds."""
+    """The same training by one process and by several, ours and TRL's, in turn, and the ratios of their speeds."""
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
     rows = min(options.max_rows, options.steps * options.batch_size)
@@ -135,19 +142,55 @@ def _compare_processes(options: argparse.Namespace) -> None:
         save_steps=10**6,
         device="cpu",
     )
-    rates: dict[int, list[float]] = {1: [], options.processes: []}
+    counts = (1, options.processes)
+    seconds: dict[tuple[str, int], list[float]] = {("tuneproof", count): [] for count in counts}
+    if importlib.util.find_spec("trl") is not None:
+        seconds |= {("TRL under torchrun", count): [] for count in counts}
     with tempfile.TemporaryDirectory() as folder:
-        for turn in range(2):
-            for processes, found in rates.items():
-                wanted = config.model_copy(update={"processes": processes})
-                manifest = train(wanted, models_dir=Path(folder), run_name=f"{processes}-{turn}").manifest
-                found.append(manifest.trained_tokens / manifest.seconds)
-    table = Table(title=f"{options.model}, {rows} rows, one thread a process")
-    for name in ("processes", "tokens/s", "ratio"):
-        table.add_column(name, justify="right")
-    for processes, found in rates.items():
-        table.add_row(str(processes), f"{max(found):.0f}", f"{max(found) / max(rates[1]):.2f}")
+        for turn in range(options.turns):
+            for (way, count), found in seconds.items():
+                if way == "tuneproof":
+                    wanted = config.model_copy(update={"processes": count})
+                    manifest = train(wanted, models_dir=Path(folder), run_name=f"{count}-{turn}").manifest
+                    tokens, dtype = manifest.trained_tokens, manifest.settings["dtype"]
+                    found.append(manifest.seconds)
+                else:
+                    found.append(_usual_seconds(config, count, dtype == "bfloat16", Path(folder)))
+    table = Table(title=f"{options.model}, {rows} rows, {tokens} tokens, {dtype}, one thread a process")
+    for name in ("training", "processes", "tokens/s", "to its one process", "to ours"):
+        table.add_column(name, justify="left" if name == "training" else "right")
+    medians = {key: statistics.median(found) for key, found in seconds.items()}
+    for (way, count), median in medians.items():
+        ratios = (medians[way, 1] / median, medians["tuneproof", count] / median)
+        table.add_row(way, str(count), f"{tokens / median:.0f}", *(f"{ratio:.2f}" for ratio in ratios))
     Console().print(table)
+
+
+def _usual_seconds(config: FineTunerConfig, processes: int, is_bf16: bool, folder: Path) -> float:
+    """Seconds of the updates of TRL's trainer in so many ranks, which torchrun starts, on the same rows."""
+    rows = [
+        json.loads(line)
+        for line in Path(str(config.training_data_id)).read_text(encoding="utf-8").splitlines()
+    ]
+    rows_path = folder / "rows.jsonl"
+    turns = [
+        {
+            "prompt": [{"role": "user", "content": row["question"]}],
+            "completion": [{"role": "assistant", "content": row["answer"]}],
+        }
+        for row in rows[: config.max_rows]
+    ]
+    rows_path.write_text("".join(json.dumps(turn) + "\n" for turn in turns), encoding="utf-8")
+    model_dir = find_source(ModelSpec(config.base_model_id), with_weights=True).base.directory
+    command = [
+        *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)),
+        *(str(Path(__file__).parent / "training_parts" / "usual.py"), str(rows_path), str(model_dir)),
+        *(str(config.device_train_batch_size), str(config.max_sequence_length), str(int(is_bf16))),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(done.stderr[-3000:])
+    return float(json.loads(done.stdout.splitlines()[-1])["seconds"])
 
 
 def _contender(

@@ -26,8 +26,6 @@ def send_core_logs_to_prefect() -> None:
     """Send what the core logs to the run's logs too, and keep libraries quiet. Calling it again does nothing."""
     for variable, value in _QUIET_LIBRARIES.items():
         os.environ.setdefault(variable, value)
-    # It warns of a missing kernel whenever it is imported, whether or not it is used.
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     core = logging.getLogger(CORE_LOGGER)
     if core.level == logging.NOTSET:
         core.setLevel(logging.INFO)

@@ -1,0 +1,1 @@
+"""What bench/training.py compares with in processes of their own."""
