@@ -142,6 +142,8 @@ def _compare_processes(options: argparse.Namespace) -> None:
         save_steps=10**6,
         device="cpu",
     )
+    spec = ModelSpec(config.base_model_id, device="cpu")
+    dtype = choose_precision(config, load_model_and_tokenizer(spec).identity.dtype, "cpu").compute
     counts = (1, options.processes)
     seconds: dict[tuple[str, int], list[float]] = {("tuneproof", count): [] for count in counts}
     if importlib.util.find_spec("trl") is not None:
@@ -152,7 +154,7 @@ def _compare_processes(options: argparse.Namespace) -> None:
                 if way == "tuneproof":
                     wanted = config.model_copy(update={"processes": count})
                     manifest = train(wanted, models_dir=Path(folder), run_name=f"{count}-{turn}").manifest
-                    tokens, dtype = manifest.trained_tokens, manifest.settings["dtype"]
+                    tokens = manifest.trained_tokens
                     found.append(manifest.seconds)
                 else:
                     found.append(_usual_seconds(config, count, dtype == "bfloat16", Path(folder)))
