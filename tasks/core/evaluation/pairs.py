@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -25,6 +25,26 @@ from tasks.core.records import Prediction
 _Pair = tuple[Prediction, Prediction]
 
 
+class Partners:
+    """The rows of another run, one for each row that is asked for; held in memory is only what it has elsewhere.
+
+    Runs of the same rows have them in the same order, so a million of them take no more memory than one.
+    """
+
+    def __init__(self, others: Iterable[Prediction]) -> None:
+        self._others = iter(others)
+        self._waiting: dict[str, Prediction] = {}
+
+    def of(self, row_id: str) -> Prediction | None:
+        """The other run's row of this id, once; None where it has none, after all its rows have been read."""
+        while row_id not in self._waiting:
+            other = next(self._others, None)
+            if other is None:
+                return None
+            self._waiting[other.id] = other
+        return self._waiting.pop(row_id)
+
+
 def score_pairs(
     tables: tuple[ScoreTable, ScoreTable],
     predictions: tuple[Iterable[Prediction], Iterable[Prediction]],
@@ -42,8 +62,7 @@ def score_pairs(
     metrics = reported(family for family in families if family.pairs is not None)
     values = {metric.name: np.full(first.row_count, np.nan) for metric in metrics}
     reasons = {metric.name: np.full(first.row_count, NO_PARTNER, dtype=object) for metric in metrics}
-    others = {row.id: row for row in predictions[1]}
-    found = ((i, (row, others[row.id])) for i, row in enumerate(predictions[0]) if row.id in others)
+    found = _pairs(*predictions, frozenset(second.ids))
     for batch in batched(found, BATCH_ROWS):
         rows, pairs = [i for i, _ in batch], [pair for _, pair in batch]
         for family_metrics, score in scorers:
@@ -59,6 +78,17 @@ def score_pairs(
         told = [NO_PARTNER if i is None else told[i] for i in places]
         second = _with_values(second, metric.name, theirs, told)
     return first, second
+
+
+def _pairs(
+    rows: Iterable[Prediction], others: Iterable[Prediction], ids: frozenset[str]
+) -> Iterator[tuple[int, _Pair]]:
+    """Number and both answers of each row that the other run has too; `ids` are all of that run."""
+    partners = Partners(others)
+    for number, row in enumerate(rows):
+        partner = partners.of(row.id) if row.id in ids else None
+        if partner is not None:
+            yield number, (row, partner)
 
 
 def _scored(

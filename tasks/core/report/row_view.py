@@ -8,6 +8,7 @@ from pathlib import Path
 from tasks.core.errors import EvaluationError
 from tasks.core.evaluation.answers import read_answers
 from tasks.core.evaluation.outputs import RowScores, read_scores
+from tasks.core.evaluation.pairs import Partners
 from tasks.core.records import Prediction, Record
 
 
@@ -61,15 +62,13 @@ def row_views(
     scores_path: Path,
     markers: Sequence[str] | None = None,
 ) -> Iterator[RowView]:
-    """Join predictions and scores in the candidate's order; only the baseline's answers are held in memory.
+    """Join predictions and scores in the candidate's order, with constant memory where the baseline's is the same.
 
     `markers` as in the settings: by which thoughts are taken from answers that still hold them.
 
     Raises EvaluationError when the scores are not those of the predictions.
     """
-    baseline = {}
-    if baseline_path is not None:
-        baseline = {row.id: Answer.of(row) for row in read_answers(baseline_path, markers)}
+    partners = Partners([] if baseline_path is None else read_answers(baseline_path, markers))
     predictions, scores = read_answers(predictions_path, markers), read_scores(scores_path)
     while True:
         prediction, row = next(predictions, None), next(scores, None)
@@ -80,12 +79,13 @@ def row_views(
                 f"{scores_path} holds the scores of other predictions than {predictions_path}",
                 "run `tuneproof evaluate` again; it calls no model",
             )
+        partner = None if row.baseline_scores is None else partners.of(prediction.id)
         yield RowView(
             id=prediction.id,
             question=prediction.question,
             system_prompt=prediction.system_prompt,
             reference=_shown(prediction.references),
             candidate=Answer.of(prediction),
-            baseline=baseline.get(prediction.id),
+            baseline=None if partner is None else Answer.of(partner),
             scores=row,
         )
