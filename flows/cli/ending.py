@@ -30,6 +30,8 @@ _STOP_SECONDS = 1.0
 _IMPATIENT_SECONDS = 0.5
 _ASKS_TO_END = (signal.SIGINT, signal.SIGTERM)
 _STDERR = 2
+_WARNINGS = "PYTHONWARNINGS"
+_LEFT_SEMAPHORES = "ignore:resource_tracker:UserWarning"
 _SHOW_CURSOR = "\x1b[?25h"
 
 
@@ -83,8 +85,11 @@ def exit_in_time(code: int) -> NoReturn:
 def _interrupts_untold() -> Iterator[None]:
     """Let Python print nothing of an interrupt that meets a finaliser or a thread, where it cannot be raised on.
 
-    Nor of what else goes wrong there on the way to the end. The request is remembered all the same.
+    Nor of what else goes wrong there on the way to the end. The request is remembered all the same. Semaphores of a
+    process that ends at once are tidied by Python's tracker, a process begun with the first of them: it keeps quiet.
     """
+    warned_of = os.environ.get(_WARNINGS)
+    os.environ[_WARNINGS] = ",".join(filter(None, (warned_of, _LEFT_SEMAPHORES)))
     unraisable, threads = sys.unraisablehook, threading.excepthook
 
     def is_told(kind: type[BaseException] | None) -> bool:
@@ -103,6 +108,10 @@ def _interrupts_untold() -> Iterator[None]:
         yield
     finally:
         sys.unraisablehook, threading.excepthook = unraisable, threads
+        if warned_of is None:
+            del os.environ[_WARNINGS]
+        else:
+            os.environ[_WARNINGS] = warned_of
 
 
 class _Ending:
