@@ -174,6 +174,11 @@ MOMENTS = {
         f"def work():\n remember()\n in_thread(raise_if_interrupted)\n return 3{RUN}",
         False,
     ),
+    "while there are semaphores": (
+        f"{BEGIN}import multiprocessing\n"
+        f"def work():\n work.kept = multiprocessing.get_context('spawn').Event()\n ask()\n return 3{RUN}",
+        True,
+    ),
     "at the exit": (f"{BEGIN}atexit.register(ask)\n{WORK}", False),
 }  # fmt: skip
 
