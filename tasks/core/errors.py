@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 
 class TuneproofError(Exception):
     """Base of all errors that tuneproof raises on purpose.
@@ -98,6 +100,13 @@ class PromotionError(TuneproofError):
     exit_code = 2
 
 
+_PLACE_IN_NATIVE_CODE = re.compile(r"^\s*\[[^\]\s]+\.(?:cc|cpp|cu|h|hpp):\d+\]\s*")
+
+
 def first_line(error: BaseException, limit: int = 300) -> str:
-    """What an error says in one line of at most `limit` characters: its type where it says nothing."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:limit]
+    """What an error says in one line of at most `limit` characters: its type where it says nothing.
+
+    Where in its own source a native library raised it is left out.
+    """
+    said = _PLACE_IN_NATIVE_CODE.sub("", str(error)).strip()
+    return (said.splitlines() or [type(error).__name__])[0][:limit]
