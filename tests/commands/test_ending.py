@@ -44,8 +44,8 @@ def start(tmp_path: Path) -> Iterator[Start]:
     """Start Python with these arguments in a terminal."""
     begun: list[Terminal] = []
 
-    def begin(*arguments: str, cwd: Path = tmp_path, **more: str) -> Terminal:
-        begun.append(Terminal(arguments, cwd, environment(tmp_path, **more)))
+    def begin(*arguments: str, cwd: Path = tmp_path, warm_children: bool = True) -> Terminal:
+        begun.append(Terminal(arguments, cwd, environment(tmp_path), warm_children=warm_children))
         return begun[-1]
 
     yield begin
@@ -199,13 +199,20 @@ def test_a_signal_at_any_moment_ends_the_command_without_a_traceback(name: str, 
 INFER = ("-m", "flows", "infer", "--inferencer.max-new-tokens", "64", "--inferencer.batch-size", "4")
 
 
-def long_inference(start: Start, folder: Path, model: Path, *more: str) -> Terminal:  # noqa: F811
+def long_inference(
+    start: Start,
+    folder: Path,  # noqa: F811
+    model: Path,
+    *more: str,
+    warm_children: bool = True,
+) -> Terminal:
     """Begin to answer 400 questions; give the terminal when some are answered."""
     rows = "".join(
         f'{{"question": "How many legs have {n} dogs?", "answer": "{4 * n}"}}\n' for n in range(400)
     )
     (folder / "test.jsonl").write_text(rows)
-    terminal = start(*INFER, "--inferencer.model", str(model), *more, cwd=folder)
+    command = (*INFER, "--inferencer.model", str(model), *more)
+    terminal = start(*command, cwd=folder, warm_children=warm_children)
     terminal.wait_until(lambda: _answered(folder) >= 4, 400)
     return terminal
 

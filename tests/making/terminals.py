@@ -19,13 +19,25 @@ _MARK = "COMMAND_IN_TERMINAL"
 
 
 class Terminal:
-    """Runs a command in a pseudo-terminal; knows every process that came of it, whatever its session."""
+    """Runs a command in a pseudo-terminal; knows every process that came of it, whatever its session.
 
-    def __init__(self, arguments: Sequence[str], folder: Path, environment: dict[str, str]) -> None:
+    All of them begin with the libraries loaded, but for those of a command that is to start new interpreters.
+    """
+
+    def __init__(
+        self,
+        arguments: Sequence[str],
+        folder: Path,
+        environment: dict[str, str],
+        *,
+        warm_children: bool = True,
+    ) -> None:
         self.output = ""
         self._mark = uuid.uuid4().hex
         marked = {**environment, _MARK: self._mark}
-        self._program, self._descriptor = start_in_terminal(arguments, env=marked, cwd=folder)
+        self._program, self._descriptor = start_in_terminal(
+            arguments, env=marked, cwd=folder, warm_children=warm_children
+        )
         self.process_id = self._program.pid
 
     @property
@@ -43,8 +55,7 @@ class Terminal:
         found = []
         for process in psutil.process_iter():
             try:
-                # The command itself is forked: its environment is not to be seen from outside.
-                ours = process.pid == self.process_id or process.environ().get(_MARK) == self._mark
+                ours = process.environ().get(_MARK) == self._mark
                 if ours and process.status() != psutil.STATUS_ZOMBIE:
                     found.append(" ".join(process.cmdline()))
             except psutil.Error:

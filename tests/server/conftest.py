@@ -21,6 +21,7 @@ from filelock import FileLock
 
 from flows.server.server_place import ServerPlace
 from flows.server.serving import marked
+from tests.making.warm.descendants import COLD
 from tests.making.warm.python import run_python
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -69,10 +70,15 @@ class Server:
     def deployments(self) -> dict[str, dict[str, Any]]:
         return {found["name"]: found for found in self.post("/deployments/filter")}
 
-    def start(self, deployment: str, **parameters: Any) -> str:
-        """Start a run of a deployment, as the form in the UI does; gives its id."""
+    def start(self, deployment: str, *, cold: bool = False, **parameters: Any) -> str:
+        """Start a run of a deployment, as the form in the UI does; gives its id.
+
+        All processes of a cold one are new interpreters, as people have them.
+        """
         path = f"/deployments/{self.deployments()[deployment]['id']}/create_flow_run"
-        return str(self.post(path, parameters=parameters, state={"type": "SCHEDULED"})["id"])
+        variables = {"env": {COLD: "1"}} if cold else {}
+        state = {"type": "SCHEDULED"}
+        return str(self.post(path, parameters=parameters, state=state, job_variables=variables)["id"])
 
     def run(self, run_id: str) -> dict[str, Any]:
         found: dict[str, Any] = self.ask("GET", f"/flow_runs/{run_id}")
@@ -172,13 +178,15 @@ def _start(home: Path, tiny_model_dir: Path) -> str:
     config_path.write_text(settings_of(tiny_model_dir, home))
     port = free_port()
     options = ("--port", str(port), "--config", str(config_path), "--runs-at-once", "4", *SETUP)
-    started = _tuneproof(home, "up", *options)
+    # Server, worker and runs begin with the libraries loaded, but for the runs of which a test says otherwise.
+    started = _tuneproof(home, "up", *options, warm_children=True)
     assert started.returncode == 0, started.stdout + started.stderr
     return f"http://127.0.0.1:{port}/api"
 
 
-def _tuneproof(home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return run_python(["-m", "flows.cli", *arguments], cwd=ROOT, env=clean_environment(home))
+def _tuneproof(home: Path, *arguments: str, warm_children: bool = False) -> subprocess.CompletedProcess[str]:
+    command = ["-m", "flows.cli", *arguments]
+    return run_python(command, cwd=ROOT, env=clean_environment(home), warm_children=warm_children)
 
 
 def settings_of(model_dir: Path, home: Path) -> str:

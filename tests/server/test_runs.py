@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 import uuid
@@ -23,7 +21,7 @@ import pytest
 
 from tasks.core.runs.run_dir import RunDir
 from tasks.core.runs.sessions import read_sessions
-from tests.making.warm.python import run_python
+from tests.making.warm.python import WarmPython, run_python
 from tests.server.conftest import ROOT, SETUP, Server, wait_until, write_questions
 
 pytestmark = [pytest.mark.server, pytest.mark.slow]
@@ -49,9 +47,8 @@ def flow_process(run_id: str) -> psutil.Process:
     def find() -> psutil.Process | None:
         for process in psutil.process_iter():
             try:
-                if process.environ().get("PREFECT__FLOW_RUN_ID") == run_id and "prefect" in " ".join(
-                    process.cmdline()
-                ):
+                of_run = process.environ().get("PREFECT__FLOW_RUN_ID") == run_id
+                if of_run and "prefect.engine" in process.cmdline():
                     return process
             except psutil.Error:
                 continue
@@ -65,7 +62,7 @@ def flow_process(run_id: str) -> psutil.Process:
 
 
 def test_manual_runs_the_whole_job_with_the_parameters_of_the_form(server: Server) -> None:
-    run_id = server.start("manual", run_name="by-hand", max_rows=3)
+    run_id = server.start("manual", cold=True, run_name="by-hand", max_rows=3)
     ended = server.wait_for_end(run_id)
     assert ended["state_type"] == "COMPLETED", server.logs(run_id)
     assert "by-hand" in ended["name"]
@@ -215,7 +212,7 @@ def test_a_run_that_is_cancelled_and_then_killed_resumes_both_times_and_answers_
 
 
 @contextmanager
-def executed_without_worker(server: Server, run_id: str) -> Iterator[subprocess.Popen[bytes]]:
+def executed_without_worker(server: Server, run_id: str) -> Iterator[WarmPython]:
     """Execute a run as a worker's child would, with no worker to notice its death."""
     environment = {
         **server.environment,
@@ -223,10 +220,11 @@ def executed_without_worker(server: Server, run_id: str) -> Iterator[subprocess.
         "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
         "PYTHONPATH": os.environ.get("PYTHONPATH", str(ROOT)),
     }
-    process = subprocess.Popen(
-        [sys.executable, "-m", "prefect.engine"], cwd=ROOT, env=environment, stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL, start_new_session=True,
-    )  # fmt: skip
+    with Path(os.devnull).open("r+") as nothing:
+        process = WarmPython(
+            ["-m", "prefect.engine"], cwd=ROOT, env=environment, streams=(nothing.fileno(),) * 3,
+            new_session=True, warm_children=True,
+        )  # fmt: skip
     try:
         yield process
     finally:

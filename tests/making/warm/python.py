@@ -23,10 +23,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
-SERVER_PATH = Path(__file__).with_name("server.py")
+from tests.making.warm.descendants import READ_ONCE, ROOM_FOR_ARGUMENTS, ROOM_FOR_ENVIRONMENT
+
+ROOT = Path(__file__).resolve().parents[3]
 _ASKING = threading.Lock()
-# Libraries read these when they are imported; a program that is to have others needs a new interpreter.
-_READ_ONCE = ("HOME", "HF_HOME", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "XDG_CACHE_HOME", "OMP_NUM_THREADS")
 
 
 class WarmPython:
@@ -41,14 +41,18 @@ class WarmPython:
         streams: tuple[int, int, int],
         new_session: bool = False,
         terminal: bool = False,
+        warm_children: bool = False,
     ) -> None:
-        """Start `python ARGUMENTS`: -m MODULE, -c CODE or a file; `terminal` makes the streams its terminal."""
-        assert all(env.get(name) == os.environ.get(name) for name in _READ_ONCE), "start a new interpreter"
+        """Start `python ARGUMENTS`: -m MODULE, -c CODE or a file; `terminal` makes the streams its terminal.
+
+        With `warm_children` all Python programs that come of it begin with the libraries loaded (descendants.py).
+        """
+        assert all(env.get(name) == os.environ.get(name) for name in READ_ONCE), "start a new interpreter"
         self.args = [sys.executable, *arguments]
         self.returncode: int | None = None
         request = {
             "arguments": list(arguments), "cwd": str(cwd or Path.cwd()), "environment": dict(env),
-            "new_session": new_session, "terminal": terminal,
+            "new_session": new_session, "terminal": terminal, "warm_children": warm_children,
         }  # fmt: skip
         reader, writer = os.pipe()
         self._told: IO[bytes] = os.fdopen(reader, "rb", buffering=0)
@@ -100,11 +104,13 @@ def run_python(
     cwd: Path | str | None = None,
     timeout: float = 300,
     check: bool = False,
+    warm_children: bool = False,
 ) -> subprocess.CompletedProcess[str]:
     """Run `python ARGUMENTS` to its end, as `subprocess.run` with captured text and no input does."""
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err, Path(os.devnull).open() as nothing:
         streams = (nothing.fileno(), out.fileno(), err.fileno())
-        program = WarmPython(arguments, env=os.environ if env is None else env, cwd=cwd, streams=streams)
+        given = os.environ if env is None else env
+        program = WarmPython(arguments, env=given, cwd=cwd, streams=streams, warm_children=warm_children)
         try:
             code = program.wait(timeout)
         except BaseException:
@@ -121,12 +127,15 @@ def run_python(
 
 
 def start_in_terminal(
-    arguments: Sequence[str], *, env: Mapping[str, str], cwd: Path | str
+    arguments: Sequence[str], *, env: Mapping[str, str], cwd: Path | str, warm_children: bool = False
 ) -> tuple[WarmPython, int]:
     """Start `python ARGUMENTS` in a pseudo-terminal; give it and the terminal's descriptor."""
     terminal, inside = pty.openpty()
     try:
-        return WarmPython(arguments, env=env, cwd=cwd, streams=(inside,) * 3, terminal=True), terminal
+        program = WarmPython(
+            arguments, env=env, cwd=cwd, streams=(inside,) * 3, terminal=True, warm_children=warm_children
+        )
+        return program, terminal
     finally:
         os.close(inside)
 
@@ -142,9 +151,9 @@ def _server() -> tuple[socket.socket, IO[bytes]]:
         name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "PYTHONPATH"))
     }
     process = subprocess.Popen(
-        [sys.executable, str(SERVER_PATH), str(theirs.fileno())],
-        env={**kept, "PREFECT_HOME": home.name}, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL,
-        stdout=log, stderr=log, start_new_session=True,
+        [sys.executable, "-m", "tests.making.warm.server", str(theirs.fileno()), ROOM_FOR_ARGUMENTS],
+        env={**kept, "PREFECT_HOME": home.name, **ROOM_FOR_ENVIRONMENT}, pass_fds=[theirs.fileno()], cwd=ROOT,
+        stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
     )  # fmt: skip
     theirs.close()
 

@@ -1,6 +1,7 @@
 """Run by python.py: loads the heavy libraries once and becomes, by fork, each Python program that is asked for.
 
-Nothing of this project is loaded, and Prefect reads its settings when the program imports it, as in a new process.
+Of this project a program finds nothing loaded, and Prefect reads its settings when the program imports it, as in a new
+process.
 """
 
 from __future__ import annotations
@@ -23,11 +24,12 @@ import socket
 import sys
 import termios
 import types
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-REQUEST_BYTES = 1 << 20
+from tests.making.warm.descendants import REQUEST_BYTES, begin_spare, place, show_as
+
 # Of these an import loads only a door; the rest is loaded at first use.
 BEHIND_LAZY_DOORS = {
     "transformers": (
@@ -101,29 +103,45 @@ class Program:
     arguments: list[str]
     cwd: str
     environment: dict[str, str]
-    new_session: bool
-    terminal: bool
+    new_session: bool = False
+    terminal: bool = False
+    warm_children: bool = False
+    process_group: int | None = None
+    passed: list[int] = field(default_factory=list)
+    ignored: list[int] = field(default_factory=list)
+    blocked: list[int] = field(default_factory=list)
 
-    def settle(self, streams: list[int]) -> None:
-        """Have a folder, an environment, streams and signals of one's own."""
+    def settled(self, descriptors: list[int]) -> Program:
+        """Have a folder, an environment, streams and signals of one's own.
+
+        Give the program that this process is to run: this one, or one that it has started.
+        """
         for number in (signal.SIGCHLD, signal.SIGTERM):
             signal.signal(number, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.default_int_handler)
         if self.new_session or self.terminal:
             os.setsid()
-        for place, stream in enumerate(streams):
-            os.dup2(stream, place)
-            os.close(stream)
+        place(descriptors, [0, 1, 2, *self.passed])
         if self.terminal:
             fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+        if self.warm_children and (started := begin_spare(LOADED_IN, self.passed)):
+            request, given = started
+            return Program(**request).settled(given)
+        for ignored in self.ignored:
+            signal.signal(ignored, signal.SIG_IGN)
+        signal.pthread_sigmask(signal.SIG_SETMASK, self.blocked)
         os.chdir(self.cwd)
         os.environ.clear()
         os.environ.update(self.environment)
-        sys.stdout.reconfigure(line_buffering=os.isatty(1))  # type: ignore[union-attr]
+        show_as(self.arguments, self.environment)
+        is_unbuffered = bool(self.environment.get("PYTHONUNBUFFERED"))
+        sys.stdout.reconfigure(line_buffering=os.isatty(1), write_through=is_unbuffered)  # type: ignore[union-attr]
         sys.path[1:1] = [part for part in self.environment.get("PYTHONPATH", "").split(os.pathsep) if part]
+        return self
 
     def run(self) -> None:
-        first, *rest = self.arguments
+        is_safe_path = self.arguments[0] == "-P"
+        first, *rest = self.arguments[1:] if is_safe_path else self.arguments
         if first == "-m":
             sys.path[0], sys.argv = str(Path.cwd()), rest
             runpy.run_module(rest[0], run_name="__main__", alter_sys=True)
@@ -135,7 +153,9 @@ class Program:
             sys.modules["__main__"] = main
             exec(compile(code, "<string>", "exec"), main.__dict__)
         else:
-            sys.path[0], sys.argv = str(Path(first).resolve().parent), self.arguments
+            sys.path[0], sys.argv = str(Path(first).resolve().parent), [first, *rest]
+            if is_safe_path:
+                del sys.path[0]
             runpy.run_path(first, run_name="__main__")
 
 
@@ -179,8 +199,7 @@ class Server:
             end.close()
         for descriptor in (told, *self._living.values()):
             os.close(descriptor)
-        program.settle(streams)
-        return program
+        return program.settled(streams)
 
     def _tell_ends(self) -> None:
         while self._living:
@@ -219,9 +238,13 @@ def _leave() -> None:
         os._exit(_ended_with[0] & 0xFF)
 
 
+LOADED_IN = dict(os.environ)
+
 if __name__ == "__main__":
     atexit.register(_leave)  # before those of the libraries, so that it comes last
     load_libraries()
+    for ours in [name for name in sys.modules if name.split(".")[0] == "tests"]:
+        del sys.modules[ours]
     gc.collect()
     gc.freeze()  # so that no collection in a forked process copies what is shared
     if asked := Server(socket.socket(fileno=int(sys.argv[1]))).serve():
