@@ -412,34 +412,36 @@ def hub() -> Iterator[str]:
     server.shutdown()
 
 
-def _load_in_new_process(hub: str, home: Path, **arguments: Any) -> str:
-    """The Hub's address is read when the libraries are imported, so each load has a process of its own."""
+def _load_in_new_process(hub: str, home: Path, *loads: dict[str, str]) -> list[str]:
+    """What each load gave: rows as JSON, or the error.
+
+    The Hub's address is read when the libraries are imported, so they have a process of their own.
+    """
     code = (
         "import json, sys\nfrom tasks.core.data.sources import load_rows\nfrom tasks.core.errors import DataError\n"
-        "try:\n    print(json.dumps(load_rows(**json.loads(sys.argv[1])).to_list()))\n"
-        "except DataError as error:\n    print(error)"
+        "told = []\n"
+        "for load in json.loads(sys.argv[1]):\n"
+        "    try:\n        told.append(json.dumps(load_rows(**load).to_list()))\n"
+        "    except DataError as error:\n        told.append(str(error))\n"
+        "print(json.dumps(told))"
     )
     environment = {**os.environ, "HF_ENDPOINT": hub, "HF_HUB_OFFLINE": "0", "HF_HOME": str(home)}
     done = subprocess.run(
-        [sys.executable, "-c", code, json.dumps(arguments)],
+        [sys.executable, "-c", code, json.dumps(loads)],
         env=environment,
         capture_output=True,
         text=True,
         timeout=120,
     )
     assert done.returncode == 0, done.stderr
-    return done.stdout
+    told: list[str] = json.loads(done.stdout)
+    return told
 
 
 @pytest.mark.slow
-def test_a_hub_dataset_is_read_at_the_split_and_revision_asked_for(hub: str, tmp_path: Path) -> None:
-    out = _load_in_new_process(hub, tmp_path, data_id="some/data", split="test", revision="v1")
-    assert json.loads(out) == ROWS[3:]
-    assert any("v1" in path for path in _Hub.asked)
-
-
-@pytest.mark.slow
-def test_a_hub_dataset_with_a_column_of_an_unknown_type_is_read(hub: str, tmp_path: Path) -> None:
+def test_hub_datasets_are_read_at_the_split_and_revision_asked_for_and_with_a_column_of_an_unknown_type(
+    hub: str, tmp_path: Path
+) -> None:
     import io
 
     import pyarrow as pa
@@ -450,27 +452,30 @@ def test_a_hub_dataset_with_a_column_of_an_unknown_type_is_read(hub: str, tmp_pa
     sink = io.BytesIO()
     pq.write_table(table, sink)
     _Hub.tables["test.parquet"] = sink.getvalue()
-    rows = json.loads(_load_in_new_process(hub, tmp_path, data_id="some/tables", split="test"))
-    assert rows == [{**row, "extra": {"a": "1"}} for row in ROWS]
+    chosen = {"data_id": "some/data", "split": "test", "revision": "v1"}
+    of_data, of_tables = _load_in_new_process(
+        hub, tmp_path, chosen, {"data_id": "some/tables", "split": "test"}
+    )
+    assert json.loads(of_data) == ROWS[3:]
+    assert any("v1" in path for path in _Hub.asked)
+    assert json.loads(of_tables) == [{**row, "extra": {"a": "1"}} for row in ROWS]
+
+
+REFUSED = (
+    ({"data_id": "some/data", "split": "dev"}, "some/data has no split 'dev'; there are: train, test"),
+    ({"data_id": "some/data", "split": "test", "revision": "v9"}, "at revision 'v9' is not on the Hub"),
+    ({"data_id": "some/missing", "split": "test"}, "some/missing is not on the Hub, or not open to you"),
+    ({"data_id": "some/gated", "split": "test"}, "some/gated is not on the Hub, or not open to you"),
+    ({"data_id": "some/data:main", "split": "test"}, "Write the one you want behind a colon"),
+)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"data_id": "some/data", "split": "dev"}, "some/data has no split 'dev'; there are: train, test"),
-        ({"data_id": "some/data", "split": "test", "revision": "v9"}, "at revision 'v9' is not on the Hub"),
-        ({"data_id": "some/missing", "split": "test"}, "some/missing is not on the Hub, or not open to you"),
-        ({"data_id": "some/gated", "split": "test"}, "some/gated is not on the Hub, or not open to you"),
-        ({"data_id": "some/data:main", "split": "test"}, "Write the one you want behind a colon"),
-    ],
-)
-def test_what_the_hub_refuses_is_said_with_what_to_do(
-    hub: str, tmp_path: Path, arguments: dict[str, str], message: str
-) -> None:
-    out = _load_in_new_process(hub, tmp_path, **arguments)
-    assert message in out
-    assert "next:" in out
+def test_what_the_hub_refuses_is_said_with_what_to_do(hub: str, tmp_path: Path) -> None:
+    told = _load_in_new_process(hub, tmp_path, *(load for load, _ in REFUSED))
+    for text, (_, message) in zip(told, REFUSED, strict=True):
+        assert message in text
+        assert "next:" in text
 
 
 def test_a_pipe_with_the_name_of_a_data_file_is_refused_at_once(tmp_path: Path) -> None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import inspect
-import subprocess
-import sys
 from contextvars import ContextVar
 from pathlib import Path
+
+from tests.making.warm.python import run_python
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -20,9 +20,7 @@ def test_every_module_can_be_imported_with_the_installed_versions() -> None:
     ]
     script = f"import importlib\nfor name in {names!r}:\n    importlib.import_module(name)"
 
-    done = subprocess.run(
-        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False
-    )
+    done = run_python(["-c", script], cwd=ROOT)
 
     assert done.returncode == 0, done.stderr
 

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
-import sys
 import time
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
 
 import pytest
 
+from tests.making.warm.python import WarmPython
 from tests.server.conftest import ROOT, SETUP, Server, wait_until
 
 pytestmark = [pytest.mark.server, pytest.mark.slow]
@@ -140,16 +144,24 @@ device_memory.release = lambda device: None
 """
 
 
-def on_a_gpu(server: Server, script: str) -> subprocess.Popen[str]:
-    """Run a script on a machine with one GPU, whose UUID is zero."""
-    return subprocess.Popen(
-        [sys.executable, "-c", ON_A_GPU + script],
-        cwd=ROOT,
-        env={**server.environment, "TUNEPROOF_CACHE": str(server.home / "cache")},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+@contextmanager
+def on_a_gpu(server: Server, script: str) -> Iterator[tuple[WarmPython, IO[str]]]:
+    """Run a script on a machine with one GPU, whose UUID is zero; what it prints can be read."""
+    reader, writer = os.pipe()
+    with Path(os.devnull).open() as nothing, (server.home / "on-a-gpu.log").open("w") as log:
+        process = WarmPython(
+            ["-c", ON_A_GPU + script],
+            cwd=ROOT,
+            env={**server.environment, "TUNEPROOF_CACHE": str(server.home / "cache")},
+            streams=(nothing.fileno(), writer, log.fileno()),
+        )
+    os.close(writer)
+    try:
+        with os.fdopen(reader) as output:
+            yield process, output
+    finally:
+        process.kill()
+        process.wait()
 
 
 def test_a_run_on_a_gpu_holds_a_slot_of_the_limit_and_gives_it_back(server: Server) -> None:
@@ -166,8 +178,9 @@ for limit, name in (("gpu", "gpu"), ("gpu-{device}", "gpu-GPU-zero")):
         print("within:", taken(name))
     print("after:", taken(name))
 """
-    output, errors = on_a_gpu(server, script).communicate(timeout=120)
-    assert output.splitlines() == ["within: 1", "after: 0"] * 2, errors
+    with on_a_gpu(server, script) as (_, output):
+        told = output.read().splitlines()
+    assert told == ["within: 1", "after: 0"] * 2, (server.home / "on-a-gpu.log").read_text()
 
 
 def test_a_run_that_waits_for_a_slot_says_so_in_its_logs_and_ends_when_it_is_interrupted(
@@ -190,17 +203,12 @@ def waits():
 
 waits()
 """
-    process = on_a_gpu(server, script)
-    try:
-        assert process.stdout is not None
-        run_id = process.stdout.readline().strip()
+    with on_a_gpu(server, script) as (process, output):
+        run_id = output.readline().strip()
         told = "waiting for a slot of the concurrency limit taken"
         wait_until(lambda: told in server.logs(run_id))
         interrupted = time.monotonic()
         process.send_signal(signal.SIGINT)
-        process.communicate(timeout=60)
+        process.wait(60)
         assert time.monotonic() - interrupted < 30
         assert server.logs(run_id).count(told) == 1
-    finally:
-        process.kill()
-        process.wait()

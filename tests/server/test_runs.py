@@ -167,7 +167,9 @@ def test_a_run_that_is_cancelled_and_then_killed_resumes_both_times_and_answers_
     server: Server, tmp_path: Path
 ) -> None:
     questions = write_questions(tmp_path / "cats.jsonl", ROWS, "cats")
-    parameters = {"dataset": str(questions), "run_name": "interrupted", "settings": SLOWLY}
+    parameters: dict[str, Any] = {
+        "dataset": str(questions), "run_name": "interrupted", "settings": SLOWLY
+    }  # fmt: skip
     run_id, run = server.start("infer-new-data", **parameters), RunDir(server.runs_dir / "interrupted")
     wait_until(lambda: len(ledger_ids(run)) >= 3, lambda: server.logs(run_id))
 

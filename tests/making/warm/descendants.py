@@ -110,7 +110,7 @@ class _Family:
         def fork_exec(args: Sequence[Any], executables: Sequence[Any], *more: Any) -> int:
             return self._warm(args, executables, *more) or cold(args, executables, *more)
 
-        def execvpe(file: str, args: Sequence[str], env: Mapping[str, str]) -> NoReturn:
+        def execvpe(file: str, args: list[str], env: Mapping[str, str]) -> NoReturn:
             listed = [os.fsencode(f"{name}={value}") for name, value in env.items()]
             streams = (-1,) * 8
             child = self._warm(args, [file], True, (), None, listed, *streams, True, False, -1, *_NOBODY)
@@ -118,9 +118,12 @@ class _Family:
                 execute(file, args, env)
             _be_only(child)
 
-        for module, name in ((_posixsubprocess, "fork_exec"), (subprocess, "_fork_exec")):
-            setattr(module, name, fork_exec)
-        os.execvpe = execvpe
+        for module, name, warm in (
+            (_posixsubprocess, "fork_exec", fork_exec),
+            (subprocess, "_fork_exec", fork_exec),
+            (os, "execvpe", execvpe),
+        ):
+            setattr(module, name, warm)
 
     def _warm(
         self,
