@@ -40,14 +40,18 @@ def tuneproof(folder: Path, *tokens: str, **more: str) -> subprocess.CompletedPr
 
 @pytest.fixture
 def folder(tmp_path: Path, tiny_model_dir: Path) -> Path:
-    """A folder with a config.toml for the tiny model, 12 training rows and 6 test rows."""
+    return make_folder(tmp_path, tiny_model_dir)
+
+
+def make_folder(folder: Path, model_dir: Path) -> Path:
+    """Write a config.toml for the tiny model, 12 training rows and 6 test rows."""
     rows = [{"question": f"How many legs have {n} dogs?", "answer": str(4 * n)} for n in range(18)]
     for name, part in (("train.jsonl", rows[:12]), ("test.jsonl", rows[12:])):
-        (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in part))
-    (tmp_path / "config.toml").write_text(
+        (folder / name).write_text("".join(json.dumps(row) + "\n" for row in part))
+    (folder / "config.toml").write_text(
         f"""
         [fine_tuner]
-        base_model_id = "{tiny_model_dir}"
+        base_model_id = "{model_dir}"
         training_data_id = "train.jsonl"
         run_name = "tuned"
         max_sequence_length = 128
@@ -64,7 +68,7 @@ def folder(tmp_path: Path, tiny_model_dir: Path) -> Path:
         bootstrap_resamples = 100
         """
     )
-    return tmp_path
+    return folder
 
 
 # Starting
@@ -330,40 +334,62 @@ def test_a_phase_that_fails_ends_the_command_with_its_exit_code(folder: Path, pr
 # What names nothing
 
 
-@pytest.mark.parametrize(
-    ("tokens", "words"),
-    [
-        (["evaluate", "--run", "nope"], "there is no run 'nope'"),
-        (["evaluate", "--dry-run", "--run", "nope"], "there is no run 'nope'"),
-        (["evaluate", "--dry-run", "--baseline", "nope"], "no finished run"),
-        (["evaluate", "--gate.primary-metric", "nope"], "'nope'"),
-        (["infer", "--inferencer.model", "nope"], "no usable model 'nope'"),
-        (["infer", "--inferencer.model", "x" * 4000], "no usable model"),
-        (["infer", "--inferencer.testing-data-id", "nope.jsonl"], "no file nope.jsonl"),
-        (["infer", "--inferencer.testing-data-id", "x" * 4000], "neither a file or folder here"),
-        (["infer", "--pipeline.runs-dir", "config.toml/runs"], "config.toml"),
-        (["finetune", "--fine-tuner.training-data-id", "nope.jsonl"], "no file nope.jsonl"),
-        (["finetune", "--fine-tuner.base-model-id", "x" * 4000], "no file or directory"),
-        (["pipeline", "--inferencer.testing-data-id", "nope.jsonl"], "no file nope.jsonl"),
-        (["pipeline", "--inferencer.run-name-prefix", "p" * 95], "is not allowed"),
-        (["compare", "nope", "x" * 4000], "there is no run 'nope'"),
-        (["promote", "x" * 4000], "next:"),
-        (["report", "x" * 4000], "there is no run"),
-    ],
+NOTHING = (
+    (["evaluate", "--run", "nope"], "there is no run 'nope'"),
+    (["evaluate", "--dry-run", "--run", "nope"], "there is no run 'nope'"),
+    (["evaluate", "--dry-run", "--baseline", "nope"], "no finished run"),
+    (["evaluate", "--gate.primary-metric", "nope"], "'nope'"),
+    (["infer", "--inferencer.model", "nope"], "no usable model 'nope'"),
+    (["infer", "--inferencer.model", "x" * 4000], "no usable model"),
+    (["infer", "--inferencer.testing-data-id", "nope.jsonl"], "no file nope.jsonl"),
+    (["infer", "--inferencer.testing-data-id", "x" * 4000], "neither a file or folder here"),
+    (["infer", "--pipeline.runs-dir", "config.toml/runs"], "config.toml"),
+    (["finetune", "--fine-tuner.training-data-id", "nope.jsonl"], "no file nope.jsonl"),
+    (["finetune", "--fine-tuner.base-model-id", "x" * 4000], "no file or directory"),
+    (["pipeline", "--inferencer.testing-data-id", "nope.jsonl"], "no file nope.jsonl"),
+    (["pipeline", "--inferencer.run-name-prefix", "p" * 95], "is not allowed"),
+    (["compare", "nope", "x" * 4000], "there is no run 'nope'"),
+    (["promote", "x" * 4000], "next:"),
+    (["report", "x" * 4000], "there is no run"),
 )
-def test_what_names_nothing_is_refused_before_prefect_is_imported(
-    folder: Path, tokens: list[str], words: str
-) -> None:
-    done = subprocess.run(
-        [sys.executable, "-X", "importtime", "-m", "flows.cli", *tokens],
-        cwd=folder, env=environment(folder), capture_output=True, text=True,
-    )  # fmt: skip
-    lines = done.stderr.splitlines()
-    told = "\n".join(line for line in lines if not line.startswith("import time:"))
-    loaded = {line.rsplit("|", 1)[-1].strip().split(".")[0] for line in lines}
-    assert done.returncode in (1, 2)
+
+# A new interpreter with nothing loaded but the command line becomes, by fork, each of the commands.
+COMMANDS = """
+import json, os, sys
+from flows.cli.commands import main
+for number, tokens in enumerate(json.loads(sys.argv[1])):
+    if not os.fork():
+        with open(f"{number}.out", "wb") as out, open(f"{number}.err", "wb") as err:
+            os.dup2(out.fileno(), 1), os.dup2(err.fileno(), 2)
+        code = main(tokens)
+        sys.stdout.flush(), sys.stderr.flush()
+        with open(f"{number}.json", "w") as end:
+            json.dump({"code": code, "loaded": sorted({name.split(".")[0] for name in sys.modules})}, end)
+        os._exit(0)
+    os.wait()
+"""
+
+
+@pytest.fixture(scope="module")
+def nothing_named(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> Path:
+    """A folder with what each of the commands printed, its code and what it had loaded."""
+    folder = make_folder(tmp_path_factory.mktemp("nothing"), tiny_model_dir)
+    commands = json.dumps([tokens for tokens, _ in NOTHING])
+    subprocess.run(
+        [sys.executable, "-c", COMMANDS, commands], cwd=folder, env=environment(folder), check=True
+    )
+    return folder
+
+
+@pytest.mark.parametrize("number", range(len(NOTHING)), ids=["-".join(tokens)[:40] for tokens, _ in NOTHING])
+def test_what_names_nothing_is_refused_before_prefect_is_imported(nothing_named: Path, number: int) -> None:
+    tokens, words = NOTHING[number]
+    end = json.loads((nothing_named / f"{number}.json").read_text())
+    told = (nothing_named / f"{number}.err").read_text()
+    assert end["code"] in (1, 2)
     assert words in told and "Traceback" not in told and len(told) < 3000
-    assert not loaded & ({"prefect"} if "--dry-run" in tokens else HEAVY)
+    assert "cyclopts" in end["loaded"]
+    assert not set(end["loaded"]) & ({"prefect"} if "--dry-run" in tokens else HEAVY)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
