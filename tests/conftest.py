@@ -10,6 +10,7 @@ import gc
 import importlib.util
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -163,9 +164,26 @@ def _few_threads() -> None:
 @pytest.fixture(scope="session", autouse=True)
 def _libraries_are_no_garbage() -> None:
     """What is imported by now stays: a collection, as each failed allocation begins one, need not look at it."""
+    _forget_libraries()
+    gc.enable()
+
+
+@pytest.fixture(autouse=True)
+def _later_libraries_are_no_garbage() -> None:
+    """Nor what tests import: each run of a model ends with a collection that would walk all of it."""
+    if len(sys.modules) > _modules_forgotten + MANY_MODULES:
+        _forget_libraries()
+
+
+def _forget_libraries() -> None:
+    global _modules_forgotten
     gc.collect()
     gc.freeze()
-    gc.enable()
+    _modules_forgotten = len(sys.modules)
+
+
+_modules_forgotten = 0
+MANY_MODULES = 100
 
 
 @pytest.fixture(scope="session")
