@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from flows.cli.options import split_settings
 from tasks.core.errors import ConfigError
+from tests.making.prefect_api import give_database
 from tests.making.warm.python import run_python
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -29,8 +30,9 @@ def environment(folder: Path, **more: str) -> dict[str, str]:
         for name, value in os.environ.items()
         if not name.startswith(("TUNEPROOF_", "PREFECT_")) and name != "HF_TOKEN"
     }
-    home = str(folder.parent / "prefect")
-    return {**kept, "PYTHONPATH": str(ROOT), "PREFECT_HOME": home, "COLUMNS": "150", **more}
+    home = folder.parent / "prefect"
+    give_database(home)
+    return {**kept, "PYTHONPATH": str(ROOT), "PREFECT_HOME": str(home), "COLUMNS": "150", **more}
 
 
 def tuneproof(folder: Path, *tokens: str, **more: str) -> subprocess.CompletedProcess[str]:
