@@ -17,7 +17,7 @@ from tasks.core.data.formats import limits, parquet_files
 from tasks.core.data.sources import load_rows
 from tasks.core.errors import DataError, ModelLoadError, StorageError, TemplateError
 from tasks.core.models.loading import ModelSpec, identify, load_model_and_tokenizer
-from tasks.core.prompts import template_limits
+from tasks.core.prompts import template_limits, tokens
 from tasks.core.prompts.chat_template import ChatTemplate
 from tasks.core.prompts.tokens import PromptBuilder
 from tasks.core.records import Example, Message
@@ -38,10 +38,10 @@ def read(path: Path) -> list[Example]:
 def test_a_packed_file_that_unpacks_without_end_is_refused(
     tmp_path: Path, line: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(limits, "UNPACKED_BYTES", 4 << 20)
+    monkeypatch.setattr(limits, "UNPACKED_BYTES", 2 << 20)
     packer = zlib.compressobj(9, zlib.DEFLATED, 31)
     chunk = line * ((1 << 20) // len(line))
-    parts = [packer.compress(chunk) for _ in range(20)]
+    parts = [packer.compress(chunk) for _ in range(10)]
     (tmp_path / "rows.jsonl.gz").write_bytes(b"".join([*parts, packer.flush()]))
 
     with pytest.raises(DataError, match=r"unpack to more than .* over 200 times as much"):
@@ -154,13 +154,13 @@ def test_memory_that_runs_out_is_told_with_the_data(tmp_path: Path, monkeypatch:
 
 @pytest.mark.parametrize("column", ["question", "answer"])
 def test_a_row_that_no_model_takes_becomes_an_error_row(tmp_path: Path, column: str) -> None:
-    large = {"question": "q", "answer": "a", column: "word " * 10_000_000}
+    large = {"question": "q", "answer": "a", column: "word " * 2_000_000}
     (tmp_path / "rows.jsonl").write_bytes(ROW + json.dumps(large).encode() + b"\n" + ROW)
 
     rows = read(tmp_path / "rows.jsonl")
 
     assert [row.problem is None for row in rows] == [True, False, True]
-    assert rows[1].problem == "the row has 50,000,001 characters, more than the 8,000,000 that a row may have"
+    assert rows[1].problem == "the row has 10,000,001 characters, more than the 8,000,000 that a row may have"
     assert len(rows[1].question) < 2000 and rows[1].reference is None
 
 
@@ -314,11 +314,14 @@ def test_a_row_of_which_a_template_makes_a_long_text_becomes_an_error_row(
     assert "it makes 1,200,000 characters of 40,006, more than the 600,000" in str(prompts[1].problem)
 
 
-def test_rows_are_encoded_together_only_as_long_as_the_template_adds_little(tiny_tokenizer: Any) -> None:
+def test_rows_are_encoded_together_only_as_long_as_the_template_adds_little(
+    tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tokens, "_CHARACTERS_AT_ONCE", 400_000)
     tokenizer = type(tiny_tokenizer)(
         tokenizer_object=tiny_tokenizer.backend_tokenizer, eos_token="<|im_end|>"
     )
-    tokenizer.chat_template = "{{ 'one ' * 200000 }}" + BASE
+    tokenizer.chat_template = "{{ 'one ' * 10000 }}" + BASE
     taken: list[int] = []
 
     def rows() -> Iterator[Example]:
@@ -328,7 +331,7 @@ def test_rows_are_encoded_together_only_as_long_as_the_template_adds_little(tiny
 
     next(builder_of(tokenizer).build_all(rows()))
 
-    assert len(taken) == 10  # of 800,000 characters each, 8,000,000 at once
+    assert len(taken) == 10  # of 40,000 characters each, 400,000 at once
 
 
 def test_templates_that_others_render_are_not_limited(tiny_tokenizer: Any) -> None:
