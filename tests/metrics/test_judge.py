@@ -533,13 +533,13 @@ def test_the_key_is_in_no_log_file_or_exception(
 
 
 def test_a_comparison_reads_the_key_from_its_secret_block(
-    stub: StubJudge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    stub: StubJudge, tmp_path: Path, prefect_api: str
 ) -> None:
     from prefect.blocks.system import Secret
 
     from flows.cli.commands.compare import compare_named as compare
 
-    monkeypatch.setattr(Secret, "load", lambda *_, **__: Secret[str](value="from-the-block"))
+    Secret(value="from-the-block").save("my-judge", overwrite=True)
     before, after = run_of(tmp_path / "before", 4, 1), run_of(tmp_path / "after", 4, 3)
     settings = config(stub, judge_api_key="secret:my-judge", judge_cache_dir=str(tmp_path / "verdicts"))
     pipeline = PipelineConfig(runs_dir=str(tmp_path))

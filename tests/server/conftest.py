@@ -5,6 +5,7 @@ Test processes that run side by side share them: the first one starts them, the 
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import socket
@@ -57,7 +58,7 @@ class Server:
         """The API's answer; a busy database (503) is asked again, as Prefect's own client does."""
 
         def answered() -> httpx.Response | None:
-            found = httpx.request(method, f"{self.api_url}{path}", json=body, timeout=PATIENCE_SECONDS)
+            found = _client().request(method, f"{self.api_url}{path}", json=body)
             return None if found.status_code == httpx.codes.SERVICE_UNAVAILABLE else found
 
         response = wait_until(answered)
@@ -108,6 +109,12 @@ class Server:
     def logs(self, run_id: str) -> str:
         found = self.post("/logs/filter", logs={"flow_run_id": {"any_": [run_id]}}, sort="TIMESTAMP_ASC")
         return "\n".join(log["message"] for log in found)
+
+
+@functools.cache
+def _client() -> httpx.Client:
+    """One for all requests: each client reads all certificates when it is made."""
+    return httpx.Client(timeout=PATIENCE_SECONDS)
 
 
 def wait_until(condition: Callable[[], Any], explain: Callable[[], str] = lambda: "") -> Any:
