@@ -19,6 +19,7 @@ from tasks.core.runs.run_dir import RunDir
 from tasks.core.runs.sessions import Session, append_session
 from tasks.inferencer import Inferencer
 from tasks.ui.progress import shown_progress
+from tests.making.warm.children import warm_children  # noqa: F401
 
 EARLY = GenerationProgress(3, 1000, 0, 0.7, 41.2, 1424.0, 2048, 3, 0)
 LARGE = GenerationProgress(949_499, 1_000_000, 1234, 123.4, 98_765.4, 43_210.0, 1_048_576, 256, 120)
@@ -62,7 +63,7 @@ def asking(folder: Path, model_dir: Path, questions: list[str], **more: Any) -> 
     return load_config(None, {**overrides, **places})
 
 
-@pytest.mark.usefixtures("own_cache")
+@pytest.mark.usefixtures("own_cache", "warm_children")
 @pytest.mark.parametrize("shards", [1, 2])
 def test_errors_and_memory_trouble_of_earlier_sessions_are_counted(
     tmp_path: Path, tiny_model_dir: Path, shards: int

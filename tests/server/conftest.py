@@ -103,7 +103,9 @@ class Server:
     def wait_for_end(self, run_id: str) -> dict[str, Any]:
         """The run when it is in a final state."""
         ends = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
-        wait_until(lambda: self.run(run_id)["state_type"] in ends, lambda: self.logs(run_id))
+        wait_until(
+            lambda: self.run(run_id)["state_type"] in ends, lambda: self.logs(run_id), every_seconds=0.5
+        )
         return self.run(run_id)
 
     def logs(self, run_id: str) -> str:
@@ -117,13 +119,15 @@ def _client() -> httpx.Client:
     return httpx.Client(timeout=PATIENCE_SECONDS)
 
 
-def wait_until(condition: Callable[[], Any], explain: Callable[[], str] = lambda: "") -> Any:
+def wait_until(
+    condition: Callable[[], Any], explain: Callable[[], str] = lambda: "", *, every_seconds: float = 0.2
+) -> Any:
     """What the condition gives as soon as it gives something."""
     deadline = time.monotonic() + PATIENCE_SECONDS
     while time.monotonic() < deadline:
         if found := condition():
             return found
-        time.sleep(0.2)
+        time.sleep(every_seconds)
     pytest.fail(f"waited {PATIENCE_SECONDS} s in vain. {explain()}")
 
 

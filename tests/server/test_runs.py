@@ -119,7 +119,7 @@ def test_a_training_whose_event_is_sent_twice_starts_one_inference_whose_event_s
         runs = [run for run in server.runs_of(deployment) if is_of_mine(run)]
         return runs if all(run["state_type"] in ENDS for run in runs) else []
 
-    [evaluation] = wait_until(lambda: ended("evaluate-after-inference"))
+    [evaluation] = wait_until(lambda: ended("evaluate-after-inference"), every_seconds=0.5)
     [inference] = wait_until(lambda: ended("infer-after-training"))
     for run in (inference, evaluation):
         assert (run["state_type"], run["created_by"]["type"]) == ("COMPLETED", "AUTOMATION")
