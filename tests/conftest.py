@@ -161,29 +161,18 @@ def _few_threads() -> None:
         torch.set_num_threads(THREADS)
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _libraries_are_no_garbage() -> None:
-    """What is imported by now stays: a collection, as each failed allocation begins one, need not look at it."""
-    _forget_libraries()
-    gc.enable()
+_loaded_count = 0
 
 
 @pytest.fixture(autouse=True)
-def _later_libraries_are_no_garbage() -> None:
-    """Nor what tests import: each run of a model ends with a collection that would walk all of it."""
-    if len(sys.modules) > _modules_forgotten + MANY_MODULES:
-        _forget_libraries()
-
-
-def _forget_libraries() -> None:
-    global _modules_forgotten
-    gc.collect()
-    gc.freeze()
-    _modules_forgotten = len(sys.modules)
-
-
-_modules_forgotten = 0
-MANY_MODULES = 100
+def _libraries_are_no_garbage() -> None:
+    """What is imported by now stays: a collection, as each training and each failed allocation begins, skips it."""
+    global _loaded_count
+    if len(sys.modules) > _loaded_count + 50:
+        gc.collect()
+        gc.freeze()
+        gc.enable()
+        _loaded_count = len(sys.modules)
 
 
 @pytest.fixture(scope="session")

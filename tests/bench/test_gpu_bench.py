@@ -8,17 +8,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
-from typing import IO, Any
+from typing import Any
 
 import psutil
 import pytest
 
 from bench import gpu
-from bench.checks import running
-from tests.making.warm.python import WarmPython
+from tests.making.warm.bench_workers import warm_workers
 
 ROOT = Path(__file__).resolve().parents[2]
 # What only a GPU can show, by part; everything else must pass or be measured on the CPU.
@@ -44,28 +41,12 @@ def run(out: Path, *options: str) -> tuple[int, dict[str, Any]]:
     return done.returncode, json.loads(out.read_text())
 
 
-@pytest.fixture
-def warm_workers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Workers of a bench that this process runs begin with the libraries loaded."""
-
-    def start(
-        command: list[str], *, cwd: Path, env: dict[str, str], stdout: IO[bytes], **_: Any
-    ) -> WarmPython:
-        with Path(os.devnull).open() as nothing:
-            streams = (nothing.fileno(), stdout.fileno(), stdout.fileno())
-            return WarmPython(command[1:], env=env, cwd=cwd, streams=streams, new_session=True)
-
-    monkeypatch.setattr(running, "subprocess", SimpleNamespace(Popen=start, DEVNULL=subprocess.DEVNULL))
-    before = signal.getsignal(signal.SIGTERM)
-    yield
-    signal.signal(signal.SIGTERM, before)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("part", ["equality", "oom", "quantised", "speed", "locks", "flow"])
-def test_every_check_of_a_part_reports_in_a_rehearsal(part: str, tmp_path: Path, warm_workers: None) -> None:
+def test_every_check_of_a_part_reports_in_a_rehearsal(part: str, tmp_path: Path) -> None:
     options = ("--parts", part, "--budget-seconds", "1800")
-    code = gpu.main(command(tmp_path / "gpu.json", *options)[2:])
+    with warm_workers():
+        code = gpu.main(command(tmp_path / "gpu.json", *options)[2:])
     results = json.loads((tmp_path / "gpu.json").read_text())
     rows = results["rows"]
     assert code == 0 and results["finished"], [row for row in rows if row["outcome"] not in OUTCOMES]

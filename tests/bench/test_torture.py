@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from bench.torture_parts import damage
 from bench.torture_parts.catalogue import SHARES
 from bench.torture_parts.trials import HARMS
 from tests.hostile import files, models, names, rows, templates
+from tests.making.warm.bench_workers import warm_workers
 
 ROOT = Path(__file__).resolve().parents[2]
 CORPUS = (*rows.ITEMS, *files.ITEMS, *names.ITEMS, *models.ITEMS, *templates.ITEMS)
@@ -25,13 +28,11 @@ CORPUS = (*rows.ITEMS, *files.ITEMS, *names.ITEMS, *models.ITEMS, *templates.ITE
 def short_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[int, list[dict[str, Any]], str]:
     """Exit code, rows and what was printed of the short form, with writers that are broken on purpose."""
     out = tmp_path_factory.mktemp("torture") / "torture.json"
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "bench/torture.py"), "--short", "--parts", ",".join((*SHARES, "broken")),
-         "--out", str(out)],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert out.exists(), done.stderr[-3000:]
-    return done.returncode, json.loads(out.read_text())["rows"], done.stdout
+    arguments = ["--short", "--parts", ",".join((*SHARES, "broken")), "--out", str(out)]
+    printed = io.StringIO()
+    with warm_workers(), redirect_stdout(printed):
+        code = torture.main(arguments)
+    return code, json.loads(out.read_text())["rows"], printed.getvalue()
 
 
 def test_the_short_form_meets_every_kind_of_fault_and_finds_no_harm(short_run: Any) -> None:
@@ -54,6 +55,12 @@ def test_a_writer_that_is_broken_on_purpose_is_noticed(short_run: Any, harm: str
     assert code == 1
     assert row["outcome"] == "failed" and row["figures"][harm] > 0
     assert "| broken | 4 |" in printed
+
+
+def test_the_script_names_the_parts_there_are() -> None:
+    command = [sys.executable, str(ROOT / "bench/torture.py"), "--parts", "nonsense"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and f"no part 'nonsense'; there are {', '.join(SHARES)}" in done.stderr
 
 
 @pytest.mark.parametrize("harm", HARMS)

@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 from tests.conftest import build_tiny_model, build_tiny_tokenizer
+from tests.making.warm.python import run_python
 
-ROWS = 30
+ROWS = 60
 HEADROOM_BYTES = 800 * 2**20
 
-# The model is tiny, but a token takes 64 KiB of cache: 30 rows of 620 tokens take 1.2 GiB.
+# The model is tiny, but a token takes 256 KiB of cache: 60 rows of 85 tokens take 1.2 GiB.
 SCRIPT = """
 import json, resource, sys
-import psutil
+import psutil, torch
 from tasks.core.config import load_config
 from tasks.inferencer import Inferencer
 
+torch.set_num_threads(1)
 overrides, headroom = json.loads(sys.argv[1]), int(sys.argv[2])
 inferencer = Inferencer(load_config(None, overrides))
 prepared = inferencer.process_dataset(inferencer.load_dataset())
@@ -34,11 +34,8 @@ print(manifest.model_dump_json())
 
 def infer(overrides: dict[str, Any], cache_dir: Path) -> dict[str, Any]:
     """Infer in a process whose address space may grow by 800 MiB; returns the manifest."""
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, json.dumps(overrides), str(HEADROOM_BYTES)],
-        env={**os.environ, "TUNEPROOF_CACHE": str(cache_dir), "OMP_NUM_THREADS": "1"},
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    arguments = ["-c", SCRIPT, json.dumps(overrides), str(HEADROOM_BYTES)]
+    done = run_python(arguments, env={**os.environ, "TUNEPROOF_CACHE": str(cache_dir)})
     assert done.returncode == 0, done.stderr[-3000:]
     manifest: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return manifest
@@ -47,15 +44,16 @@ def infer(overrides: dict[str, Any], cache_dir: Path) -> dict[str, Any]:
 def test_a_budget_far_too_high_is_found_out_and_remembered(tmp_path: Path) -> None:
     tokenizer = build_tiny_tokenizer()
     build_tiny_model(
-        tokenizer, num_hidden_layers=8, num_attention_heads=16, num_key_value_heads=16, head_dim=64
+        tokenizer, num_hidden_layers=8, num_attention_heads=16, num_key_value_heads=16, head_dim=256,
+        hidden_size=16, intermediate_size=32,
     ).save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
     path = tmp_path / "questions.jsonl"
-    rows = [{"question": f"{n} " + "apples and coins " * 200, "answer": "1"} for n in range(ROWS)]
+    rows = [{"question": f"{n} " + "apples and coins " * 22, "answer": "1"} for n in range(ROWS)]
     path.write_text("\n".join(map(json.dumps, rows)))
     overrides = {
         "inferencer.model": str(tmp_path / "model"), "inferencer.testing_data_id": str(path),
-        "inferencer.max_new_tokens": 40, "inferencer.temperature": 0, "inferencer.device": "cpu",
+        "inferencer.max_new_tokens": 3, "inferencer.temperature": 0, "inferencer.device": "cpu",
         "inferencer.max_batch_tokens": 10**9, "inferencer.batch_size": ROWS, "inferencer.run_name": "first",
         "pipeline.runs_dir": str(tmp_path / "runs"), "pipeline.models_dir": str(tmp_path / "models"),
         "inferencer.score_references": False,

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-import subprocess
-import sys
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,7 @@ from tasks.core.storage.store import Store
 from tasks.core.storage.versions import Version, has_conditional_writes, read_version, replace_version
 from tests.making.buckets.s3_server import S3Server, s3_server
 from tests.making.model_runs import make_run
+from tests.making.warm.python import start_with_pipes
 from tests.promotion.test_champion_line import DAMAGE
 
 pytest.importorskip("s3fs")
@@ -171,24 +171,25 @@ def test_a_write_whose_answer_was_lost_counts_as_written(server: S3Server, s3_pl
 
 def _together(place: str, caches: Path, plans: list[list[str]]) -> list[dict[str, Any]]:
     """Let machines, each with a cache of its own, change the alias at once; give how each step ended."""
-    command = [sys.executable, "-m", "tests.making.buckets.promotions", place]
-    processes = [
-        subprocess.Popen(
-            [*command, str(caches / f"machine-{number}"), f"machine-{number}", *plan],
-            cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    programs = [
+        start_with_pipes(
+            ["-m", "tests.making.buckets.promotions", place, str(caches / f"machine-{number}"), f"machine-{number}",
+             *plan],
+            env=os.environ, cwd=ROOT,
         )
         for number, plan in enumerate(plans)
     ]  # fmt: skip
-    for process in processes:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
-    for process in processes:
-        assert process.stdin is not None
-        process.stdin.write("go\n")
-        process.stdin.flush()
-    ended = [process.communicate(timeout=180)[0] for process in processes]
-    assert [process.returncode for process in processes] == [0] * len(plans)
-    return [json.loads(line) for output in ended for line in output.splitlines()]
+    for _, _, printed in programs:
+        assert printed.readline() == "ready\n"
+    for _, wanted, _ in programs:
+        with wanted:
+            wanted.write("go\n")
+    ended = []
+    for program, _, printed in programs:
+        with printed:
+            ended += [json.loads(line) for line in printed]
+        assert program.wait(180) == 0
+    return ended
 
 
 def test_of_machines_that_promote_at_once_each_change_holds_or_is_refused_and_none_is_lost(

@@ -82,13 +82,21 @@ def exact_matches(predictions: list[Prediction]) -> int:
     return sum(prediction.predicted_answer == prediction.ground_truth for prediction in predictions)
 
 
-@pytest.mark.parametrize("full_finetuning", [False, True], ids=["LoRA", "all weights"])
+@pytest.fixture(scope="module", params=[False, True], ids=["LoRA", "all weights"])
+def taught(
+    request: pytest.FixtureRequest, tiny_tokenizer: Any, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[TrainedModel, Path]:
+    """A model with the template ChatML that knows the sums, and its rows. Do not write to it."""
+    folder = tmp_path_factory.mktemp("taught")
+    base_dir = base_model(folder / "base", tiny_tokenizer, CHATML)
+    rows_path = write_sums(folder / "sums.jsonl")
+    return learn(base_dir, rows_path, folder / "models", full_finetuning=request.param), rows_path
+
+
 def test_the_end_that_was_learnt_ends_the_answer_in_every_engine(
-    tiny_tokenizer: Any, tmp_path: Path, full_finetuning: bool
+    taught: tuple[TrainedModel, Path], tmp_path: Path
 ) -> None:
-    base_dir = base_model(tmp_path / "base", tiny_tokenizer, CHATML)
-    rows_path = write_sums(tmp_path / "sums.jsonl")
-    trained = learn(base_dir, rows_path, tmp_path / "models", full_finetuning=full_finetuning)
+    trained, rows_path = taught
     assert (trained.manifest.final_loss or 1) < 0.05
     for engine in ("inflight", "generate"):
         predictions = answers(trained, rows_path, tmp_path / f"runs {engine}", engine=engine)
@@ -97,19 +105,15 @@ def test_the_end_that_was_learnt_ends_the_answer_in_every_engine(
 
 
 def test_a_trained_model_tells_other_programs_where_its_answers_end(
-    tiny_tokenizer: Any, tmp_path: Path
+    taught: tuple[TrainedModel, Path],
 ) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-    base_dir = base_model(tmp_path / "base", tiny_tokenizer, CHATML)
-    rows_path = write_sums(tmp_path / "sums.jsonl")
-    full = learn(base_dir, rows_path, tmp_path / "full", full_finetuning=True).model_dir
-    adapter = learn(base_dir, rows_path, tmp_path / "adapter", epochs=1).model_dir
-    tokenizer = AutoTokenizer.from_pretrained(full)
-    for directory in (full, adapter):
-        ends = GenerationConfig.from_pretrained(directory).eos_token_id
-        assert set(tokenizer.convert_ids_to_tokens(ends)) == {"<|endoftext|>", "<|im_end|>"}
-    model = AutoModelForCausalLM.from_pretrained(full)
+    directory = taught[0].model_dir
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    ends = GenerationConfig.from_pretrained(directory).eos_token_id
+    assert set(tokenizer.convert_ids_to_tokens(ends)) == {"<|endoftext|>", "<|im_end|>"}
+    model = AutoModelForCausalLM.from_pretrained(directory)
     asked = tokenizer.apply_chat_template(
         [{"role": "user", "content": SUMS[0][0]}],
         add_generation_prompt=True,

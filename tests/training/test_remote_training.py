@@ -7,8 +7,6 @@ import itertools
 import json
 import shutil
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -29,6 +27,7 @@ from tasks.core.training.remote.sender import CheckpointSender
 from tasks.core.training.run import TrainedModel, TrainingProgress
 from tasks.finetuner import FineTune
 from tests.making.buckets.s3_server import S3Server, s3_server
+from tests.making.warm.python import run_python
 
 pytest.importorskip("s3fs")
 pytest.importorskip("moto.server")
@@ -116,10 +115,7 @@ def undisturbed(tiny_model_dir: Path, rows_path: Path, tmp_path_factory: pytest.
 
 def killed(settings: dict[str, Any]) -> None:
     """Train in a process that is killed after its third update, when the bucket has a checkpoint."""
-    process = subprocess.run(
-        [sys.executable, "-c", DYING, json.dumps(settings)],
-        cwd=ROOT, capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
+    process = run_python(["-c", DYING, json.dumps(settings)], cwd=ROOT)
     assert process.returncode == -signal.SIGKILL, process.stderr
 
 

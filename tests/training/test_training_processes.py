@@ -6,8 +6,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -21,10 +19,12 @@ from tasks.core.config import FineTunerConfig
 from tasks.core.errors import StorageError, TrainingError
 from tasks.core.models.trained import registry
 from tasks.core.training import checkpoints
+from tasks.core.training.identity import IDENTITY_NAME
 from tasks.core.training.processes import choosing
 from tasks.core.training.processes.work import TrainingWork
 from tasks.core.training.run import TrainedModel, train
 from tests.making.warm.children import warm_children  # noqa: F401
+from tests.making.warm.python import run_python
 from tests.training.training_faults import planted
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -104,31 +104,55 @@ def bounded(patch: pytest.MonkeyPatch, **bounds: float) -> None:
     patch.setattr(choosing, "work_of", work_of)
 
 
-def stopped_group(settings: dict[str, Any], models_dir: Path, **changes: Any) -> None:
-    """Train in two processes, one of which is killed in the fifth update; nobody begins them again."""
+def stopped_group(settings: dict[str, Any], models_dir: Path, processes: int = 2, **changes: Any) -> None:
+    """Train in several processes, one of which is killed in the fifth update; nobody begins them again."""
     with pytest.MonkeyPatch.context() as patch:
         planted(patch, "optimizer", "kill", call=5)
         bounded(patch, most_restarts=0)
         with pytest.raises(TrainingError, match="of the training ended with"):
-            run(settings, models_dir, processes=2, **changes)
+            run(settings, models_dir, processes=processes, **changes)
 
 
-def test_a_group_learns_what_one_process_learns_and_each_goes_on_where_the_other_has_ended(
-    settings: dict[str, Any], alone: TrainedModel, tmp_path: Path
+def cut_off(trained: TrainedModel, models_dir: Path) -> str:
+    """Copy a training as if it had been killed before its last checkpoint; give the name of the one before."""
+    run_dir = Path(shutil.copytree(trained.model_dir, models_dir / "run"))
+    for path in run_dir.iterdir():
+        if path.is_file() and path.name != IDENTITY_NAME:
+            path.unlink()
+    *_, newest, last = checkpoints.all_whole(run_dir / "checkpoints")
+    shutil.rmtree(last)
+    return newest.name
+
+
+def test_four_learn_what_one_process_learns_and_two_or_one_go_on_where_they_have_ended(
+    settings: dict[str, Any], alone: TrainedModel, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert (alone.manifest.processes, alone.manifest.strategy) == (1, "one")
-    stopped_group(settings, tmp_path)
+    stopped_group(settings, tmp_path, processes=4)
     kept_dir = shutil.copytree(tmp_path, tmp_path / "kept")
+    caplog.set_level("INFO")
     shared = run(settings, tmp_path, processes=2)
     assert (shared.manifest.processes, shared.manifest.strategy) == (2, "ddp")
     assert difference(alone, shared) < 1e-5
     assert shared.manifest.trained_tokens == alone.manifest.trained_tokens
     assert not list((tmp_path / "run" / "checkpoints").glob(".group-*"))
     assert difference(alone, run(settings, kept_dir)) < 1e-5
+    assert caplog.text.count("checkpoint-4 (step 4 of 8)") == 2
 
 
-def test_a_model_that_is_shared_out_is_trained_and_published_whole_and_its_checkpoints_fit_one_process(
-    settings: dict[str, Any], tmp_path: Path
+def test_two_processes_go_on_where_one_has_ended(
+    settings: dict[str, Any], alone: TrainedModel, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    name = cut_off(alone, tmp_path)
+    caplog.set_level("INFO")
+    shared = run(settings, tmp_path, processes=2)
+    assert (shared.manifest.processes, shared.manifest.strategy) == (2, "ddp")
+    assert f"going on from {tmp_path / 'run' / 'checkpoints' / name} " in caplog.text
+    assert difference(alone, shared) < 1e-5
+
+
+def test_a_model_that_is_shared_out_is_published_whole_and_its_checkpoints_and_those_of_one_process_fit_both(
+    settings: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     changes: dict[str, Any] = {"full_finetuning": True, "packing": True, "max_sequence_length": 128}
     changes["device_train_batch_size"] = 1
@@ -143,6 +167,12 @@ def test_a_model_that_is_shared_out_is_trained_and_published_whole_and_its_check
     assert (shared.manifest.processes, shared.manifest.strategy) == (2, "fsdp")
     assert difference(whole, shared) < 1e-5
     assert difference(whole, run(settings, kept_dir, **changes)) < 1e-5
+    name = cut_off(whole, tmp_path / "cut off")
+    caplog.set_level("INFO")
+    shared = run(settings, tmp_path / "cut off", **changes, processes=2, strategy="fsdp")
+    assert (shared.manifest.processes, shared.manifest.strategy) == (2, "fsdp")
+    assert f"going on from {tmp_path / 'cut off' / 'run' / 'checkpoints' / name} " in caplog.text
+    assert difference(whole, shared) < 1e-5
 
 
 def test_a_group_one_of_which_is_killed_begins_again_at_the_newest_checkpoint(
@@ -204,10 +234,7 @@ def test_no_process_of_a_group_is_left_when_its_parent_is_killed(
     script_path = tmp_path / "killed.py"
     script_path.write_text(KILLED_PARENT)
     arguments = json.dumps([{**settings, "processes": 2, "epochs": 200}, str(tmp_path)])
-    done = subprocess.run(
-        [sys.executable, str(script_path), arguments], cwd=ROOT, capture_output=True, text=True, check=False,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )  # fmt: skip
+    done = run_python([str(script_path), arguments], cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)})
     assert done.returncode == -signal.SIGKILL, done.stderr
     pids = [int(pid) for pid in done.stdout.split()]
     assert len(pids) >= 2
@@ -223,7 +250,7 @@ def test_under_torchrun_the_first_process_leads_and_the_others_join(
 ) -> None:
     given = [f"--fine_tuner.{name}={value}" for name, value in settings.items()]
     command = [
-        *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"),
+        *("-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"),
         *(
             "-m",
             "flows.cli",
@@ -233,10 +260,8 @@ def test_under_torchrun_the_first_process_leads_and_the_others_join(
             "--fine_tuner.run_name=run",
         ),
     ]
-    done = subprocess.run(
-        command, cwd=tmp_path, capture_output=True, text=True, check=False,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "PREFECT_HOME": str(tmp_path / "prefect")},
-    )  # fmt: skip
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PREFECT_HOME": str(tmp_path / "prefect")}
+    done = run_python(command, cwd=tmp_path, env=environment)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("model: ") == 1
     manifest = registry.read_manifest(tmp_path / "run")

@@ -96,23 +96,51 @@ def answers(
 def alone(
     model: Any, texts: list[tuple[int, ...]], new_tokens: int = NEW_TOKENS, **settings: Any
 ) -> list[list[int]]:
-    """What transformers' own `generate` answers to each prompt by itself; so little work is done by one thread."""
-    results = []
+    """What transformers' own `generate` answers to each prompt by itself; so little work is done by one thread.
+
+    A greedy answer need not be computed token by token to be known: one that is guessed, all prompts in a batch, is
+    it where a plain pass over the row alone, without cache and padding, chooses each of its tokens.
+    """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    for text in texts:
-        ids = torch.tensor([text])
-        out = model.generate(
-            ids,
-            attention_mask=torch.ones_like(ids),
-            max_new_tokens=new_tokens,
-            do_sample=False,
-            pad_token_id=0,
-            **settings,
-        )
-        results.append(out[0, len(text) :].tolist())
+    is_greedy = settings.keys() <= {"eos_token_id"} and not getattr(model, "is_quantized", False)
+    guesses: list[list[int]] = [[] for _ in texts]
+    if is_greedy and len(texts) > 1:
+        guesses = _generated(model, texts, new_tokens, settings)
+    results = [
+        guess
+        if guess and _is_chosen(model, text, guess)
+        else _generated(model, [text], new_tokens, settings)[0]
+        for text, guess in zip(texts, guesses, strict=True)
+    ]
     torch.set_num_threads(threads)
     return results
+
+
+def _generated(
+    model: Any, texts: list[tuple[int, ...]], new_tokens: int, settings: dict[str, Any]
+) -> list[list[int]]:
+    """The answers of one `generate`, each up to its end token."""
+    longest = max(map(len, texts))
+    ids = torch.tensor([(0,) * (longest - len(text)) + text for text in texts])
+    mask = torch.tensor([[0] * (longest - len(text)) + [1] * len(text) for text in texts])
+    out = model.generate(
+        ids, attention_mask=mask, max_new_tokens=new_tokens, do_sample=False, pad_token_id=0, **settings
+    )
+    ends = settings.get("eos_token_id", model.generation_config.eos_token_id)
+    ends = set() if ends is None else {ends} if isinstance(ends, int) else set(ends)
+    found = []
+    for tokens in out[:, longest:].tolist():
+        end = next((place + 1 for place, token in enumerate(tokens) if token in ends), len(tokens))
+        found.append(tokens[:end])
+    return found
+
+
+def _is_chosen(model: Any, text: tuple[int, ...], answer: list[int]) -> bool:
+    """Whether each token of the answer is the likeliest one there, in one pass over prompt and answer."""
+    with torch.no_grad():
+        logits = model(input_ids=torch.tensor([[*text, *answer]]), use_cache=False).logits
+    return bool(logits[0, len(text) - 1 : -1].argmax(-1).tolist() == answer)
 
 
 COVERED = [
@@ -131,23 +159,23 @@ def test_in_flight_answers_equal_those_of_each_row_alone(
     engine = InflightEngine(loaded(model, tiny_tokenizer), GenerationSettings(max_new_tokens=NEW_TOKENS))
     engine._eos, engine._stop._eos = (), frozenset()
     assert engine.unsupported() is None
-    few = texts[:12]  # one at a time takes long
-    for rows, shared, given in [(1, 0, few), (7, 20, texts), (7, 0, texts), (64, 20, texts), (64, 0, texts)]:
+    few, some = texts[:6], texts[:30]  # few at a time take long
+    for rows, shared, given in [(1, 0, few), (7, 20, some), (7, 0, some), (64, 20, texts), (64, 0, texts)]:
         got = answers(engine, queue_of(given, shared=shared), rows=rows)
         found = [list(got[place].token_ids) for place in range(len(given))]
         assert found == expected[: len(given)], (rows, shared)
     # A long prefix is not copied into each slot but read in one place.
     monkeypatch.setattr(inflight, "SMALLEST_ATTENDED_PREFIX", 16)
-    for rows, given in [(1, few), (7, texts), (64, texts)]:
+    for rows, given in [(1, few), (7, some), (64, texts)]:
         got = answers(engine, queue_of(given, shared=20), rows=rows)
         assert [list(got[place].token_ids) for place in range(len(given))] == expected[: len(given)], rows
     monkeypatch.setattr(inflight, "PREFILL_TOKENS_CPU", 23)
     stretched = InflightEngine(loaded(model, tiny_tokenizer), GenerationSettings(max_new_tokens=NEW_TOKENS))
     stretched._eos, stretched._stop._eos = (), frozenset()
-    got = answers(stretched, queue_of(texts, shared=20), rows=7)
-    assert [list(got[place].token_ids) for place in range(len(texts))] == expected
-    backwards = answers(engine, queue_of(texts[::-1]), rows=7)
-    assert [list(backwards[place].token_ids) for place in range(len(texts))] == expected[::-1]
+    got = answers(stretched, queue_of(some, shared=20), rows=7)
+    assert [list(got[place].token_ids) for place in range(len(some))] == expected[: len(some)]
+    backwards = answers(engine, queue_of(some[::-1]), rows=7)
+    assert [list(backwards[place].token_ids) for place in range(len(some))] == expected[: len(some)][::-1]
 
 
 def test_prompts_longer_than_a_step_enter_in_stretches(tiny_tokenizer: Any) -> None:

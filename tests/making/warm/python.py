@@ -126,6 +126,20 @@ def run_python(
     return done
 
 
+def start_with_pipes(
+    arguments: Sequence[str], *, env: Mapping[str, str], cwd: Path | str | None = None
+) -> tuple[WarmPython, IO[str], IO[str]]:
+    """Start `python ARGUMENTS`; give it, what it reads and what it prints. Its errors go where ours go."""
+    to_read, wanted = os.pipe()
+    printed, to_print = os.pipe()
+    try:
+        program = WarmPython(arguments, env=env, cwd=cwd, streams=(to_read, to_print, 2))
+    finally:
+        os.close(to_read)
+        os.close(to_print)
+    return program, os.fdopen(wanted, "w"), os.fdopen(printed)
+
+
 def start_in_terminal(
     arguments: Sequence[str], *, env: Mapping[str, str], cwd: Path | str, warm_children: bool = False
 ) -> tuple[WarmPython, int]:

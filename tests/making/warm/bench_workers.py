@@ -1,0 +1,43 @@
+"""Workers of a bench that the test process runs begin with the libraries loaded."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import IO, Any
+
+import pytest
+
+from bench.checks import running
+from tests.making.warm.python import WarmPython
+
+# Checks that spawn several children, each of which would load the libraries.
+_SPAWN_MUCH = ("child dies",)
+
+
+@contextmanager
+def warm_workers() -> Iterator[None]:
+    """Let `run_checks` start warm workers; what a bench sets for its own process is put back."""
+    environment, handler = dict(os.environ), signal.getsignal(signal.SIGTERM)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(running, "subprocess", SimpleNamespace(Popen=_start, DEVNULL=subprocess.DEVNULL))
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGTERM, handler)
+            os.environ.clear()
+            os.environ.update(environment)
+
+
+def _start(command: list[str], *, cwd: Path, env: dict[str, str], stdout: IO[bytes], **_: Any) -> WarmPython:
+    _, dash_m, module, *arguments = command
+    if any(check in arguments for check in _SPAWN_MUCH):
+        module = "tests.making.warm.bench_worker"
+    with Path(os.devnull).open() as nothing:
+        streams = (nothing.fileno(), stdout.fileno(), stdout.fileno())
+        return WarmPython([dash_m, module, *arguments], env=env, cwd=cwd, streams=streams, new_session=True)
