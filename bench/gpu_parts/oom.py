@@ -46,8 +46,8 @@ def _ladder(bench: Bench) -> Iterator[Row]:
         yield bench.judged("the run after it starts lower", fewer, seen, figures)
     models.forget(bench)
     with _neighbour(bench, _free_bytes(bench) // 2):
-        third = _answered(model, asked if bench.on_gpu else asked[:4], store)
-    seen, figures = _told(third, asked if bench.on_gpu else asked[:4])
+        third = _answered(model, asked if bench.on_gpu else asked[:8], store)
+    seen, figures = _told(third, asked if bench.on_gpu else asked[:8])
     yield bench.judged_on_gpu("a neighbour takes half", third.complete, seen, figures)
 
 
@@ -94,13 +94,11 @@ def _hungry(bench: Bench) -> tuple[LoadedModel, list[Request]]:
 
     if bench.tiny:
         shape = {
-            "num_hidden_layers": 8,
-            "num_attention_heads": 16,
-            "num_key_value_heads": 16,
-            "head_dim": 256,
-        }
+            "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 8, "num_attention_heads": 16,
+            "num_key_value_heads": 16, "head_dim": 256,
+        }  # fmt: skip
         model = models.random_llama(bench, "float32", **shape)
-        return model, _equally_long(24, 170, REHEARSED_ANSWER_TOKENS)
+        return model, _equally_long(48, 85, REHEARSED_ANSWER_TOKENS)
     layers = max(4, min(64, _free_bytes(bench) // TOKENS_THAT_FILL // (2 * 2 * 32 * 128)))
     shape = {
         "hidden_size": 512, "intermediate_size": 1024, "num_hidden_layers": layers, "num_attention_heads": 32,
@@ -210,7 +208,7 @@ def _child_dies(bench: Bench) -> Iterator[Row]:
 
 def _training(bench: Bench) -> Iterator[Row]:
     """A batch far too large for what a neighbour leaves: the step is cut in pieces."""
-    rows_at_once = 128 if bench.tiny else 256
+    rows_at_once = 64 if bench.tiny else 256
     rows_path = models.training_rows(bench, "long-rows", rows_at_once, words=1000 if bench.tiny else 200)
     settings: dict[str, Any] = {"device_train_batch_size": rows_at_once, "max_sequence_length": 700}
     if not bench.on_gpu:  # libraries are loaded before the process's address space is limited

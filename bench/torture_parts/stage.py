@@ -164,6 +164,7 @@ def load_libraries() -> None:
     import transformers
 
     torch.set_num_threads(1)
+    transformers.logging.set_verbosity_error()  # as the command has it
     from transformers import (
         AutoModelForCausalLM,
         AutoTokenizer,

@@ -33,14 +33,14 @@ def config(models_dir: Path, **changes: Any) -> Config:
     settings: dict[str, Any] = {
         "training_data_id": str(QUICKSTART / "train.jsonl"),
         "validation_data_id": str(QUICKSTART / "test.jsonl"),
-        "validation_data_split": "test[:16]",
+        "validation_data_split": "test[:8]",
         "system_prompt_override_text": INSTRUCTION,
-        "max_rows": 64,
+        "max_rows": 32,
         "epochs": 1,
         "learning_rate": 5e-4,
         "warmup_steps": 2,
-        "device_train_batch_size": 8,
-        "device_validation_batch_size": 16,
+        "device_train_batch_size": 4,
+        "device_validation_batch_size": 8,
         "grad_accumulation": 1,
         "save_steps": 100,
         "log_steps": 1,
@@ -91,7 +91,7 @@ FineTune(Config.model_validate_json(sys.argv[1]), run_name="killed", on_progress
 
 
 def test_a_killed_training_of_a_real_model_ends_like_an_undisturbed_one(tmp_path: Path) -> None:
-    settings = config(tmp_path, max_rows=16, device_train_batch_size=4, save_steps=2, validation_data_id=None)
+    settings = config(tmp_path, max_rows=8, device_train_batch_size=2, save_steps=2, validation_data_id=None)
     undisturbed = FineTune(settings, run_name="undisturbed").run()
     assert os.environ["OMP_NUM_THREADS"] == str(torch.get_num_threads())
     process = run_python(["-c", CHILD, settings.model_dump_json()], cwd=ROOT, timeout=900)
