@@ -12,6 +12,7 @@ from flows.cli.console import prepare_console, say, warn
 from flows.cli.options import Common
 from tasks.core.errors import ConfigError
 from tasks.core.garbage import uncollected
+from tasks.core.models.libraries import import_model_libraries
 
 if TYPE_CHECKING:
     from tasks.core.config import Config
@@ -72,14 +73,12 @@ def flow(module: str, name: str, *, loads_models: bool = False) -> Callable[...,
     from flows.server.temporary_server import server_for_flows
 
     server = server_for_flows()
-    if server is None:
+    with uncollected(frozen=server is not None):
         found: Callable[..., Any] = getattr(import_module(module), name)
-        return found
-    with uncollected(frozen=True):
-        found = getattr(import_module(module), name)
-        if loads_models:
+        if server is not None and loads_models:
             import_model_libraries()
-    server.wait()
+    if server is not None:
+        server.wait()
     return found
 
 
@@ -88,21 +87,6 @@ def loads_models(config: Config) -> bool:
     from tasks.core.config.phases import FINE_TUNING, INFERENCE, pipeline_phases
 
     return not {FINE_TUNING, INFERENCE}.isdisjoint(pipeline_phases(config))
-
-
-def import_model_libraries(*, weights: bool = True) -> None:
-    """Import what every training and every run needs; transformers imports most of itself when it is asked for it.
-
-    Without `weights` only what tells a model's identity.
-    """
-    with uncollected():
-        import datasets  # noqa: F401
-        import torch  # noqa: F401
-        import transformers.activations  # noqa: F401
-        from transformers import AutoConfig, AutoTokenizer  # noqa: F401
-
-        if weights:
-            from transformers import AutoModelForCausalLM, PreTrainedModel  # noqa: F401
 
 
 def announce(config: Config, promotion: Promotion) -> None:

@@ -6,13 +6,16 @@ import json
 import multiprocessing
 import os
 import pickle
+import queue
 import signal
+import threading
 import time
 import uuid
 from collections.abc import Callable
 from dataclasses import FrozenInstanceError, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -22,12 +25,13 @@ import pytest
 from tasks.core.config import load_config
 from tasks.core.errors import DataError, RunKeyMismatchError
 from tasks.core.generation.plan import RunPlan
+from tasks.core.generation.runners import child, pool
 from tasks.core.generation.runners.child import Child
 from tasks.core.generation.runners.choosing import choose_runner
 from tasks.core.generation.runners.here import Here
 from tasks.core.generation.runners.isolation import ChildDiedError, is_isolated, run_in_child
 from tasks.core.generation.runners.processes import Processes
-from tasks.core.generation.runners.seats import Seat
+from tasks.core.generation.runners.seats import VISIBLE_DEVICES, Seat
 from tasks.core.memory.budget import FileBudgetStore, TokenBudget
 from tasks.core.runs.ledger import LedgerIndex
 from tasks.core.runs.run_dir import RunDir
@@ -274,6 +278,24 @@ def test_where_a_plan_is_answered_follows_from_its_settings_and_its_part(
     mapped = Here(inferencer)
     is_split = part is None and "num_shards" in more
     assert (choose_runner(replace(plan, part=part), inferencer, mapped=mapped) is mapped) is is_split
+
+
+def test_a_process_has_taken_its_gpu_before_a_library_may_look_at_any(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen: list[str] = []
+    for module in (child, pool):
+        monkeypatch.setattr(module, "import_in_child", lambda: seen.append(os.environ[VISIBLE_DEVICES]))
+    monkeypatch.setenv(VISIBLE_DEVICES, "0,1,2,3")
+    monkeypatch.setattr(pool, "_end_with_parent", lambda stop: None)
+    monkeypatch.setattr(pool, "_seat", None)
+    free: queue.Queue[Seat] = queue.Queue()
+    free.put(Seat("3"))
+    pool.begin(free, threading.Event())  # type: ignore[arg-type]
+    work: Any = SimpleNamespace(seat=Seat("1"), take_over=lambda: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        child._answer(None, work)  # type: ignore[arg-type]
+    assert seen == ["3", "1"]
 
 
 def test_a_plan_is_the_same_after_its_way_to_another_process(overrides: dict[str, Any]) -> None:

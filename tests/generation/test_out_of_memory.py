@@ -44,8 +44,13 @@ def infer(overrides: dict[str, Any], cache_dir: Path) -> dict[str, Any]:
 def test_a_budget_far_too_high_is_found_out_and_remembered(tmp_path: Path) -> None:
     tokenizer = build_tiny_tokenizer()
     build_tiny_model(
-        tokenizer, num_hidden_layers=8, num_attention_heads=16, num_key_value_heads=16, head_dim=256,
-        hidden_size=16, intermediate_size=32,
+        tokenizer,
+        num_hidden_layers=8,
+        num_attention_heads=16,
+        num_key_value_heads=16,
+        head_dim=256,
+        hidden_size=16,
+        intermediate_size=32,
     ).save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
     path = tmp_path / "questions.jsonl"

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from flows.cli.console import say
 from flows.cli.options import NO_COMMON, Common, ConfigPath, Settings
-from flows.cli.starting import flow, import_model_libraries, may_begin, prepare
+from flows.cli.starting import flow, may_begin, prepare
+from tasks.core.models.libraries import import_model_libraries
 from tasks.core.storage.store import Store
 
 if TYPE_CHECKING:

@@ -16,6 +16,7 @@ from tasks.core.generation.runners.deaths import Admitted, DeathLadder, Step
 from tasks.core.generation.runners.isolation import ChildDiedError, ChildEnd, run_in_child
 from tasks.core.interruption import is_interrupted, raise_if_interrupted
 from tasks.core.memory.budget import HandedOnStore
+from tasks.core.models.libraries import import_in_child
 from tasks.core.provenance import now
 from tasks.core.records import Completion, MemoryEvent
 from tasks.core.runs.ledger import Ledger, LedgerIndex, Mask, count_lines
@@ -193,6 +194,8 @@ def _has_references(plan: RunPlan) -> bool:
 
 def _answer(connection: Connection, work: RunPlan) -> None:
     """Run in the child: do generation and reference scores, telling the parent of every batch."""
+    work.seat.take()  # before a library may look at the GPUs
+    import_in_child()
     answerer, plan = work.take_over()
     answerer.on_progress = connection.send
     answerer.on_reference_progress = lambda progress: connection.send(ScoredSoFar(progress))

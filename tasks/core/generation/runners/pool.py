@@ -10,6 +10,7 @@ from multiprocessing.queues import Queue
 from multiprocessing.synchronize import Event
 
 from tasks.core.generation.runners.seats import Seat
+from tasks.core.models.libraries import import_in_child
 
 _CHECK_SECONDS = 0.5
 _STOPPED = 3
@@ -27,6 +28,8 @@ def begin(seats: Queue[Seat], stop: Event) -> None:
     global _seat
     _seat = seats.get()
     threading.Thread(target=_end_with_parent, args=(stop,), name="end-with-parent", daemon=True).start()
+    _seat.take()  # before a library may look at the GPUs
+    import_in_child()
 
 
 def _end_with_parent(stop: Event) -> None:

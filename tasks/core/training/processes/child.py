@@ -11,6 +11,7 @@ from pathlib import Path
 
 from tasks.core.children import LogsToParent, end_with_parent, portable
 from tasks.core.errors import TrainingError, TuneproofError, first_line
+from tasks.core.models.libraries import import_in_child
 from tasks.core.training.processes.work import TrainingWork
 
 logger = logging.getLogger(__name__)
@@ -42,8 +43,6 @@ class Broke:
 
 def begin(work_path: str, lines: tuple[RankLine, ...]) -> None:
     """Run in each process of the group, with the environment that the agent has set."""
-    from tasks.core.training.processes.rank import take_part
-
     end_with_parent()
     line = lines[int(os.environ["RANK"])]
     if line.logs is not None:
@@ -51,6 +50,9 @@ def begin(work_path: str, lines: tuple[RankLine, ...]) -> None:
     else:  # what all processes would say, one says
         logging.getLogger("tasks").setLevel(logging.CRITICAL)
     try:
+        import_in_child(trains=True)
+        from tasks.core.training.processes.rank import take_part
+
         work: TrainingWork = pickle.loads(Path(work_path).read_bytes())
         take_part(work, line.messages.send)
     except TuneproofError as error:
