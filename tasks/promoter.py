@@ -54,16 +54,24 @@ class Promoter:
         """
         return current_promotion(self.models)
 
-    def promote(self, run: str | None = None, *, reason: str | None = None, force: bool = False) -> Promotion:
+    def promote(
+        self,
+        run: str | None = None,
+        *,
+        reason: str | None = None,
+        force: bool = False,
+        promotion_id: str | None = None,
+    ) -> Promotion:
         """Promote a model by its name or that of its evaluated run; None = the newest evaluated one.
 
-        A model that is promoted already stays so, and its promotion is given. Raises PromotionError when its
+        A model that is promoted already stays so, and its promotion is given; a new one has the `promotion_id`, if
+        one is given. Raises PromotionError when its
         verdict is not promote, unless `force` with a reason.
         """
         runs = Store(self.config.pipeline.runs_dir)
         bring_overview(runs)
         found = find_evaluated(run, self.models, runs.local)
-        return self._promote(found, reason, force=force)
+        return self._promote(found, reason, force=force, promotion_id=promotion_id)
 
     def promote_evaluated(self, summary: EvaluationSummary, *, reason: str | None = None) -> Promotion:
         """Promote the model of an evaluation; with a person's `reason`, whatever the verdict."""
@@ -78,13 +86,17 @@ class Promoter:
         evidence = evidence_of(summary, EvaluationFiles(run_dir).summary_path, self.models)
         return self._promote(Evaluated(name, evidence), reason, force=reason is not None)
 
-    def _promote(self, model: Evaluated, reason: str | None, *, force: bool) -> Promotion:
+    def _promote(
+        self, model: Evaluated, reason: str | None, *, force: bool, promotion_id: str | None = None
+    ) -> Promotion:
         actor, evidence = Actor(self._by, reason), model.evidence
         runs = Store(self.config.pipeline.runs_dir)
         if evidence is not None and runs.is_remote:  # other machines read it too
             address = runs.url_of(Path(evidence.summary_path))
             evidence = evidence.model_copy(update={"summary_path": address})
-        promotion = promote(self.models, model.model_run_name, actor, evidence, force=force)
+        promotion = promote(
+            self.models, model.model_run_name, actor, evidence, force=force, promotion_id=promotion_id
+        )
         if self.config.pipeline.push_promoted:
             self.push(promotion)
         return promotion

@@ -330,7 +330,26 @@ def test_the_command_says_when_a_model_is_promoted_already(
     assert main(["promote", "one", *folders]) == 0
     assert "promoted: one" in capsys.readouterr().out
     assert main(["promote", "one", *folders]) == 0
-    assert "one is the promoted model already: nothing was changed" in capsys.readouterr().out
+    assert "one is the promoted model already, by " in capsys.readouterr().out
+
+
+def test_the_command_says_when_another_one_has_just_promoted_the_same_model(
+    promoter: Promoter, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    pipeline = promoter.config.pipeline
+    folders = (f"--pipeline.runs_dir={pipeline.runs_dir}", f"--pipeline.models_dir={pipeline.models_dir}")
+
+    def present(self: Promoter) -> Promotion | None:
+        found = current_promotion(self.models)
+        promoter.promote("one", force=True, reason="the reason of the other one")
+        return found
+
+    monkeypatch.setattr(Promoter, "present", present)
+    assert main(["promote", "one", *folders, "--force", "--reason", "mine"]) == 0
+    assert "one is the promoted model already, by" in capsys.readouterr().out
+    (entry,) = promotion_history(promoter.models)
+    assert entry.reason == "the reason of the other one"
 
 
 def test_a_flow_run_that_is_tried_again_promotes_nothing_that_was_taken_back(

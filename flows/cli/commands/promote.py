@@ -30,6 +30,7 @@ def promote(
 ) -> None:
     """Make a model the promoted one; refuses unless its verdict is promote."""
     loaded = prepare(config, NO_COMMON, settings)
+    from tasks.core.promotion.promotion import new_promotion_id
     from tasks.promoter import Promoter
 
     promoter = Promoter(loaded)
@@ -39,12 +40,15 @@ def promote(
         if not force:
             raise
         before = None
-    promotion = promoter.promote(run, reason=reason, force=force)
-    if promotion == before:
-        say(f"{promotion.run_name} is the promoted model already: nothing was changed.")
-        return
-    announce(loaded, promotion)
-    show_promotion(promotion, loaded)
+    own_id = new_promotion_id()
+    promotion = promoter.promote(run, reason=reason, force=force, promotion_id=own_id)
+    if promotion != before:
+        announce(loaded, promotion)
+    if promotion.promotion_id == own_id:
+        show_promotion(promotion, loaded)
+    else:  # perhaps since a moment, by another machine
+        by = f", by {promotion.promoted_by}" if promotion.promoted_by else ""
+        say(f"{promotion.run_name} is the promoted model already{by}: nothing was changed.")
 
 
 def show_promotion(promotion: Promotion, config: Config) -> None:

@@ -192,10 +192,23 @@ def why_not(
     return why_changed(models, champion)
 
 
+def new_promotion_id() -> str:
+    """Return an id that no promotion has."""
+    return secrets.token_hex(8)
+
+
 def promote(
-    models: Store | Path, run_name: str, actor: Actor, evidence: Evidence | None, *, force: bool = False
+    models: Store | Path,
+    run_name: str,
+    actor: Actor,
+    evidence: Evidence | None,
+    *,
+    force: bool = False,
+    promotion_id: str | None = None,
 ) -> Promotion:
     """Make a model the promoted one and record why; gives the promotion in force when it is that model's already.
+
+    A new promotion has the `promotion_id` that is given, so that who gives one can tell whether this call made it.
 
     Raises PromotionError when the evidence does not allow it (unless `force`, which needs a reason), when the
     model is not complete, or when another promotion is going on; StorageError when a file cannot be written.
@@ -222,7 +235,7 @@ def promote(
             )
         promotion = Promotion(
             run_name=run_name,
-            promotion_id=secrets.token_hex(8),
+            promotion_id=promotion_id or new_promotion_id(),
             promoted_at=now(),
             promoted_by=actor.name,
             reason=actor.reason,
