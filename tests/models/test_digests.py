@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tasks.core.files import write_atomically
 from tasks.core.models import digests
 from tests.conftest import build_tiny_model, build_tiny_tokenizer
 from tests.making.model_files import edit_json
@@ -71,6 +73,48 @@ def test_a_damaged_digest_cache_is_made_anew(model_copy: Path, tmp_path: Path) -
     memory_path.write_text("{broken")
     assert digests.file_sha256(path) == first
     assert json.loads(memory_path.read_text())[str(path)]["sha256"] == first
+
+
+def test_a_model_is_remembered_at_once_and_what_others_have_remembered_meanwhile_is_seen(
+    model_copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[Path] = []
+    write = write_atomically
+
+    def noting(path: Path, content: str) -> None:
+        written.append(path)
+        write(path, content)
+
+    monkeypatch.setattr(digests, "write_atomically", noting)
+    first = digests.weights_sha256(model_copy)
+    memory_path = tmp_path / "cache" / "digests.json"
+    known = json.loads(memory_path.read_text())
+    assert written == [memory_path] and len(known) >= 2  # weights and tokenizer
+    assert digests.unread_bytes(model_copy) == 0
+    told = {name: {**entry, "sha256": "f" * 64} for name, entry in known.items()}
+    write(memory_path, json.dumps(told))  # as another process does
+    assert digests.weights_sha256(model_copy) != first
+    memory_path.unlink()
+    assert digests.unread_bytes(model_copy) > 0
+    assert digests.weights_sha256(model_copy) == first
+
+
+def test_an_interrupt_keeps_the_digests_of_the_files_that_were_read(
+    model_copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digest, count = hashlib.file_digest, 0
+
+    def interrupted(*arguments: Any) -> Any:
+        nonlocal count
+        count += 1
+        if count == 2:
+            raise KeyboardInterrupt
+        return digest(*arguments)
+
+    monkeypatch.setattr(hashlib, "file_digest", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        digests.weights_sha256(model_copy)
+    assert len(json.loads((tmp_path / "cache" / "digests.json").read_text())) == 1
 
 
 def test_digests_work_where_nothing_can_be_remembered(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +44,7 @@ def weights_sha256(path: Path) -> str:
 
 def unread_bytes(path: Path) -> int:
     """How many bytes `weights_sha256` would have to read: those of files that are new or changed since."""
-    known = _json(cache_dir() / "digests.json")
+    known = _memory(cache_dir() / "digests.json")
     paths = [path] if path.is_file() else _digested(path)
     return sum(file.stat().st_size for file in paths if _remembered(known, file.resolve()) is None)
 
@@ -56,7 +58,8 @@ def _digested(directory: Path) -> list[Path]:
 
 
 def _parts(directory: Path) -> list[tuple[str, str]]:
-    parts = [(path.name, file_sha256(path)) for path in _digested(directory)]
+    digested = _digested(directory)
+    parts = [(path.name, sha256) for path, sha256 in zip(digested, _sha256_of(digested), strict=True)]
     config = _json(directory / "config.json")
     adapter = _json(directory / "adapter_config.json")
     generation = _json(directory / "generation_config.json")
@@ -88,17 +91,41 @@ def _json(path: Path) -> dict[str, Any]:
 
 def file_sha256(path: Path) -> str:
     """sha256 (hex) of a file's bytes, read in pieces; remembered until the file changes."""
-    path = path.resolve()
-    stamp = _stamp(path)
+    return _sha256_of([path])[0]
+
+
+def _sha256_of(paths: Sequence[Path]) -> list[str]:
     memory_path = cache_dir() / "digests.json"
-    known = _remembered(_json(memory_path), path)
-    if known is not None:
-        return known
-    with path.open("rb") as stream:
-        sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
-    if _stamp(path) == stamp:  # else it changed while we read: nothing to remember
-        _remember(memory_path, path, stamp, sha256)
-    return sha256
+    known = _memory(memory_path)
+    found: list[str] = []
+    new: dict[str, Any] = {}
+    try:
+        for path in (path.resolve() for path in paths):
+            stamp = _stamp(path)
+            sha256 = _remembered(known, path)
+            if sha256 is None:
+                with path.open("rb") as stream:
+                    sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
+                if _stamp(path) == stamp:  # else it changed while we read: nothing to remember
+                    new[str(path)] = {"stamp": stamp, "sha256": sha256}
+            found.append(sha256)
+    finally:  # what was read before an interrupt too
+        if new:
+            _remember(memory_path, new)
+    return found
+
+
+def _memory(memory_path: Path) -> dict[str, Any]:
+    """What is remembered of thousands of files; read again only when it has changed."""
+    try:
+        return _read_memory(memory_path, *_stamp(memory_path))
+    except OSError:
+        return {}
+
+
+@lru_cache(maxsize=1)
+def _read_memory(memory_path: Path, *_stamp: int) -> dict[str, Any]:
+    return _json(memory_path)
 
 
 def _remembered(memory: dict[str, Any], path: Path) -> str | None:
@@ -119,13 +146,13 @@ def _stamp(path: Path) -> list[int]:
     return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
 
 
-def _remember(memory_path: Path, path: Path, stamp: list[int], sha256: str) -> None:
-    """Add one digest and forget files that are gone. A cache that cannot be written costs time only."""
+def _remember(memory_path: Path, new: Mapping[str, Any]) -> None:
+    """Add digests and forget files that are gone. A cache that cannot be written costs time only."""
     try:
         memory_path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{memory_path}.lock"):
             known = {name: entry for name, entry in _json(memory_path).items() if Path(name).exists()}
-            known[str(path)] = {"stamp": stamp, "sha256": sha256}
-            write_atomically(memory_path, json.dumps(known, indent=0, sort_keys=True))
+            # Without an indent, which only the encoder in Python can write.
+            write_atomically(memory_path, json.dumps({**known, **new}, sort_keys=True))
     except Exception as error:  # StorageError, a read-only home, a file system without locks
-        logger.debug("digest of %s not remembered: %s", path, error)
+        logger.debug("digests of %s not remembered: %s", ", ".join(new), error)

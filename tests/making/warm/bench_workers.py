@@ -34,7 +34,9 @@ def warm_workers() -> Iterator[None]:
             os.environ.update(environment)
 
 
-def _start(command: list[str], *, cwd: Path, env: dict[str, str], stdout: IO[bytes], **_: Any) -> WarmPython:
+def _start(
+    command: list[str], *, cwd: Path, env: dict[str, str], stdout: IO[bytes], **_more: Any
+) -> WarmPython:
     _, dash_m, module, *arguments = command
     if any(check in arguments for check in _SPAWN_MUCH):
         module = "tests.making.warm.bench_worker"
