@@ -208,7 +208,7 @@ def _child_dies(bench: Bench) -> Iterator[Row]:
 
 def _training(bench: Bench) -> Iterator[Row]:
     """A batch far too large for what a neighbour leaves: the step is cut in pieces."""
-    rows_at_once = 64 if bench.tiny else 256
+    rows_at_once = 128 if bench.tiny else 256
     rows_path = models.training_rows(bench, "long-rows", rows_at_once, words=1000 if bench.tiny else 200)
     settings: dict[str, Any] = {"device_train_batch_size": rows_at_once, "max_sequence_length": 700}
     if not bench.on_gpu:  # libraries are loaded before the process's address space is limited

@@ -201,6 +201,7 @@ def _speaks(connection: Connection, count: int) -> None:
         connection.send(number)
 
 
+@pytest.mark.usefixtures("warm_children")
 def test_errors_of_the_child_are_raised_in_the_parent_whole() -> None:
     with pytest.raises(DataError) as caught:
         run_in_child(_raises, "row 7 is bad", print)
@@ -208,6 +209,7 @@ def test_errors_of_the_child_are_raised_in_the_parent_whole() -> None:
     assert caught.value.next_step == "do something else"
 
 
+@pytest.mark.usefixtures("warm_children")
 def test_an_error_that_cannot_be_pickled_arrives_with_its_type_and_message() -> None:
     with pytest.raises(ChildDiedError, match="HTTPStatusError: the Hub is down"):
         run_in_child(_raises_what_cannot_be_pickled, "the Hub is down", print)

@@ -246,7 +246,7 @@ def test_no_process_of_a_group_is_left_when_its_parent_is_killed(
 
 @pytest.mark.server
 def test_under_torchrun_the_first_process_leads_and_the_others_join(
-    settings: dict[str, Any], alone: TrainedModel, tmp_path: Path
+    settings: dict[str, Any], alone: TrainedModel, tmp_path: Path, prefect_api: str
 ) -> None:
     given = [f"--fine_tuner.{name}={value}" for name, value in settings.items()]
     command = [
@@ -260,7 +260,7 @@ def test_under_torchrun_the_first_process_leads_and_the_others_join(
             "--fine_tuner.run_name=run",
         ),
     ]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PREFECT_HOME": str(tmp_path / "prefect")}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PREFECT_API_URL": prefect_api}
     done = run_python(command, cwd=tmp_path, env=environment)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("model: ") == 1
