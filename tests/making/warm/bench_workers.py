@@ -34,10 +34,8 @@ def warm_workers() -> Iterator[None]:
             os.environ.update(environment)
 
 
-def _start(
-    command: list[str], *, cwd: Path, env: dict[str, str], stdout: IO[bytes], **_more: Any
-) -> WarmPython:
-    _, dash_m, module, *arguments = command
+def _start(command: list[str], *, cwd: Path, env: dict[str, str], stdout: IO[bytes], **_: Any) -> WarmPython:
+    dash_m, module, *arguments = command[1:]
     if any(check in arguments for check in _SPAWN_MUCH):
         module = "tests.making.warm.bench_worker"
     with Path(os.devnull).open() as nothing:
