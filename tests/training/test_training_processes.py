@@ -261,7 +261,7 @@ def test_under_torchrun_the_first_process_leads_and_the_others_join(
         ),
     ]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PREFECT_API_URL": prefect_api}
-    done = run_python(command, cwd=tmp_path, env=environment)
+    done = run_python(command, cwd=tmp_path, env=environment, warm_children=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("model: ") == 1
     manifest = registry.read_manifest(tmp_path / "run")

@@ -50,15 +50,12 @@ class _WarmContext(ForkServerContext):
     Process = _WarmProcess
 
 
-def warm_get_context() -> Callable[..., BaseContext]:
-    """`multiprocessing.get_context` whose "spawn" begins children that have the libraries loaded."""
-    warm = _WarmContext()
-    warm.set_forkserver_preload(["tests.making.warm.libraries"])
-    plain: Callable[..., BaseContext] = multiprocessing.get_context
-    return lambda method=None: warm if method == "spawn" else plain(method)
-
-
 @pytest.fixture
 def warm_children(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let `multiprocessing.get_context("spawn")` begin children that have the libraries loaded."""
-    monkeypatch.setattr(multiprocessing, "get_context", warm_get_context())
+    warm = _WarmContext()
+    warm.set_forkserver_preload(["tests.making.warm.libraries"])
+    plain: Callable[..., BaseContext] = multiprocessing.get_context
+    monkeypatch.setattr(
+        multiprocessing, "get_context", lambda method=None: warm if method == "spawn" else plain(method)
+    )
