@@ -196,7 +196,7 @@ def _without_own_flags(command: list[str]) -> list[str]:
 
 def _is_plain(arguments: Sequence[str]) -> bool:
     """Whether this is -m MODULE, -c CODE or a file, and worth it: some programs import next to nothing."""
-    rest = arguments[1:] if arguments[:1] == ["-P"] else arguments
+    rest = arguments[1:] if arguments[:1] in (["-P"], ["-u"]) else arguments
     if not rest or (rest[0].startswith("-") and rest[0] not in ("-m", "-c")):
         return False
     return not any("resource_tracker" in argument for argument in rest[:2])

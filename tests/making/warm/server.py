@@ -134,14 +134,14 @@ class Program:
         os.environ.clear()
         os.environ.update(self.environment)
         show_as(self.arguments, self.environment)
-        is_unbuffered = bool(self.environment.get("PYTHONUNBUFFERED"))
+        is_unbuffered = bool(self.environment.get("PYTHONUNBUFFERED")) or self.arguments[0] == "-u"
         sys.stdout.reconfigure(line_buffering=os.isatty(1), write_through=is_unbuffered)  # type: ignore[union-attr]
         sys.path[1:1] = [part for part in self.environment.get("PYTHONPATH", "").split(os.pathsep) if part]
         return self
 
     def run(self) -> None:
         is_safe_path = self.arguments[0] == "-P"
-        first, *rest = self.arguments[1:] if is_safe_path else self.arguments
+        first, *rest = self.arguments[1:] if self.arguments[0] in ("-P", "-u") else self.arguments
         if first == "-m":
             sys.path[0], sys.argv = str(Path.cwd()), rest
             runpy.run_module(rest[0], run_name="__main__", alter_sys=True)
