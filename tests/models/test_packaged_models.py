@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from transformers import PreTrainedModel
 
-from tasks.core.errors import ModelNotFoundError
+from tasks.core.errors import ModelLoadError, ModelNotFoundError
 from tasks.core.models.loading import ModelSpec, load_model_and_tokenizer
 from tasks.core.models.packaged import find_packaged_file, package_model_dir
 from tests.making.tiny_gguf import write_tiny_gguf
@@ -69,6 +71,37 @@ def test_two_processes_convert_once_between_them(cache_dir: Path) -> None:
     assert first == second
     assert len(list(cache_dir.rglob("model.safetensors"))) == 1
     assert leftovers(cache_dir) == []
+
+
+def test_each_process_of_a_group_converts_for_the_cache_of_its_own_machine(tmp_path: Path) -> None:
+    def convert(rank: int) -> str:
+        script = (
+            "import os\nfrom torch import distributed\nfrom tasks.core.models.packaged import package_model_dir\n"
+            f"os.environ['TUNEPROOF_CACHE'] = {str(tmp_path / f'machine-{rank}')!r}\n"
+            f"meeting = 'file://{tmp_path}/meeting'\n"
+            f"distributed.init_process_group('gloo', init_method=meeting, rank={rank}, world_size=2)\n"
+            f"print(package_model_dir({NAME!r}))\n"
+            "distributed.barrier()\n"
+        )
+        done = run_python(["-c", script])
+        assert done.returncode == 0, done.stderr
+        return done.stdout.splitlines()[-1]
+
+    with ThreadPoolExecutor(2) as pool:
+        first, second = (Path(found) for found in pool.map(convert, (0, 1)))
+    assert first != second
+    files = sorted(path.name for path in first.iterdir())
+    assert "model.safetensors" in files and files == sorted(path.name for path in second.iterdir())
+    assert all((first / name).read_bytes() == (second / name).read_bytes() for name in files)
+
+
+def test_a_conversion_that_wrote_no_weights_is_told_and_not_kept(
+    cache_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(PreTrainedModel, "save_pretrained", lambda *_: None)
+    with pytest.raises(ModelLoadError, match="were not written"):
+        package_model_dir(NAME)
+    assert leftovers(cache_dir) == [] and not list(cache_dir.rglob("tokenizer.json"))
 
 
 def test_a_damaged_conversion_is_made_again() -> None:

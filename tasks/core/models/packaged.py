@@ -121,6 +121,11 @@ def _convert_into(packaged: PackagedFile, target: Path) -> None:
     logger.info("converting %s to safetensors, once; it will lie in %s", packaged.name, target)
     try:
         _write_safetensors(packaged.gguf_path, partial_dir)
+        if not _is_whole(partial_dir):
+            raise ModelLoadError(
+                f"{packaged.name} was converted, but weights or configuration were not written to {partial_dir}",
+                "convert it with a process of its own: `tuneproof infer` once on this machine",
+            )
         for path in (*partial_dir.iterdir(), partial_dir):
             flush_to_disk(path)
         partial_dir.replace(target)
@@ -147,5 +152,7 @@ def _write_safetensors(gguf_path: Path, directory: Path) -> None:
         )
         tokenizer = AutoTokenizer.from_pretrained(gguf_path.parent, gguf_file=gguf_path.name)
         tokenizer = without_invented_tokens(tokenizer, model.config.vocab_size)
+    # In a group of processes transformers lets only the first one write; each machine has a cache of its own.
+    model.should_save_on_this_rank = lambda _: True
     model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
