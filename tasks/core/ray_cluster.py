@@ -13,6 +13,7 @@ from tasks.core.errors import ConfigError, first_line
 from tasks.core.interruption import unheard_by_children
 
 _NAMESPACE = "tuneproof"
+_NO_TOKEN = "AuthenticationError"
 _QUIET = {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0", "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0"}
 
 
@@ -33,17 +34,28 @@ def ray_connection(address: str | None, *, shows_output: bool = False) -> Iterat
     with _own_signal_handlers(), unheard_by_children():
         try:
             ray.init(address, namespace=_NAMESPACE, log_to_driver=shows_output, logging_level=logging.ERROR)
-        except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+        except (ConnectionError, RuntimeError, ValueError, TimeoutError, ray.exceptions.RayError) as error:
             ray.shutdown()
-            raise ConfigError(
-                f"there is no Ray cluster to connect to{f' at {address}' if address else ''}: {first_line(error)}",
-                "see `ray status` on its head; the address is host:port on a machine of the cluster, and "
-                "ray://host:10001 elsewhere",
-            ) from error
+            raise _no_connection(address, error) from error
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _no_connection(address: str | None, error: Exception) -> ConfigError:
+    place = f" at {address}" if address else ""
+    if _NO_TOKEN in f"{type(error).__name__}: {error}":
+        return ConfigError(
+            f"the Ray cluster{place} wants a token, and there is none here or another one",
+            "set RAY_AUTH_MODE=token, with the cluster's token in RAY_AUTH_TOKEN or in ~/.ray/auth_token, for this "
+            "command and for each `ray start`",
+        )
+    return ConfigError(
+        f"there is no Ray cluster to connect to{place}: {first_line(error)}",
+        "see `ray status` on its head; the address is host:port on a machine of the cluster, and "
+        "ray://host:10001 elsewhere",
+    )
 
 
 @contextmanager
