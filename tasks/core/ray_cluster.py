@@ -13,7 +13,6 @@ from tasks.core.errors import ConfigError, first_line
 from tasks.core.interruption import unheard_by_children
 
 _NAMESPACE = "tuneproof"
-_NO_TOKEN = "AuthenticationError"
 _QUIET = {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0", "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0"}
 
 
@@ -45,16 +44,10 @@ def ray_connection(address: str | None, *, shows_output: bool = False) -> Iterat
 
 def _no_connection(address: str | None, error: Exception) -> ConfigError:
     place = f" at {address}" if address else ""
-    if _NO_TOKEN in f"{type(error).__name__}: {error}":
-        return ConfigError(
-            f"the Ray cluster{place} wants a token, and there is none here or another one",
-            "set RAY_AUTH_MODE=token, with the cluster's token in RAY_AUTH_TOKEN or in ~/.ray/auth_token, for this "
-            "command and for each `ray start`",
-        )
     return ConfigError(
         f"there is no Ray cluster to connect to{place}: {first_line(error)}",
-        "see `ray status` on its head; the address is host:port on a machine of the cluster, and "
-        "ray://host:10001 elsewhere",
+        "see `ray status` on its head; the address is host:port on a machine of the cluster, and ray://host:10001 "
+        "elsewhere; one that wants a token needs RAY_AUTH_MODE=token and the token (RAY_AUTH_TOKEN) here too",
     )
 
 
