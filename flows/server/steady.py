@@ -19,6 +19,7 @@ from uuid import UUID
 from prefect import Flow, flow_engine, runtime, tags
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun, State
+from prefect.client.schemas.responses import SetStateStatus
 from prefect.context import FlowRunContext, TagsContext
 from prefect.exceptions import Abort
 from prefect.states import Completed, Failed
@@ -151,11 +152,19 @@ class SteadyFlow(Flow[P, R]):
                 *(server_name(), self.name),
             )
             return
-        run_id, state = attempt.run_id, attempt.state()
+        run_id, state, name = attempt.run_id, attempt.state(), self.name
 
         def tell() -> None:
             with get_client(sync_client=True) as client:
-                client.set_flow_run_state(run_id, state)
+                answer = client.set_flow_run_state(run_id, state)
+                # One that was told twice, since the first answer was lost, is refused and has ended.
+                is_told = answer.status == SetStateStatus.ACCEPT or (
+                    client.read_flow_run(run_id).state_type == state.type
+                )
+            if not is_told:
+                logger.warning(
+                    "Prefect did not take that %s has ended (%s); all files are written", name, answer.details
+                )
 
         courier().send(f"the end of {self.name}", tell)
 
@@ -211,7 +220,11 @@ def _can_be_told() -> bool:
         courier().forget()
         forget_events()
         return False
-    courier().is_empty_within(_LAST_MESSAGES_SECONDS)
+    if not courier().is_empty_within(_LAST_MESSAGES_SECONDS):
+        logger.warning(
+            "%s is slow: it was not told all that happened before the end. All files are written",
+            server_name(),
+        )
     return True
 
 

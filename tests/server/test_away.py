@@ -97,7 +97,7 @@ def test_a_server_that_hangs_costs_no_row_and_is_told_the_end_of_phase_and_pipel
     found = server.post("/flow_runs/filter", flow_runs=named, sort="START_TIME_DESC")
     own = [run for run in found if str(tmp_path) in json.dumps(run["parameters"])]
     (phase,) = (run for run in own if run["name"].startswith("infer ·") and f"{ROWS} rows" in run["name"])
-    assert phase["state_type"] == "COMPLETED"
+    assert phase["state_type"] == "COMPLETED", command.printed()
     tracked = server.post("/task_runs/filter", task_runs={"id": {"any_": [phase["parent_task_run_id"]]}})
     assert server.run(tracked[0]["flow_run_id"])["state_type"] == "COMPLETED"
     shown = server.post("/artifacts/filter", artifacts={"flow_run_id": {"any_": [phase["id"]]}})
