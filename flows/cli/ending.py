@@ -109,7 +109,7 @@ def _interrupts_untold() -> Iterator[None]:
     finally:
         sys.unraisablehook, threading.excepthook = unraisable, threads
         if warned_of is None:
-            del os.environ[_WARNINGS]
+            os.environ.pop(_WARNINGS, None)
         else:
             os.environ[_WARNINGS] = warned_of
 

@@ -197,7 +197,7 @@ def _asked(seconds: float) -> Exception | None:
     try:
         # A client of its own for each question would read all certificates first, which takes longer than the answer.
         with _one_try():
-            _own_client().client._client.get("/health", timeout=seconds)
+            _own_client().client.request("GET", "/health", timeout=seconds)
         return None
     except Exception as error:  # an address that is none, a certificate that cannot be read
         return error
