@@ -1,4 +1,4 @@
-"""Digests: equal for equal answers, different otherwise, each file read once."""
+"""Digests: equal for equal answers, different otherwise, each large file read once."""
 
 from __future__ import annotations
 
@@ -16,6 +16,11 @@ from tests.conftest import build_tiny_model, build_tiny_tokenizer
 from tests.making.model_files import edit_json
 
 pytestmark = pytest.mark.usefixtures("own_cache")
+
+
+@pytest.fixture
+def all_are_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(digests, "_REMEMBERED_BYTES", 1)
 
 
 def test_equal_weights_in_two_directories_have_one_digest(tiny_model_dir: Path, model_copy: Path) -> None:
@@ -44,6 +49,7 @@ def test_what_changes_answers_changes_the_digest(model_copy: Path, change: Any) 
     assert digests.weights_sha256(model_copy) != before
 
 
+@pytest.mark.usefixtures("all_are_large")
 def test_a_file_is_read_once_until_it_changes(model_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = model_copy / "model.safetensors"
     first = digests.file_sha256(path)
@@ -66,6 +72,18 @@ def test_a_file_is_read_once_until_it_changes(model_copy: Path, monkeypatch: pyt
     assert digests.file_sha256(path) != first
 
 
+def test_a_small_file_is_read_each_time_and_a_large_one_is_remembered(tmp_path: Path) -> None:
+    small, large = tmp_path / "small.gguf", tmp_path / "large.gguf"
+    small.write_bytes(bytes((1 << 20) - 1))
+    large.write_bytes(bytes(1 << 20))
+    for path in (small, large):
+        assert digests.file_sha256(path) == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert list(json.loads((tmp_path / "cache" / "digests.json").read_text())) == [str(large)]
+    assert digests.unread_bytes(small) == (1 << 20) - 1
+    assert digests.unread_bytes(large) == 0
+
+
+@pytest.mark.usefixtures("all_are_large")
 def test_a_damaged_digest_cache_is_made_anew(model_copy: Path, tmp_path: Path) -> None:
     path = model_copy / "model.safetensors"
     first = digests.file_sha256(path)
@@ -75,6 +93,7 @@ def test_a_damaged_digest_cache_is_made_anew(model_copy: Path, tmp_path: Path) -
     assert json.loads(memory_path.read_text())[str(path)]["sha256"] == first
 
 
+@pytest.mark.usefixtures("all_are_large")
 def test_a_model_is_remembered_at_once_and_what_others_have_remembered_meanwhile_is_seen(
     model_copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -99,6 +118,7 @@ def test_a_model_is_remembered_at_once_and_what_others_have_remembered_meanwhile
     assert digests.weights_sha256(model_copy) == first
 
 
+@pytest.mark.usefixtures("all_are_large")
 def test_an_interrupt_keeps_the_digests_of_the_files_that_were_read(
     model_copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -117,6 +137,7 @@ def test_an_interrupt_keeps_the_digests_of_the_files_that_were_read(
     assert len(json.loads((tmp_path / "cache" / "digests.json").read_text())) == 1
 
 
+@pytest.mark.usefixtures("all_are_large")
 def test_digests_work_where_nothing_can_be_remembered(
     model_copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

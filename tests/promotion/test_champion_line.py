@@ -337,6 +337,7 @@ def test_from_a_champion_whose_files_changed_there_is_a_way_on(models: Path, way
 def test_weights_whose_size_and_times_are_known_are_not_read_again(
     models: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    monkeypatch.setattr(digests, "_REMEMBERED_BYTES", 1)
     promoted = champion.current_champion(models)
     assert promoted is not None
     champion.refuse_changed(models, promoted)

@@ -1,4 +1,4 @@
-"""Digests of a model's files: equal digest, equal answers. Each file is read once, then remembered."""
+"""Digests of a model's files: equal digest, equal answers. Each large file is read once, then remembered."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ from tasks.core.files import cache_dir, write_atomically
 
 logger = logging.getLogger(__name__)
 
+# Smaller files are read faster than a digest is remembered.
+_REMEMBERED_BYTES = 1 << 20
 WEIGHT_SUFFIXES = (".safetensors", ".gguf")
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "added_tokens.json")
 
@@ -43,10 +45,9 @@ def weights_sha256(path: Path) -> str:
 
 
 def unread_bytes(path: Path) -> int:
-    """How many bytes `weights_sha256` would have to read: those of files that are new or changed since."""
-    known = _memory(cache_dir() / "digests.json")
+    """How many bytes `weights_sha256` would have to read: those of files that are small, new or changed since."""
     paths = [path] if path.is_file() else _digested(path)
-    return sum(file.stat().st_size for file in paths if _remembered(known, file.resolve()) is None)
+    return sum(file.stat().st_size for file in paths if _remembered(file.resolve()) is None)
 
 
 def _digested(directory: Path) -> list[Path]:
@@ -90,35 +91,38 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def file_sha256(path: Path) -> str:
-    """sha256 (hex) of a file's bytes, read in pieces; remembered until the file changes."""
+    """sha256 (hex) of a file's bytes, read in pieces; that of a large one is remembered until the file changes."""
     return _sha256_of([path])[0]
 
 
 def _sha256_of(paths: Sequence[Path]) -> list[str]:
-    memory_path = cache_dir() / "digests.json"
-    known = _memory(memory_path)
     found: list[str] = []
     new: dict[str, Any] = {}
     try:
         for path in (path.resolve() for path in paths):
             stamp = _stamp(path)
-            sha256 = _remembered(known, path)
+            sha256 = _remembered(path)
             if sha256 is None:
                 with path.open("rb") as stream:
                     sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
-                if _stamp(path) == stamp:  # else it changed while we read: nothing to remember
+                # Where it changed while we read there is nothing to remember.
+                if stamp[0] >= _REMEMBERED_BYTES and _stamp(path) == stamp:
                     new[str(path)] = {"stamp": stamp, "sha256": sha256}
             found.append(sha256)
     finally:  # what was read before an interrupt too
         if new:
-            _remember(memory_path, new)
+            _remember(_memory_path(), new)
     return found
 
 
-def _memory(memory_path: Path) -> dict[str, Any]:
+def _memory_path() -> Path:
+    return cache_dir() / "digests.json"
+
+
+def _memory() -> dict[str, Any]:
     """What is remembered of thousands of files; read again only when it has changed."""
     try:
-        return _read_memory(memory_path, *_stamp(memory_path))
+        return _read_memory(_memory_path(), *_stamp(_memory_path()))
     except OSError:
         return {}
 
@@ -128,9 +132,11 @@ def _read_memory(memory_path: Path, *_stamp: int) -> dict[str, Any]:
     return _json(memory_path)
 
 
-def _remembered(memory: dict[str, Any], path: Path) -> str | None:
-    """The digest of a file (its resolved path) that has not changed since it was read."""
-    known = memory.get(str(path))
+def _remembered(path: Path) -> str | None:
+    """The digest of a large file (its resolved path) that has not changed since it was read."""
+    if path.stat().st_size < _REMEMBERED_BYTES:
+        return None
+    known = _memory().get(str(path))
     if (
         isinstance(known, dict)
         and known.get("stamp") == _stamp(path)

@@ -32,6 +32,8 @@ def save_weights(
     """Write the adapter of a PeftModel, or all weights of a full model, with their configuration."""
     if hasattr(model, "peft_config"):
         initial = None if initial_adapter_dir is None else str(initial_adapter_dir)
+        # peft would draw up a card beside each checkpoint; a model gets ours when it is published.
+        model.create_or_update_model_card = lambda _: None
         # "auto" would look the base up on the Hub to see whether its vocabulary was changed; it never is here.
         with warnings.catch_warnings():
             if initial is not None:  # peft advises to do what is being done here
