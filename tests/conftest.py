@@ -29,6 +29,7 @@ import pytest  # noqa: E402
 from hypothesis import HealthCheck, settings  # noqa: E402
 
 from tests.making.prefect_api import prefect_api, prefect_server  # noqa: E402, F401
+from tests.making.warm import python  # noqa: E402
 
 # A busy machine is no fault, and what fails fails for everyone.
 settings.register_profile(
@@ -133,6 +134,12 @@ def build_tiny_model(tokenizer: Any, *, seed: int = 0, **config: Any) -> Any:
         torch.manual_seed(seed)
         model = LlamaForCausalLM(LlamaConfig(**{**settings, **config}))
     return model.eval().requires_grad_(False)
+
+
+def pytest_configure() -> None:
+    """What most test processes will ask for is made ready while they look for their tests."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        python.begin()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

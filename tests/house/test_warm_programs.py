@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
+import signal
+import sys
+import time
+from multiprocessing.connection import Connection
 from typing import Any
 
 import pytest
 
+from tests.making.warm.children import warm_children  # noqa: F401
 from tests.making.warm.descendants import COLD
 from tests.making.warm.python import ROOT, run_python
 
@@ -92,6 +98,40 @@ if __name__ == "__main__":
 
 def test_what_multiprocessing_spawns_is_warm_too_and_ends_as_others_do() -> None:
     assert parent(SPAWNS).splitlines() == ["True True", "3 -9"]
+
+
+def tell(connection: Connection) -> None:
+    """What a child of the test process is; it then waits to be ended."""
+    unheard = signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+    connection.send(("torch" in sys.modules, os.environ.get("MARK"), os.getpid(), unheard))
+    time.sleep(60)
+
+
+@pytest.mark.usefixtures("warm_children")
+def test_what_the_test_process_spawns_is_warm_and_to_multiprocessing_as_others_are(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("MARK", "x=y")
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    waits, ends = context.Process(target=tell, args=(theirs,)), context.Process(target=sys.exit, args=(3,))
+    heard = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        waits.start()
+        ends.start()
+    finally:
+        signal.signal(signal.SIGINT, heard)
+    theirs.close()
+    assert ours.recv() == (True, "x=y", waits.pid, True)
+    waits.join(0.01)
+    assert waits.is_alive() and waits in multiprocessing.active_children()
+    waits.kill()
+    with pytest.raises(EOFError):
+        ours.recv()
+    waits.join()
+    ends.join()
+    assert (waits.exitcode, ends.exitcode) == (-signal.SIGKILL, 3)
+    assert not {waits, ends} & set(multiprocessing.active_children())
 
 
 BECOMES = """

@@ -1,52 +1,56 @@
 """Children of `multiprocessing` that begin with the libraries loaded, where the code under test spawns them.
 
-They come from Python's fork server, which has only imported them. Unlike spawned ones they hear every signal that the
-test process has told its children not to hear.
+They are warm programs (python.py), not children of the test process to the system; to `multiprocessing` they are.
 """
 
 from __future__ import annotations
 
 import multiprocessing
 import os
-from collections.abc import Callable, Mapping, Sequence
-from multiprocessing.context import BaseContext, ForkServerContext, ForkServerProcess
+from collections.abc import Callable, Sequence
+from multiprocessing import popen_spawn_posix, util
+from multiprocessing.context import BaseContext, SpawnContext, SpawnProcess
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-
-class _Environment:
-    """The environment of the moment in which a child is begun; it is there before anything else is unpickled."""
-
-    def __reduce__(self) -> tuple[Callable[[dict[str, str]], None], tuple[dict[str, str]]]:
-        return _set_environment, (dict(os.environ),)
+from tests.making.warm.descendants import without_own_flags
+from tests.making.warm.python import WarmPython, fits
 
 
-def _set_environment(environment: dict[str, str]) -> None:
-    os.environ.clear()
-    os.environ.update(environment)
+class _WarmPopen(popen_spawn_posix.Popen):
+    _program: WarmPython | None = None
+
+    def _launch(self, process_obj: Any) -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(
+                popen_spawn_posix, "util", SimpleNamespace(**{**vars(util), "spawnv_passfds": self._start})
+            )
+            super()._launch(process_obj)  # type: ignore[misc]
+
+    def _start(self, path: bytes, args: Sequence[Any], passed: Sequence[int]) -> int:
+        if not fits(os.environ):
+            return util.spawnv_passfds(path, args, passed)
+        command = without_own_flags([os.fsdecode(argument) for argument in args])
+        self._program = WarmPython(command[1:], env=os.environ, streams=(0, 1, 2), passed=sorted(set(passed)))
+        return self._program.pid
+
+    def poll(self, flag: int = os.WNOHANG) -> int | None:
+        if self._program is None:
+            return super().poll(flag)
+        if self.returncode is None:
+            self.returncode = self._program.poll() if flag == os.WNOHANG else self._program.wait()
+        return self.returncode
 
 
-def _begin(_: None, target: Callable[..., object], args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-    target(*args, **kwargs)
+class _WarmProcess(SpawnProcess):
+    @staticmethod
+    def _Popen(process_obj: Any) -> Any:  # noqa: N802
+        return _WarmPopen(process_obj)
 
 
-class _WarmProcess(ForkServerProcess):
-    def __init__(
-        self,
-        group: None = None,
-        target: Any = None,
-        name: str | None = None,
-        args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
-        *,
-        daemon: bool | None = None,
-    ) -> None:
-        wrapped = (_Environment(), target, tuple(args), dict(kwargs or {}))
-        super().__init__(group, _begin, name, wrapped, daemon=daemon)
-
-
-class _WarmContext(ForkServerContext):
+class _WarmContext(SpawnContext):
     Process = _WarmProcess
 
 
@@ -54,7 +58,6 @@ class _WarmContext(ForkServerContext):
 def warm_children(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let `multiprocessing.get_context("spawn")` begin children that have the libraries loaded."""
     warm = _WarmContext()
-    warm.set_forkserver_preload(["tests.making.warm.libraries"])
     plain: Callable[..., BaseContext] = multiprocessing.get_context
     monkeypatch.setattr(
         multiprocessing, "get_context", lambda method=None: warm if method == "spawn" else plain(method)

@@ -38,8 +38,9 @@ REQUEST_BYTES = 1 << 20
 # The system shows what stands where a process had its command line and environment when it began.
 ROOM_FOR_ARGUMENTS, ROOM_FOR_ENVIRONMENT = " " * (1 << 14), {"ROOM": " " * (1 << 16)}
 
+MOST_DESCRIPTORS = 250
+
 _SET_CHILD_SUBREAPER = 36
-_MOST_DESCRIPTORS = 250
 # No other user, groups or mask, and no function to call before.
 _NOBODY = (None, None, None, -1, None)
 _libc = ctypes.CDLL(None)
@@ -72,7 +73,7 @@ def begin_spare(
 def _serve(requests: socket.socket) -> tuple[dict[str, Any], list[int]]:
     """Fork what is asked for until the program has ended; give the request in each forked process."""
     while True:
-        message, descriptors, _, _ = socket.recv_fds(requests, REQUEST_BYTES, _MOST_DESCRIPTORS)
+        message, descriptors, _, _ = socket.recv_fds(requests, REQUEST_BYTES, MOST_DESCRIPTORS)
         if not message:
             os._exit(0)
         if between := os.fork():
@@ -150,7 +151,7 @@ class _Family:
         environment = dict(os.environ)
         if env is not None:
             environment = dict(os.fsdecode(entry).split("=", 1) for entry in env)
-        command = _without_own_flags([os.fsdecode(argument) for argument in args])
+        command = without_own_flags([os.fsdecode(argument) for argument in args])
         if (
             [os.fsdecode(path) for path in executables] != [sys.executable]
             or not _is_plain(command[1:])
@@ -166,7 +167,7 @@ class _Family:
         request = {
             "arguments": command[1:], "cwd": os.fsdecode(cwd) if cwd is not None else str(Path.cwd()),
             "environment": environment, "new_session": new_session, "terminal": False, "warm_children": True,
-            "process_group": os.getpgid(0), "passed": passed, "ignored": _ignored(),
+            "process_group": os.getpgid(0), "passed": passed, "ignored": ignored_signals(),
             "blocked": [int(number) for number in signal.pthread_sigmask(signal.SIG_BLOCK, [])],
         }  # fmt: skip
         return self._ask(json.dumps(request).encode(), [*streams, *passed])
@@ -188,7 +189,7 @@ class _Family:
                 _libc.prctl(_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
 
 
-def _without_own_flags(command: list[str]) -> list[str]:
+def without_own_flags(command: list[str]) -> list[str]:
     """`multiprocessing` gives a new interpreter the flags of its own."""
     flags: list[str] = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
     return [command[0], *command[1 + len(flags) :]] if command[1 : 1 + len(flags)] == flags else command
@@ -202,7 +203,7 @@ def _is_plain(arguments: Sequence[str]) -> bool:
     return not any("resource_tracker" in argument for argument in rest[:2])
 
 
-def _ignored() -> list[int]:
+def ignored_signals() -> list[int]:
     return [int(number) for number in signal.valid_signals() if signal.getsignal(number) == signal.SIG_IGN]
 
 

@@ -1,13 +1,12 @@
 """Python programs in processes of their own that begin with torch, transformers and Prefect loaded.
 
-A new interpreter takes seconds to import them. These are forked from one that has done so, one a test process. They
-have their own process id, folder, environment, streams and signals, import this project anew, and end as any other.
-A test of what is imported, or of the start itself, starts `sys.executable`.
+A new interpreter takes seconds to import them. These are forked from one that has done so, the same for all test
+processes that run side by side. They have their own process id, folder, environment, streams and signals, import this
+project anew, and end as any other. A test of what is imported, or of the start itself, starts `sys.executable`.
 """
 
 from __future__ import annotations
 
-import atexit
 import functools
 import json
 import os
@@ -23,9 +22,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
-from tests.making.warm.descendants import READ_ONCE, ROOM_FOR_ARGUMENTS, ROOM_FOR_ENVIRONMENT
+from filelock import FileLock
+
+from tests.making.warm.descendants import (
+    READ_ONCE,
+    REQUEST_BYTES,
+    ROOM_FOR_ARGUMENTS,
+    ROOM_FOR_ENVIRONMENT,
+    ignored_signals,
+)
 
 ROOT = Path(__file__).resolve().parents[3]
+# In which the libraries are loaded; a test may change its own.
+_LOADED_IN = dict(os.environ)
 _ASKING = threading.Lock()
 
 
@@ -42,22 +51,25 @@ class WarmPython:
         new_session: bool = False,
         terminal: bool = False,
         warm_children: bool = False,
+        passed: Sequence[int] = (),
     ) -> None:
         """Start `python ARGUMENTS`: -m MODULE, -c CODE or a file; `terminal` makes the streams its terminal.
 
         With `warm_children` all Python programs that come of it begin with the libraries loaded (descendants.py).
+        It has the descriptors `passed` too, under their numbers here.
         """
-        assert all(env.get(name) == os.environ.get(name) for name in READ_ONCE), "start a new interpreter"
+        assert fits(env), "start a new interpreter"
         self.args = [sys.executable, *arguments]
         self.returncode: int | None = None
         request = {
             "arguments": list(arguments), "cwd": str(cwd or Path.cwd()), "environment": dict(env),
             "new_session": new_session, "terminal": terminal, "warm_children": warm_children,
+            "passed": list(passed), "ignored": ignored_signals(),
         }  # fmt: skip
         reader, writer = os.pipe()
         self._told: IO[bytes] = os.fdopen(reader, "rb", buffering=0)
         with _ASKING:
-            socket.send_fds(_server()[0], [json.dumps(request).encode()], [*streams, writer])
+            socket.send_fds(_server()[0], [json.dumps(request).encode()], [*streams, *passed, writer])
         os.close(writer)
         self.pid = int(self._told_number())
 
@@ -91,9 +103,7 @@ class WarmPython:
         while (byte := self._told.read(1)) not in (b"\n", b""):
             line += byte
         if not line:
-            _, log = _server()
-            log.seek(0)
-            raise RuntimeError(f"the process that forks programs has ended: {log.read().decode()}")
+            raise RuntimeError(f"the process that forks programs has ended: {_server()[1].read_text()}")
         return int(line)
 
 
@@ -154,30 +164,50 @@ def start_in_terminal(
         os.close(inside)
 
 
+def fits(environment: Mapping[str, str]) -> bool:
+    """Whether a program with this environment may begin with libraries that were loaded in ours."""
+    return all(environment.get(name) == _LOADED_IN.get(name) for name in READ_ONCE)
+
+
 @functools.cache
-def _server() -> tuple[socket.socket, IO[bytes]]:
-    """Start the process that forks programs, on first use; it ends with this one."""
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
-    log = tempfile.TemporaryFile()  # noqa: SIM115
-    home = tempfile.TemporaryDirectory(prefix="warm-python-")
-    kept = {
-        name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "PYTHONPATH"))
-    }
-    process = subprocess.Popen(
-        [sys.executable, "-m", "tests.making.warm.server", str(theirs.fileno()), ROOM_FOR_ARGUMENTS],
-        env={**kept, "PREFECT_HOME": home.name, **ROOM_FOR_ENVIRONMENT}, pass_fds=[theirs.fileno()], cwd=ROOT,
-        stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
-    )  # fmt: skip
-    theirs.close()
-
-    def end() -> None:
-        ours.close()
+def _server() -> tuple[socket.socket, Path]:
+    """A connection to the process that forks programs, and its log; the first that asks starts it."""
+    ours = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, REQUEST_BYTES)
+    run = os.environ.get("PYTEST_XDIST_TESTRUNUID", f"of-{os.getpid()}")
+    folder = Path(tempfile.gettempdir()) / f"warm-python-{run}"  # not long: the name of a socket may not be
+    folder.mkdir(exist_ok=True)
+    with FileLock(folder / "lock"):
         try:
-            process.wait(60)
-        except subprocess.TimeoutExpired:
-            process.kill()
-        home.cleanup()
+            ours.connect(str(folder / "asked"))
+        except OSError:
+            _start_server(folder)
+            ours.connect(str(folder / "asked"))
+    return ours, folder / "log.txt"
 
-    atexit.register(end)
-    return ours, log
+
+def _start_server(folder: Path) -> None:
+    """Start the process that forks programs for all who connect; it ends with the last of them and removes `folder`."""
+    path = folder / "asked"
+    path.unlink(missing_ok=True)
+    kept = {
+        name: value for name, value in _LOADED_IN.items() if not name.startswith(("PREFECT_", "PYTHONPATH"))
+    }
+    with (
+        socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener,
+        (folder / "log.txt").open("wb") as log,
+    ):
+        listener.bind(str(path))
+        listener.listen()
+        command = [sys.executable, "-m", "tests.making.warm.server", str(listener.fileno()), str(path)]
+        subprocess.Popen(
+            [*command, ROOM_FOR_ARGUMENTS],
+            env={**kept, "PREFECT_HOME": str(folder / "prefect"), **ROOM_FOR_ENVIRONMENT},
+            pass_fds=[listener.fileno()], cwd=ROOT, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+            start_new_session=True,
+        )  # fmt: skip
+
+
+def begin() -> None:
+    """Let the libraries be loaded for programs while this process does something else."""
+    _server()

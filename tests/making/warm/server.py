@@ -1,7 +1,7 @@
 """Run by python.py: loads the heavy libraries once and becomes, by fork, each Python program that is asked for.
 
-Of this project a program finds nothing loaded, and Prefect reads its settings when the program imports it, as in a new
-process.
+Test processes that run side by side have the same one. Of this project a program finds nothing loaded, and Prefect
+reads its settings when the program imports it, as in a new process.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import logging
 import os
 import runpy
 import select
+import shutil
 import signal
 import socket
 import sys
@@ -28,7 +29,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.making.warm.descendants import REQUEST_BYTES, begin_spare, place, show_as
+from tests.making.warm.descendants import MOST_DESCRIPTORS, REQUEST_BYTES, begin_spare, place, show_as
 
 # Of these an import loads only a door; the rest is loaded at first use.
 BEHIND_LAZY_DOORS = {
@@ -159,6 +160,26 @@ class Program:
             runpy.run_path(first, run_name="__main__")
 
 
+def accept(listener: socket.socket, path: Path) -> socket.socket | None:
+    """Give the connection of a test process in a process of its own; None in this one when all of those have ended."""
+    living = 0
+    while True:
+        if select.select([listener], [], [], 1.0 if living else None)[0]:
+            connection, _ = listener.accept()
+            if not os.fork():
+                listener.close()
+                os.setsid()
+                return connection
+            connection.close()
+            living += 1
+        while living and os.waitpid(-1, os.WNOHANG)[0]:
+            living -= 1
+        if not living:
+            path.unlink(missing_ok=True)  # who comes now starts another; who came before is still heard
+            if not select.select([listener], [], [], 0)[0]:
+                return None
+
+
 class Server:
     """Forks programs for the process at the other end of a socket; ends with it."""
 
@@ -180,7 +201,7 @@ class Server:
                     self._woken.recv(4096)
                 self._tell_ends()
             if self._requests in ready:
-                message, descriptors, _, _ = socket.recv_fds(self._requests, REQUEST_BYTES, 4)
+                message, descriptors, _, _ = socket.recv_fds(self._requests, REQUEST_BYTES, MOST_DESCRIPTORS)
                 if not message:
                     return None
                 if program := self._fork(Program(**json.loads(message)), descriptors):
@@ -247,5 +268,12 @@ if __name__ == "__main__":
         del sys.modules[ours]
     gc.collect()
     gc.freeze()  # so that no collection in a forked process copies what is shared
-    if asked := Server(socket.socket(fileno=int(sys.argv[1]))).serve():
-        run_and_leave(asked)
+    socket_path = Path(sys.argv[2])
+    requests = accept(socket.socket(fileno=int(sys.argv[1])), socket_path)
+    if requests is None:
+        shutil.rmtree(socket_path.parent, ignore_errors=True)
+        os._exit(0)
+    asked = Server(requests).serve()
+    if asked is None:
+        os._exit(0)
+    run_and_leave(asked)
