@@ -12,9 +12,10 @@ import json
 import logging
 import posixpath
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -87,9 +88,10 @@ class Store:
         with explained(self.place, "listed"):
             files, root = open_place(self.place)
             start = posixpath.join(root, below) if below else root
-            if not files.exists(start):
+            try:
+                entries = [entry for entry in files.ls(start, detail=True) if entry["type"] == kind]
+            except FileNotFoundError:
                 return []
-            entries = [entry for entry in files.ls(start, detail=True) if entry["type"] == kind]
             names = {posixpath.basename(entry["name"].rstrip("/")) for entry in entries}
             return sorted(names - {posixpath.basename(start)} if kind == "file" else names)
 
@@ -191,8 +193,7 @@ class Store:
                     continue
                 name = path.relative_to(self.local).as_posix()
                 address = posixpath.join(root, name)
-                files.makedirs(posixpath.dirname(address), exist_ok=True)
-                files.put_file(str(path), address)
+                _in_folder(files, address, partial(files.put_file, str(path), address))
                 files.invalidate_cache(posixpath.dirname(address))
                 news[name] = _stamp(files.info(address))
             self._remember(news)
@@ -204,8 +205,9 @@ class Store:
             return path.read_bytes() if path.is_file() else None
         with self._read():
             files, root = open_place(self.place)
+            whole = {"max_concurrency": 1} if speaks_s3(files) else {}  # a request for its size first is saved
             try:
-                content: bytes = files.cat_file(posixpath.join(root, name))
+                content: bytes = files.cat_file(posixpath.join(root, name), **whole)
             except FileNotFoundError:
                 return None
             return content
@@ -226,9 +228,8 @@ class Store:
             address = posixpath.join(root, name)
             if files.exists(address):
                 return False
-            files.makedirs(posixpath.dirname(address), exist_ok=True)
             try:
-                files.pipe_file(address, content, mode="create")
+                _in_folder(files, address, partial(files.pipe_file, address, content, mode="create"))
             except Exception:  # another one was first, or it cannot be written under that condition
                 files.invalidate_cache()
                 if files.exists(address):
@@ -312,12 +313,31 @@ def open_place(place: str) -> tuple[AbstractFileSystem, str]:
 
 def write_whole(files: AbstractFileSystem, address: str, content: bytes) -> None:
     """Write a small file whole or not at all, also where the file system is this machine's."""
-    files.makedirs(posixpath.dirname(address), exist_ok=True)
-    if "file" in ((files.protocol,) if isinstance(files.protocol, str) else files.protocol):
+    if "file" in _protocols(files):
+        files.makedirs(posixpath.dirname(address), exist_ok=True)
         with replacing(Path(address)) as partial_path:
             partial_path.write_bytes(content)
     else:
-        files.pipe_file(address, content)
+        _in_folder(files, address, partial(files.pipe_file, address, content))
+
+
+def _in_folder(files: AbstractFileSystem, address: str, write: Callable[[], Any]) -> None:
+    """Write a file, whose folder is made before; S3 has none, and only a bucket that is missing is made."""
+    if speaks_s3(files):
+        with suppress(FileNotFoundError):
+            write()
+            return
+    files.makedirs(posixpath.dirname(address), exist_ok=True)
+    write()
+
+
+def speaks_s3(files: AbstractFileSystem) -> bool:
+    """Whether a file system is S3's, by the client whose requests are known here."""
+    return "s3" in _protocols(files) and hasattr(files, "_call_s3")
+
+
+def _protocols(files: AbstractFileSystem) -> tuple[str, ...]:
+    return (files.protocol,) if isinstance(files.protocol, str) else files.protocol
 
 
 def as_store(place: Store | Path) -> Store:
@@ -327,7 +347,10 @@ def as_store(place: Store | Path) -> Store:
 
 def _listed(files: AbstractFileSystem, start: str) -> dict[str, dict[str, Any]]:
     """All files below a directory, by address."""
-    found: dict[str, dict[str, Any]] = files.find(start, detail=True) if files.exists(start) else {}
+    try:
+        found: dict[str, dict[str, Any]] = files.find(start, detail=True)
+    except FileNotFoundError:
+        return {}
     return found
 
 

@@ -12,7 +12,7 @@ import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from tasks.core.storage.store import Store, explained, open_place, write_whole
+from tasks.core.storage.store import Store, explained, open_place, speaks_s3, write_whole
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
@@ -45,7 +45,7 @@ def read_version(store: Store, name: str) -> Version:
         files, root = open_place(store.place)
         address = posixpath.join(root, name)
         try:
-            if _speaks_s3(files):
+            if speaks_s3(files):
                 return _get_s3(files, address)
             return Version(files.cat_file(address))
         except FileNotFoundError:
@@ -76,7 +76,7 @@ def has_conditional_writes(store: Store) -> bool:
 
 def _has_conditions(files: AbstractFileSystem, root: str) -> bool:
     """Try it once for each place: a file that is there, and conditions that do not hold."""
-    if not _speaks_s3(files):
+    if not speaks_s3(files):
         return False
     address = posixpath.join(root, _PROBE_NAME)
     key = f"{getattr(files, '_endpoint', None) or files.client_kwargs} {address}"
@@ -89,11 +89,6 @@ def _has_conditions(files: AbstractFileSystem, root: str) -> bool:
             except _NotKnownError:
                 _tried[key] = False
         return _tried[key]
-
-
-def _speaks_s3(files: AbstractFileSystem) -> bool:
-    protocols = (files.protocol,) if isinstance(files.protocol, str) else files.protocol
-    return "s3" in protocols and hasattr(files, "_call_s3")
 
 
 def _get_s3(files: Any, address: str) -> Version:

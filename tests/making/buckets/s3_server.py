@@ -87,13 +87,12 @@ def main() -> None:
     """Serve until the process is ended or its parent is gone."""
     import logging
 
-    from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
+    from moto.moto_server.werkzeug_app import create_backend_app
     from werkzeug.serving import make_server
 
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    server = make_server(
-        "127.0.0.1", 0, _Server(DomainDispatcherApplication(create_backend_app)), threaded=True
-    )
+    # moto's own dispatcher looks through all services it knows, on the disk, at each request.
+    server = make_server("127.0.0.1", 0, _Server(create_backend_app("s3")), threaded=True)
     print(server.server_port, flush=True)
     threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
     server.serve_forever()
