@@ -3,17 +3,19 @@
 Each command runs in a process of its own on a fresh copy of TEMPLATE (a folder of models). At its n-th call that
 touches that copy the process is killed ("kill"), or the call fails once ("once"), the disk is full ("full") or gone
 ("gone") from there on. One JSON line tells what the next use of the alias finds, and what the same command does when it
-is run again.
+is run again. `--crowd MODELS SIZE`: SIZE processes change the alias of MODELS at once.
 """
 
 from __future__ import annotations
 
 import errno
+import gc
 import json
 import os
 import shutil
 import signal
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -82,21 +84,26 @@ def _act(command: str, models_dir: Path) -> None:
         promote(models_dir, command, Actor("anna", "because"), None, force=True)
 
 
-def _run(command: str, models_dir: Path, fault: Fault | None) -> tuple[int, str]:
+def _outcome(command: str, models_dir: Path) -> tuple[int, str]:
+    """Give the exit code of the command, and its error."""
+    try:
+        _act(command, models_dir)
+    except TuneproofError as error:
+        return 1, str(error)
+    except BaseException as error:
+        return 2, f"{type(error).__name__}: {error}"
+    return 0, ""
+
+
+def _run(command: str, models_dir: Path, fault: Fault) -> tuple[int, str]:
     """Give the exit code (negative: the signal) of the command in a process of its own, and its error."""
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
-        code, told = 0, ""
-        try:
-            if fault is not None:
-                fault.arm()
-            _act(command, models_dir)
-            code = 9 if fault is not None and fault.count < fault.number else 0
-        except TuneproofError as error:
-            code, told = 1, str(error)
-        except BaseException as error:
-            code, told = 2, f"{type(error).__name__}: {error}"
+        fault.arm()
+        code, told = _outcome(command, models_dir)
+        if code == 0 and fault.count < fault.number:
+            code = 9
         os.write(writing, told.encode())
         os._exit(code)
     os.close(writing)
@@ -122,6 +129,10 @@ def _holds(models_dir: Path) -> dict[str, Any]:
 
 def main(template: Path, work: Path, commands: list[str]) -> None:
     """Try each command with each kind of fault at each call."""
+    once = Path(shutil.copytree(template, work / "once"))
+    _outcome(commands[0], once)  # so that no child has more to import
+    shutil.rmtree(once)
+    gc.freeze()
     for command in commands:
         for kind in ("kill", "once", "full", "gone"):
             for number in range(1, 200):
@@ -134,7 +145,7 @@ def main(template: Path, work: Path, commands: list[str]) -> None:
                 found |= {"code": code, "told": told}
                 found["held"] = _holds(models_dir)
                 if code:
-                    found["again"] = _run(command, models_dir, None)
+                    found["again"] = _outcome(command, models_dir)
                     found["held_then"] = _holds(models_dir)
                 print(json.dumps(found), flush=True)
                 shutil.rmtree(models_dir)
@@ -142,17 +153,39 @@ def main(template: Path, work: Path, commands: list[str]) -> None:
                 raise AssertionError(f"{command} made more calls than were tried")
 
 
-def change_often(models_dir: str, number: int) -> None:
+def change_often(models_dir: Path, number: int) -> None:
     """What one of several processes does: promote and roll back in turn."""
     names = ("one", "two", "three")
     for step in range(3):
         try:
-            _act("rollback" if (number + step) % 4 == 3 else names[(number + step) % 3], Path(models_dir))
+            _act("rollback" if (number + step) % 4 == 3 else names[(number + step) % 3], models_dir)
         except PromotionError as error:
             assert "first promoted model" in str(error), error
-        found = current_champion(Path(models_dir))
+        found = current_champion(models_dir)
         assert found is not None and found.run_name in names
 
 
+def crowd(models_dir: Path, size: int) -> None:
+    """Let `size` processes change the alias at once; prints their exit codes as one line of JSON."""
+    waiting, begin = os.pipe()
+    children = []
+    for number in range(size):
+        children.append(os.fork())
+        if children[-1] == 0:
+            os.close(begin)
+            os.read(waiting, 1)  # until all are there
+            try:
+                change_often(models_dir, number)
+            except BaseException:
+                traceback.print_exc()
+                os._exit(1)
+            os._exit(0)
+    os.close(begin)
+    print(json.dumps([os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]))
+
+
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:])
+    if sys.argv[1] == "--crowd":
+        crowd(Path(sys.argv[2]), int(sys.argv[3]))
+    else:
+        main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import multiprocessing
 import os
 import re
 import shutil
@@ -40,10 +39,10 @@ from tasks.core.report.leaderboard import read_leaderboard
 from tasks.core.storage.store import Store
 from tasks.evaluator import Evaluator
 from tests.making.model_runs import make_run
-from tests.making.promotion_faults import change_often
 from tests.promotion.test_promotion import evidence
 
 ANNA = Actor("anna")
+NAMES = ("one", "two", "three")
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -52,13 +51,28 @@ def force(models_dir: Path, run_name: str, reason: str = "because") -> None:
     promote(models_dir, run_name, Actor("anna", reason), None, force=True)
 
 
+@pytest.fixture(scope="module")
+def unpromoted(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> Path:
+    """Three complete models. Do not write to them."""
+    models_dir = tmp_path_factory.mktemp("unpromoted") / "models"
+    for name in NAMES:
+        make_run(models_dir, name, base=tiny_model_dir)
+    return models_dir
+
+
+@pytest.fixture(scope="module")
+def promoted(unpromoted: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three complete models, promoted one after the other. Do not write to them."""
+    models_dir = Path(shutil.copytree(unpromoted, tmp_path_factory.mktemp("promoted") / "models"))
+    for name in NAMES:
+        force(models_dir, name)
+    return models_dir
+
+
 @pytest.fixture
-def models(tmp_path: Path, tiny_model_dir: Path) -> Path:
-    """Three complete models, promoted one after the other."""
-    for name in ("one", "two", "three"):
-        make_run(tmp_path / "models", name, base=tiny_model_dir)
-        force(tmp_path / "models", name)
-    return tmp_path / "models"
+def models(promoted: Path, tmp_path: Path) -> Path:
+    """Three complete models, promoted one after the other, that a test may damage."""
+    return Path(shutil.copytree(promoted, tmp_path / "models"))
 
 
 def change_weights(models_dir: Path, run_name: str) -> None:
@@ -83,11 +97,10 @@ SEPARATORS = ["\u2028", "\u2029", "\u0085", "\x0b", "\x0c", "\x1c", "\x1d", "\x1
     "mark", SEPARATORS, ids=[f"U+{ord(mark[-1]):04X}-{len(mark)}" for mark in SEPARATORS]
 )
 def test_a_reason_may_hold_whatever_ends_a_line_elsewhere(
-    tmp_path: Path, tiny_model_dir: Path, mark: str
+    tmp_path: Path, unpromoted: Path, mark: str
 ) -> None:
-    models = tmp_path / "models"
-    for name in ("one", "two", "three"):
-        make_run(models, name, base=tiny_model_dir)
+    models = Path(shutil.copytree(unpromoted, tmp_path / "models"))
+    for name in NAMES:
         force(models, name, f"first{mark}second")
     assert [entry.reason for entry in promotion_history(models)] == [f"first{mark}second"] * 3
     assert roll_back(models, ANNA)[0].run_name == "two"
@@ -377,31 +390,24 @@ def test_at_a_url_the_history_is_compared_too_and_what_was_removed_there_is_gone
 
 
 @pytest.fixture(scope="module")
-def faults(tiny_model_dir: Path) -> Iterator[list[dict[str, Any]]]:
+def faults(promoted: Path) -> Iterator[list[dict[str, Any]]]:
     """What was left by a promotion, a rollback and a mending that failed at each of their calls."""
     memory = Path("/dev/shm")
     with tempfile.TemporaryDirectory(dir=memory if os.access(memory, os.W_OK) else None) as folder:
-        template = Path(folder) / "models"
-        for name in ("one", "two", "three"):
-            make_run(template, name, base=tiny_model_dir)
-            force(template, name)
-        mended = Path(folder) / "damaged"
-        shutil.copytree(template, mended)
+        mended = Path(shutil.copytree(promoted, Path(folder) / "damaged"))
         (mended / "promotions.jsonl").write_bytes(b"{ damaged\n")
         environ = {**os.environ, "PYTHONPATH": str(ROOT), "TUNEPROOF_CACHE": f"{folder}/cache"}
         found = []
-        for models_dir, *commands in ((template, "rollback", "one"), (mended, "two")):
+        for models_dir, *commands in ((promoted, "rollback", "one"), (mended, "two")):
             command = [
                 sys.executable,
                 "-m",
                 "tests.making.promotion_faults",
                 models_dir,
-                Path(folder) / "work",
+                f"{folder}/work",
                 *commands,
             ]
-            done = subprocess.run(
-                list(map(str, command)), env=environ, capture_output=True, text=True, check=True
-            )
+            done = subprocess.run(command, env=environ, capture_output=True, text=True, check=True)
             found += [json.loads(line) for line in done.stdout.splitlines()]
         yield found
 
@@ -522,13 +528,11 @@ def test_where_the_pointer_cannot_follow_the_history_counts(
 
 
 def test_ten_processes_at_once_leave_one_line_that_pointer_and_history_share(models: Path) -> None:
-    context = multiprocessing.get_context("spawn")
-    processes = [context.Process(target=change_often, args=(str(models), number)) for number in range(10)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(120)
-    assert [process.exitcode for process in processes] == [0] * 10
+    command = [sys.executable, "-m", "tests.making.promotion_faults", "--crowd", models, "10"]
+    done = subprocess.run(
+        command, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=120
+    )
+    assert json.loads(done.stdout) == [0] * 10, done.stderr
     line = alias.read_line(models)
     assert line.pointer == line.decided and line.mark is None
     entries = promotion_history(models)

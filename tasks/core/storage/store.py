@@ -205,7 +205,8 @@ class Store:
             return path.read_bytes() if path.is_file() else None
         with self._read():
             files, root = open_place(self.place)
-            whole = {"max_concurrency": 1} if speaks_s3(files) else {}  # a request for its size first is saved
+            # One request, where else a first one asks for the size.
+            whole = {"max_concurrency": 1} if speaks_s3(files) else {}
             try:
                 content: bytes = files.cat_file(posixpath.join(root, name), **whole)
             except FileNotFoundError:
