@@ -17,7 +17,7 @@ from tasks.core.evaluation import nights
 from tasks.core.evaluation.nights import ChallengeBook, Look
 from tasks.core.models.trained import alias
 from tasks.core.models.trained.alias_bucket import BucketAlias
-from tasks.core.models.trained.alias_files import OvertakenError
+from tasks.core.models.trained.alias_files import HISTORY_NAME, POINTER_NAME, OvertakenError
 from tasks.core.models.trained.champion import current_champion
 from tasks.core.models.trained.discovery import find_model
 from tasks.core.models.trained.model_store import list_models, send_model
@@ -67,6 +67,39 @@ def place(
 def s3_place(server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setenv("TUNEPROOF_CACHE", str(tmp_path / "one"))
     return f"s3://tuneproof/place-{next(_places)}/models"
+
+
+@pytest.fixture(scope="module")
+def promoted_in_turn(
+    server: S3Server, tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Store, Path, list[dict[str, bytes]]]:
+    """Three models at a URL, the cache of the machine that sent them, and the alias after each was promoted."""
+    cache, states = tmp_path_factory.mktemp("sender"), []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TUNEPROOF_CACHE", str(cache))
+        models = with_models(f"s3://tuneproof/place-{next(_places)}/models", tiny_model_dir)
+        for name in NAMES:
+            force(models, name)
+            states.append({name: models.read(name) or b"" for name in (POINTER_NAME, HISTORY_NAME)})
+    return models, cache, states
+
+
+@pytest.fixture
+def promoted(
+    promoted_in_turn: tuple[Store, Path, list[dict[str, bytes]]], monkeypatch: pytest.MonkeyPatch
+) -> Callable[[int], Store]:
+    """Three models at a URL as they were after the first of them were promoted, as many as one asks for."""
+    models, cache, states = promoted_in_turn
+    monkeypatch.setenv("TUNEPROOF_CACHE", str(cache))
+
+    def after(count: int) -> Store:
+        for name in models.files_below(""):
+            models.remove(name)
+        for name, content in states[count - 1].items():
+            models.write(name, content)
+        return models
+
+    return after
 
 
 def with_models(place: str, base: Path, names: tuple[str, ...] = NAMES) -> Store:
@@ -171,24 +204,11 @@ def test_a_write_whose_answer_was_lost_counts_as_written(server: S3Server, s3_pl
 
 def _together(place: str, caches: Path, plans: list[list[str]]) -> list[dict[str, Any]]:
     """Let machines, each with a cache of its own, change the alias at once; give how each step ended."""
-    programs = [
-        start_with_pipes(
-            ["-m", "tests.making.buckets.promotions", place, str(caches / f"machine-{number}"), f"machine-{number}",
-             *plan],
-            env=os.environ, cwd=ROOT,
-        )
-        for number, plan in enumerate(plans)
-    ]  # fmt: skip
-    for _, _, printed in programs:
-        assert printed.readline() == "ready\n"
-    for _, wanted, _ in programs:
-        with wanted:
-            wanted.write("go\n")
-    ended = []
-    for program, _, printed in programs:
-        with printed:
-            ended += [json.loads(line) for line in printed]
-        assert program.wait(180) == 0
+    arguments = ["-m", "tests.making.buckets.promotions", place, str(caches), *map(",".join, plans)]
+    program, wanted, printed = start_with_pipes(arguments, env=os.environ, cwd=ROOT)
+    with wanted, printed:
+        ended = [json.loads(line) for line in printed]
+    assert program.wait(180) == 0
     return ended
 
 
@@ -217,10 +237,9 @@ def test_of_machines_that_promote_at_once_each_change_holds_or_is_refused_and_no
 
 
 def test_of_two_promotions_at_the_same_moment_one_holds_and_the_other_is_told(
-    s3_place: str, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+    promoted: Callable[[int], Store], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    models = with_models(s3_place, tiny_model_dir)
-    force(models, "one")
+    models = promoted(1)
     add_line = BucketAlias.add_line
 
     def add_too_late(files: BucketAlias, *args: Any, **options: Any) -> None:
@@ -248,13 +267,12 @@ STEPS = ("write_mark", "add_line", "write_pointer", "sweep", "remove_mark")
 @pytest.mark.parametrize("is_done", [False, True], ids=["before", "after"])
 @pytest.mark.parametrize("step", STEPS)
 def test_a_change_that_dies_at_any_step_is_finished_or_never_was(
-    s3_place: str, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch, step: str, is_done: bool
+    promoted: Callable[[int], Store], monkeypatch: pytest.MonkeyPatch, step: str, is_done: bool
 ) -> None:
     class Killed(BaseException):
         pass
 
-    models = with_models(s3_place, tiny_model_dir)
-    force(models, "one")
+    models = promoted(1)
     plain = getattr(BucketAlias, step)
 
     def die(files: BucketAlias, *args: Any, **options: Any) -> None:
@@ -291,10 +309,9 @@ def test_a_rollback_that_nobody_was_told_of_is_told_and_not_repeated(
 
 
 def test_a_machine_that_stood_still_cannot_put_an_old_pointer_back(
-    s3_place: str, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+    promoted: Callable[[int], Store], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    models = with_models(s3_place, tiny_model_dir)
-    force(models, "one")
+    models = promoted(1)
     write_pointer, late = BucketAlias.write_pointer, []
 
     def stand_still(files: BucketAlias, content: bytes, before: Version) -> None:
@@ -313,10 +330,9 @@ def test_a_machine_that_stood_still_cannot_put_an_old_pointer_back(
 
 
 def test_while_the_bucket_does_not_answer_nothing_changes_and_that_is_told(
-    server: S3Server, s3_place: str, tiny_model_dir: Path
+    server: S3Server, promoted: Callable[[int], Store]
 ) -> None:
-    models = with_models(s3_place, tiny_model_dir)
-    force(models, "one")
+    models = promoted(1)
     server.control(rate=1.0)
     try:
         with pytest.raises(StorageError, match="cannot be"):
@@ -329,10 +345,9 @@ def test_while_the_bucket_does_not_answer_nothing_changes_and_that_is_told(
 
 
 def test_requests_that_fail_at_random_leave_pointer_and_history_equal(
-    server: S3Server, s3_place: str, tiny_model_dir: Path
+    server: S3Server, promoted: Callable[[int], Store]
 ) -> None:
-    models = with_models(s3_place, tiny_model_dir)
-    force(models, "one")
+    models = promoted(1)
     for number in range(12):
         before, name = told_of(models), NAMES[(number + 1) % 3]
         server.control(rate=0.15, seed=number)
@@ -393,13 +408,11 @@ SOME_DAMAGE = (
 
 @pytest.mark.parametrize("kind", SOME_DAMAGE)
 def test_damage_of_pointer_or_history_is_refused_as_in_a_folder_and_mended_by_force(
-    s3_place: str, tiny_model_dir: Path, tmp_path: Path, kind: str
+    promoted: Callable[[int], Store], tmp_path: Path, kind: str
 ) -> None:
-    models, copy = with_models(s3_place, tiny_model_dir), tmp_path / "copy"
-    for name in NAMES:
-        force(models, name)
+    models, copy = promoted(3), tmp_path / "copy"
     copy.mkdir()
-    files = ("promoted.json", "promotions.jsonl")
+    files = (POINTER_NAME, HISTORY_NAME)
     for name in files:
         (copy / name).write_bytes(models.read(name) or b"")
     damage, told = DAMAGE[kind]

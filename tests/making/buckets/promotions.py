@@ -1,13 +1,18 @@
-"""Promotions at a URL by several machines: `python -m tests.making.buckets.promotions URL CACHE BY MODEL…`.
+"""Promotions at a URL by several machines: `python -m tests.making.buckets.promotions URL CACHES PLAN…`.
 
-Promotes the models in turn (`rollback` goes back), each as a command would. One JSON line tells how each ended.
+Each PLAN is of a machine, a process with a cache of its own in CACHES: it promotes the models that the plan names, with
+commas between, in turn (`rollback` goes back), each as a command would. All begin at once; one JSON line tells how each
+step ended. They are forked from one process that has imported what they need.
 """
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import sys
+import traceback
+from pathlib import Path
 
 from tasks.core.errors import PromotionError
 from tasks.core.promotion.promotion import Actor, promote, roll_back
@@ -26,14 +31,34 @@ def change(url: str, by: str, step: str) -> str | None:
     return None
 
 
-def main(url: str, cache: str, by: str, *steps: str) -> None:
-    """Wait for a line on stdin, so that all begin at once."""
-    os.environ["TUNEPROOF_CACHE"] = cache
-    print("ready", flush=True)
-    sys.stdin.readline()
+def machine(url: str, cache: Path, steps: list[str]) -> None:
+    """What one machine does."""
+    os.environ["TUNEPROOF_CACHE"] = str(cache)
     for step in steps:
-        print(json.dumps({"by": by, "step": step, "told": change(url, by, step)}), flush=True)
+        line = json.dumps({"by": cache.name, "step": step, "told": change(url, cache.name, step)}) + "\n"
+        os.write(sys.stdout.fileno(), line.encode())
+
+
+def main(url: str, caches: str, *plans: str) -> int:
+    """Let the machines go, wait for them, and give the worst of their exit codes."""
+    if url.startswith("s3:"):
+        importlib.import_module("s3fs")
+    waiting, begin = os.pipe()
+    children = []
+    for number, plan in enumerate(plans):
+        children.append(os.fork())
+        if children[-1] == 0:
+            os.close(begin)
+            os.read(waiting, 1)  # until all are there
+            try:
+                machine(url, Path(caches) / f"machine-{number}", plan.split(","))
+            except BaseException:
+                traceback.print_exc()
+                os._exit(1)
+            os._exit(0)
+    os.close(begin)
+    return max(abs(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])) for child in children)
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    sys.exit(main(*sys.argv[1:]))
