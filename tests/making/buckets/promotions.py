@@ -1,8 +1,8 @@
 """Promotions at a URL by several machines: `python -m tests.making.buckets.promotions URL CACHES PLAN…`.
 
 Each PLAN is of a machine, a process with a cache of its own in CACHES: it promotes the models that the plan names, with
-commas between, in turn (`rollback` goes back), each as a command would. All begin at once; one JSON line tells how each
-step ended. They are forked from one process that has imported what they need.
+commas between, in turn (`rollback` goes back), each as a command would. All begin at once, when each is connected; one
+JSON line tells how each step ended. They are forked from one process that has imported what they need.
 """
 
 from __future__ import annotations
@@ -44,18 +44,24 @@ def main(url: str, caches: str, *plans: str) -> int:
     if url.startswith("s3:"):
         importlib.import_module("s3fs")
     waiting, begin = os.pipe()
+    connected, tell = os.pipe()
     children = []
     for number, plan in enumerate(plans):
         children.append(os.fork())
         if children[-1] == 0:
             os.close(begin)
-            os.read(waiting, 1)  # until all are there
             try:
+                Store(url).files_below("")
+                os.write(tell, b".")
+                os.read(waiting, 1)
                 machine(url, Path(caches) / f"machine-{number}", plan.split(","))
             except BaseException:
                 traceback.print_exc()
                 os._exit(1)
             os._exit(0)
+    os.close(tell)
+    for _ in children:
+        os.read(connected, 1)
     os.close(begin)
     return max(abs(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])) for child in children)
 
