@@ -49,12 +49,12 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def watched(folder: Path, *tokens: str) -> tuple[str, list[str]]:
+def watched(folder: Path, *tokens: str, **more: str) -> tuple[str, list[str]]:
     """Run a command; give what it printed and the model libraries it imported."""
     done = subprocess.run(
         [sys.executable, "-c", WATCHED, *tokens],
         cwd=folder,
-        env=environment(folder),
+        env=environment(folder, **more),
         capture_output=True,
         text=True,
         timeout=300,
@@ -145,16 +145,16 @@ def test_the_list_of_runs_ranks_them_and_writes_a_page(folder: Path) -> None:
     assert "best exact_match first" in printed
     assert "10 rows (eeeeeeee); not evaluated" in printed
     assert (folder / "runs" / "leaderboard.html").is_file()
-    watched(folder, "runs", "--html", "pages/x.html")
+    assert tuneproof(folder, "runs", "--html", "pages/x.html").returncode == 0
     assert (folder / "pages" / "x.html").is_file()
 
 
 @pytest.mark.server
-def test_scoring_again_with_other_metrics_calls_no_model(folder: Path) -> None:
+def test_scoring_again_with_other_metrics_calls_no_model(folder: Path, prefect_server: str) -> None:
     predictions = (folder / "runs" / "tuned" / "inferencer_output.jsonl").read_bytes()
     evaluate_run(folder / "runs" / "tuned", None, SETTINGS)
     other = ("--evaluator.metrics", "exact_match,chrf,f1")
-    _, libraries = watched(folder, "evaluate", "--run", "tuned", *other)
+    _, libraries = watched(folder, "evaluate", "--run", "tuned", *other, PREFECT_API_URL=prefect_server)
     assert libraries == []
     summary = read_summary(folder / "runs" / "tuned" / "evaluator_output_summary.json")
     assert [metric.name for metric in summary.candidate.metrics] == ["exact_match", "chrf", "f1"]

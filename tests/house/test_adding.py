@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.making.warm.python import run_python
+
 ROOT = Path(__file__).resolve().parents[2]
 COPIED = ("flows", "tasks", "docs", "tests/making")
 
@@ -493,14 +495,15 @@ def try_out(house: Path, script: str, folder: Path) -> str:
         f"from pathlib import Path\nhere, house = Path({str(folder)!r}), Path({str(house)!r})\n"
         "import tasks.core.errors\nassert Path(tasks.core.errors.__file__).is_relative_to(house)\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", beginning + script],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(house), "TUNEPROOF_CACHE": str(folder / "cache")},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    environment = {**os.environ, "PYTHONPATH": str(house), "TUNEPROOF_CACHE": str(folder / "cache")}
+    arguments = ["-c", beginning + script]
+    if "sys.modules" in script:  # it asks what was imported
+        command = [sys.executable, *arguments]
+        done = subprocess.run(
+            command, cwd=folder, env=environment, capture_output=True, text=True, check=False
+        )
+    else:
+        done = run_python(arguments, cwd=folder, env=environment)
     return "" if done.returncode == 0 else done.stderr
 
 

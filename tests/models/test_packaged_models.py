@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -65,10 +64,10 @@ def test_the_second_load_does_not_convert_again() -> None:
 
 
 def test_two_processes_convert_once_between_them(cache_dir: Path) -> None:
-    context = multiprocessing.get_context("spawn")
-    with context.Pool(2) as pool:
-        first, second = pool.map(package_model_dir, [NAME, NAME])
-    assert first == second
+    script = f"from tasks.core.models.packaged import package_model_dir\nprint(package_model_dir({NAME!r}))"
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(lambda _: run_python(["-c", script], check=True).stdout, range(2))
+    assert first == second != ""
     assert len(list(cache_dir.rglob("model.safetensors"))) == 1
     assert leftovers(cache_dir) == []
 
