@@ -135,6 +135,7 @@ def test_a_reply_that_is_cut_is_reported_and_not_generated_again(
     assert second.candidate.metrics == first.candidate.metrics
 
 
+@pytest.mark.usefixtures("prefect_api")
 def test_the_key_may_be_kept_in_a_prefect_secret_block(monkeypatch: pytest.MonkeyPatch) -> None:
     from prefect.blocks.system import Secret
 

@@ -43,7 +43,7 @@ def safe_text(text: str) -> str:
     """Text that a cell can hold: characters XML forbids become a replacement mark, long text is cut."""
     clean = _ILLEGAL_IN_XML.sub("\ufffd", text)
     # Excel counts UTF-16 units, so a character beyond the basic plane is two.
-    if len(clean) + sum(character > "\uffff" for character in clean) <= CELL_LIMIT:
+    if len(clean.encode("utf-16-le")) <= 2 * CELL_LIMIT:
         return clean
     kept = clean.encode("utf-16-le")[: 2 * (CELL_LIMIT - len(CUT_MARK))].decode("utf-16-le", "ignore")
     return kept + CUT_MARK
