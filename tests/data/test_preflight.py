@@ -252,15 +252,15 @@ def test_a_wording_changed_with_the_same_numbers_is_still_near() -> None:
 
 
 @pytest.mark.slow
-def test_100000_by_10000_rows_take_less_than_a_minute() -> None:
+def test_40000_by_10000_rows_take_less_than_half_a_minute() -> None:
     generator = random.Random(1)
     words = [f"word{number}" for number in range(5000)]
-    train = _examples(*(" ".join(generator.choices(words, k=45)) for _ in range(100_000)))
+    train = _examples(*(" ".join(generator.choices(words, k=45)) for _ in range(40_000)))
     test = [*_examples(*(" ".join(generator.choices(words, k=45)) for _ in range(9_000))), *train[:1000]]
     started = time.perf_counter()
     overlap = find_overlap(train, test)
     assert overlap.exact_test_rows == 1000
-    assert time.perf_counter() - started < 60
+    assert time.perf_counter() - started < 30
 
 
 def test_gsm8k_test_questions_are_not_in_its_training_questions(shared_data_dir: Path) -> None:

@@ -119,17 +119,28 @@ def _keys(example: Example, words: Sequence[str]) -> list[int]:
     return [hash(tuple(words)), *([hash(content[1])] if content else [])]
 
 
-def _sequence_hashes(words: Sequence[str]) -> Hashes:
-    """Sorted distinct hashes of all runs of five words; none for a shorter text."""
-    count = len(words) - WORDS_IN_SEQUENCE + 1
+def _sequence_hashes(rows: Sequence[Sequence[str]]) -> list[Hashes]:
+    """Of each row's words the sorted distinct hashes of all runs of five; none for a shorter text."""
+    sizes = np.fromiter(map(len, rows), np.int64, len(rows))
+    # Runs are counted by the row and place of their first word; the last words of a row begin none.
+    row_of_word = np.repeat(np.arange(len(rows)), sizes)
+    word_count = len(row_of_word)
+    count = word_count - WORDS_IN_SEQUENCE + 1
     if count < 1:
-        return np.empty(0, np.uint64)
-    ids = np.fromiter((hash(word) for word in words), np.int64, len(words)).view(np.uint64)
+        return [np.empty(0, np.uint64) for _ in rows]
+    ids = np.fromiter(map(hash, chain.from_iterable(rows)), np.int64, word_count).view(np.uint64)
     mixed = np.zeros(count, np.uint64)
     for offset in range(WORDS_IN_SEQUENCE):
         mixed = (mixed + ids[offset : offset + count]) * _HASH_FACTOR
         mixed ^= mixed >> np.uint64(29)
-    return np.unique(mixed)
+    is_within = row_of_word[:count] == row_of_word[WORDS_IN_SEQUENCE - 1 :]
+    mixed, row_of_run = mixed[is_within], row_of_word[:count][is_within]
+    order = np.lexsort((mixed, row_of_run))  # the rows stay in their order
+    mixed = mixed[order]
+    is_new = np.ones(len(mixed), bool)
+    is_new[1:] = (mixed[1:] != mixed[:-1]) | (row_of_run[1:] != row_of_run[:-1])
+    ends = np.cumsum(np.bincount(row_of_run[is_new], minlength=len(rows)))
+    return np.split(mixed[is_new], ends[:-1])
 
 
 def _asked_words(example: Example) -> list[str]:
@@ -189,11 +200,12 @@ class _TestIndex:
         self._test = test
         self._rows_of_text: dict[int, list[int]] = {}
         hashes: list[Hashes] = []
-        for row, example in enumerate(test):
-            words = _asked_words(example)
-            for key in _keys(example, words):
-                self._rows_of_text.setdefault(key, []).append(row)
-            hashes.append(_sequence_hashes(words))
+        for start in range(0, len(test), _ROWS_AT_ONCE):
+            words = [_asked_words(example) for example in test[start : start + _ROWS_AT_ONCE]]
+            for row, asked in enumerate(words, start):
+                for key in _keys(test[row], asked):
+                    self._rows_of_text.setdefault(key, []).append(row)
+            hashes += _sequence_hashes(words)
         self._vocabulary, place, counts = np.unique(_joined(hashes), return_inverse=True, return_counts=True)
         self._counts = counts
         self._is_template = counts > max(_TEMPLATE_ROWS, _TEMPLATE_SHARE * len(test))
@@ -225,7 +237,7 @@ class _TestIndex:
             for match in chain.from_iterable(self._rows_of_text.get(key, ()) for key in _keys(example, row)):
                 if match not in self.found or self.found[match].kind != "exact":
                     self.found[match] = self._pair("exact", 1.0, example, match)
-        for known in self._known_sequences([_sequence_hashes(row) for row in words]):
+        for known in self._known_sequences(_sequence_hashes(words)):
             example, asked = train[known.position], words[known.position]
             if len(known.telling) >= NEAR_SIMILARITY * known.telling_size:
                 self._match_near(example, asked, known)
