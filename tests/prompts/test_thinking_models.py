@@ -69,7 +69,7 @@ def learn(model: Any, rows: Sequence[tuple[Sequence[int], Sequence[int]]]) -> No
         inputs[i, : len(prompt) + len(told)] = torch.tensor([*prompt, *told])
         labels[i, len(prompt) : len(prompt) + len(told)] = torch.tensor(told)
     model.train().requires_grad_(True)
-    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+    optimizer = torch.optim.Adam(model.parameters(), lr=6e-3)
     for _ in range(400):
         loss = model(input_ids=inputs, labels=labels).loss
         if loss.item() < 0.005:
