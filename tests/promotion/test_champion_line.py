@@ -399,14 +399,8 @@ def faults(promoted: Path) -> Iterator[list[dict[str, Any]]]:
         environ = {**os.environ, "PYTHONPATH": str(ROOT), "TUNEPROOF_CACHE": f"{folder}/cache"}
         found = []
         for models_dir, *commands in ((promoted, "rollback", "one"), (mended, "two")):
-            command = [
-                sys.executable,
-                "-m",
-                "tests.making.promotion_faults",
-                models_dir,
-                f"{folder}/work",
-                *commands,
-            ]
+            given = [str(models_dir), f"{folder}/work", *map(str, commands)]
+            command = [sys.executable, "-m", "tests.making.promotion_faults", *given]
             done = subprocess.run(command, env=environ, capture_output=True, text=True, check=True)
             found += [json.loads(line) for line in done.stdout.splitlines()]
         yield found
@@ -528,7 +522,7 @@ def test_where_the_pointer_cannot_follow_the_history_counts(
 
 
 def test_ten_processes_at_once_leave_one_line_that_pointer_and_history_share(models: Path) -> None:
-    command = [sys.executable, "-m", "tests.making.promotion_faults", "--crowd", models, "10"]
+    command = [sys.executable, "-m", "tests.making.promotion_faults", "--crowd", str(models), "10"]
     done = subprocess.run(
         command, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=120
     )
