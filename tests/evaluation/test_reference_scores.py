@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,28 @@ def overrides(tmp_path: Path, tiny_model_dir: Path, own_cache: Path) -> dict[str
 def infer(overrides: dict[str, Any], **more: Any) -> RunManifest:
     changed = {f"inferencer.{key}": value for key, value in more.items()}
     return Inferencer(load_config(None, {**overrides, **changed})).infer()
+
+
+@pytest.fixture(scope="module")
+def answered_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Runs that an earlier test has answered and scored, by their settings."""
+    return tmp_path_factory.mktemp("answered")
+
+
+@pytest.fixture
+def answered(answered_runs: Path, overrides: dict[str, Any]) -> Callable[..., RunManifest]:
+    """Answer and score; a run with settings that an earlier test has asked for comes as a copy of its files."""
+
+    def answer(**more: Any) -> RunManifest:
+        kept, runs_dir = answered_runs / repr(sorted(more.items())), Path(overrides["pipeline.runs_dir"])
+        if kept.exists():
+            shutil.copytree(kept, runs_dir)
+            return run_of(overrides).read_manifest()
+        manifest = infer(overrides, **more)
+        shutil.copytree(runs_dir, kept)
+        return manifest
+
+    return answer
 
 
 def run_of(overrides: dict[str, Any]) -> RunDir:
@@ -93,9 +116,12 @@ def test_references_are_scored_later_without_generating_again(
 
 @pytest.mark.parametrize("damage", ["deleted", "torn", "last line lost", "changed"])
 def test_a_file_of_scores_that_is_not_whole_is_made_again_without_generating(
-    damage: str, overrides: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    damage: str,
+    overrides: dict[str, Any],
+    answered: Callable[..., RunManifest],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    before = infer(overrides)
+    before = answered()
     path = run_of(overrides).references_path
     content = path.read_bytes()
     damaged = {
@@ -113,10 +139,14 @@ def test_a_file_of_scores_that_is_not_whole_is_made_again_without_generating(
 @pytest.mark.parametrize("shards", [1, 3])
 @pytest.mark.parametrize("damage", ["two lines", "torn", "no score", "no seal"])
 def test_scores_that_are_not_whole_are_made_again_before_there_is_a_manifest(
-    damage: str, shards: int, overrides: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    damage: str,
+    shards: int,
+    overrides: dict[str, Any],
+    answered: Callable[..., RunManifest],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """As a kill between scoring and publishing, and then a fault of the disk, leave them."""
-    before = infer(overrides, num_shards=shards, shard_runner="threads")
+    before = answered(num_shards=shards, shard_runner="threads")
     run = run_of(overrides)
     for path in (run.manifest_path, *([run.references_path] if shards > 1 else [])):
         path.unlink()
@@ -159,9 +189,14 @@ def scored_by_the_first_version(run: RunDir) -> None:
     [("float32", True, True), ("bfloat16", True, False), ("bfloat16", False, False)],
 )
 def test_scores_in_16_bits_of_a_version_that_rounds_otherwise_are_made_again(
-    dtype: str, published: bool, kept: bool, overrides: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    dtype: str,
+    published: bool,
+    kept: bool,
+    overrides: dict[str, Any],
+    answered: Callable[..., RunManifest],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    before = infer(overrides, dtype=dtype)
+    before = answered(dtype=dtype)
     run = run_of(overrides)
     if not published:
         run.manifest_path.unlink()
@@ -184,9 +219,13 @@ def test_scores_in_16_bits_of_a_version_that_rounds_otherwise_are_made_again(
     ],
 )
 def test_perplexities_that_were_rounded_otherwise_promote_nothing(
-    dtype: str, metric: str, outcome: str | None, overrides: dict[str, Any]
+    dtype: str,
+    metric: str,
+    outcome: str | None,
+    overrides: dict[str, Any],
+    answered: Callable[..., RunManifest],
 ) -> None:
-    infer(overrides, dtype=dtype)
+    answered(dtype=dtype)
     candidate = run_of(overrides).path
     base = RunDir(candidate.with_name("base"))
     shutil.copytree(candidate, base.path)
@@ -200,9 +239,9 @@ def test_perplexities_that_were_rounded_otherwise_promote_nothing(
 
 
 def test_a_damaged_line_of_interrupted_scoring_is_scored_again_and_no_other(
-    overrides: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    overrides: dict[str, Any], answered: Callable[..., RunManifest], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = infer(overrides)
+    whole = answered()
     run = run_of(overrides)
     partial_path = run.references_path.with_suffix(f".partial-{REFERENCE_SCORER}.jsonl")
     lines = run.references_path.read_bytes().splitlines(keepends=True)
@@ -216,9 +255,9 @@ def test_a_damaged_line_of_interrupted_scoring_is_scored_again_and_no_other(
 
 @pytest.mark.parametrize("damage", ["cut", "changed", "deleted"])
 def test_an_evaluation_refuses_scores_that_are_not_those_of_the_manifest(
-    damage: str, overrides: dict[str, Any]
+    damage: str, overrides: dict[str, Any], answered: Callable[..., RunManifest]
 ) -> None:
-    infer(overrides)
+    answered()
     run = run_of(overrides)
     settings = EvaluatorConfig(metrics=("perplexity",), bootstrap_resamples=100)
     right = evaluate_run(run.path, None, settings).candidate.metrics[0].value
