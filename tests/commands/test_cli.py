@@ -31,7 +31,7 @@ def environment(folder: Path, **more: str) -> dict[str, str]:
         if not name.startswith(("TUNEPROOF_", "PREFECT_")) and name != "HF_TOKEN"
     }
     home = folder.parent / "prefect"
-    give_database(home)
+    give_database(home, home.parent)
     return {**kept, "PYTHONPATH": str(ROOT), "PREFECT_HOME": str(home), "COLUMNS": "150", **more}
 
 

@@ -5,8 +5,11 @@ from __future__ import annotations
 import errno
 import json
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
@@ -17,28 +20,33 @@ from tasks.core.config import load_config
 from tasks.core.errors import ConfigError, DataError, EvaluationError, RunKeyMismatchError, StorageError
 from tasks.server.retrying import is_passing
 
+if TYPE_CHECKING:
+    from flows.pipeline import PipelineResult
+
 pytestmark = pytest.mark.usefixtures("prefect_api")
 
 QUESTIONS = 6
 
 
 @pytest.fixture
-def questions(tmp_path: Path) -> Path:
-    path = tmp_path / "questions.jsonl"
-    rows = [{"question": f"How many legs have {n} dogs?", "answer": str(4 * n)} for n in range(QUESTIONS)]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
-
-
-@pytest.fixture
-def settings(tmp_path: Path, tiny_model_dir: Path, questions: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def settings(tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A settings file for the tiny model; the working directory and the cache are the test's own."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("TUNEPROOF_CACHE", str(tmp_path / "cache"))
-    path = tmp_path / "settings.toml"
+    enter(tmp_path, monkeypatch)
+    return write_settings(tmp_path, tiny_model_dir)
+
+
+def enter(folder: Path, patch: pytest.MonkeyPatch) -> None:
+    patch.chdir(folder)
+    patch.setenv("TUNEPROOF_CACHE", str(folder / "cache"))
+
+
+def write_settings(folder: Path, model_dir: Path) -> Path:
+    questions, path = folder / "questions.jsonl", folder / "settings.toml"
+    rows = [{"question": f"How many legs have {n} dogs?", "answer": str(4 * n)} for n in range(QUESTIONS)]
+    questions.write_text("".join(json.dumps(row) + "\n" for row in rows))
     path.write_text(f"""
 [fine_tuner]
-base_model_id = "{tiny_model_dir}"
+base_model_id = "{model_dir}"
 training_data_id = "{questions}"
 run_name = "tuned"
 epochs = 1
@@ -82,60 +90,101 @@ def artifacts(since: datetime) -> dict[str, str]:
     }
 
 
-def test_infer_answers_every_row_and_shows_sample_progress_and_file(
-    settings: Path, tiny_model_dir: Path
-) -> None:
+@dataclass(frozen=True)
+class Done:
+    """What a flow gave and the name of its state, where it told that, its settings, what it showed and emitted."""
+
+    result: Any
+    state_name: str | None
+    settings: Path
+    shown: dict[str, str]
+    events: list[str]
+
+
+def do(flow: Callable[[str], Any], folder: Path, model_dir: Path) -> Done:
+    """Run a flow in a folder of its own."""
+    began, events, settings = datetime.now(UTC), list[str](), write_settings(folder, model_dir)
+    with pytest.MonkeyPatch.context() as patch:
+        enter(folder, patch)
+        note_events(events, patch)
+        given = flow(str(settings))
+    result, state_name = (given.result(), given.name) if isinstance(given, State) else (given, None)
+    return Done(result, state_name, settings, artifacts(began), events)
+
+
+@pytest.fixture(scope="module")
+def answered_once(prefect_api: str, tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> Done:
     from flows.inference import infer
 
-    began = datetime.now(UTC)
-    manifest = infer(str(settings), model=str(tiny_model_dir), run_name="First Run".replace(" ", "_"))
+    def infer_first(settings: str) -> State:
+        return infer(settings, model=str(tiny_model_dir), run_name="First_Run", return_state=True)
+
+    return do(infer_first, tmp_path_factory.mktemp("answered"), tiny_model_dir)
+
+
+@pytest.fixture
+def answered(answered_once: Done, monkeypatch: pytest.MonkeyPatch) -> Done:
+    """An inference; the working directory is its folder, which other tests work in too."""
+    enter(answered_once.settings.parent, monkeypatch)
+    return answered_once
+
+
+def test_infer_answers_every_row_and_shows_sample_progress_and_file(answered: Done) -> None:
     published = Path("runs/First_Run/inferencer_output.jsonl").read_text().splitlines()
-    assert (manifest.row_count, len(published)) == (QUESTIONS, QUESTIONS)
-    shown = artifacts(began)
+    assert (answered.result.row_count, len(published)) == (QUESTIONS, QUESTIONS)
+    shown = answered.shown
     assert shown["sample-first-run"] == "table"
     assert shown["predictions-first-run"] == "markdown"  # how Prefect stores links
     assert shown["generation-first-run"] == shown["reference-scores-first-run"] == "progress"
 
 
-def test_what_the_core_logs_is_in_the_logs_of_the_run(settings: Path, tiny_model_dir: Path) -> None:
-    from flows.inference import infer
-
-    infer(str(settings), model=str(tiny_model_dir), run_name="logged")
+def test_what_the_core_logs_is_in_the_logs_of_the_run(answered: Done, tiny_model_dir: Path) -> None:
     expected = f"loaded {tiny_model_dir}"
     assert expected in logs_with(expected)
 
 
 def test_a_second_infer_generates_nothing_and_leaves_the_file_as_it_is(
-    settings: Path, tiny_model_dir: Path
+    answered: Done, tiny_model_dir: Path
 ) -> None:
     from flows.inference import infer
 
-    first = infer(str(settings), model=str(tiny_model_dir), run_name="twice")
-    files = {path: path.read_bytes() for path in Path("runs/twice").glob("*.json*")}
-    second = infer(str(settings), model=str(tiny_model_dir), run_name="twice")
-    assert first == second
-    assert files == {path: path.read_bytes() for path in Path("runs/twice").glob("*.json*")}
+    files = {path: path.read_bytes() for path in Path("runs/First_Run").glob("*.json*")}
+    second = infer(str(answered.settings), model=str(tiny_model_dir), run_name="First_Run")
+    assert files and answered.result == second
+    assert files == {path: path.read_bytes() for path in Path("runs/First_Run").glob("*.json*")}
 
 
 def test_infer_refuses_to_mix_and_its_log_says_what_differs_without_a_traceback(
-    settings: Path, tiny_model_dir: Path
+    answered: Done, tiny_model_dir: Path
 ) -> None:
     from flows.inference import infer
 
-    infer(str(settings), model=str(tiny_model_dir), run_name="mixed")
+    given = {"model": str(tiny_model_dir), "run_name": "First_Run"}
     with pytest.raises(RunKeyMismatchError, match="max_new_tokens: 4 -> 3"):
-        infer(str(settings), model=str(tiny_model_dir), run_name="mixed", max_new_tokens=3)
+        infer(str(answered.settings), **given, max_new_tokens=3)
     logs = logs_with("max_new_tokens: 4 -> 3")
     assert "max_new_tokens: 4 -> 3" in logs
     assert "Traceback" not in logs
 
 
-def test_the_pipeline_trains_answers_before_and_after_and_compares(settings: Path, events: list[str]) -> None:
+@pytest.fixture(scope="module")
+def piped_once(prefect_api: str, tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> Done:
     from flows.pipeline import finetune_infer_evaluate
 
-    began = datetime.now(UTC)
-    result = finetune_infer_evaluate(str(settings))
-    assert all(name.startswith("tuneproof.pipeline.") for name in events)  # so nothing is started twice
+    return do(finetune_infer_evaluate, tmp_path_factory.mktemp("piped"), tiny_model_dir)
+
+
+@pytest.fixture
+def piped(piped_once: Done, monkeypatch: pytest.MonkeyPatch) -> Done:
+    """A whole pipeline; the working directory is its folder, which other tests work in too."""
+    enter(piped_once.settings.parent, monkeypatch)
+    return piped_once
+
+
+def test_the_pipeline_trains_answers_before_and_after_and_compares(piped: Done) -> None:
+    result: PipelineResult = piped.result
+    # So that nothing is started twice.
+    assert piped.events and all(name.startswith("tuneproof.pipeline.") for name in piped.events)
     assert result.trained is not None and result.candidate is not None and result.baseline is not None
     assert result.trained.model_dir.resolve() == Path("models/tuned").resolve()
     assert result.candidate.identity.model.adapter_sha256 is not None
@@ -146,38 +195,36 @@ def test_the_pipeline_trains_answers_before_and_after_and_compares(settings: Pat
     assert result.evaluation.comparison.paired_rows == QUESTIONS
     assert result.evaluation.training is not None
     assert (Path("runs") / result.candidate.run_name / "report.html").is_file()
-    shown, run_name = artifacts(began), result.candidate.run_name
+    shown, run_name = piped.shown, result.candidate.run_name
     assert {shown[f"{kind}-{run_name}"] for kind in ("scores", "verdict", "lineage")} == {"markdown"}
     assert (shown["loss-tuned"], shown["loss-plot-tuned"]) == ("table", "image")
     # The base answered last, yet an evaluation that names no run is of the fine-tuned model.
     from flows.evaluation import evaluate
 
-    assert evaluate(str(settings)).candidate.run_name == run_name
+    assert evaluate(str(piped.settings)).candidate.run_name == run_name
 
 
-def test_a_pipeline_run_again_trains_again_or_reuses_but_never_fails_on_its_own_files(settings: Path) -> None:
+def test_a_pipeline_run_again_trains_again_or_reuses_but_never_fails_on_its_own_files(piped: Done) -> None:
     from flows.pipeline import finetune_infer_evaluate
 
-    first = finetune_infer_evaluate(str(settings))
-    second = finetune_infer_evaluate(str(settings))
-    assert second.evaluation is not None and first.baseline == second.baseline
+    second = finetune_infer_evaluate(str(piped.settings))
+    assert second.evaluation is not None and piped.result.baseline == second.baseline
 
 
-def test_work_that_is_done_ends_at_once_and_is_told_apart(settings: Path, tiny_model_dir: Path) -> None:
+def test_work_that_is_done_ends_at_once_and_is_told_apart(answered: Done, tiny_model_dir: Path) -> None:
     from flows.evaluation import evaluate
     from flows.inference import infer
 
-    def infer_again() -> str | None:
-        state: State = infer(str(settings), model=str(tiny_model_dir), run_name="done", return_state=True)
-        return state.name
+    settings, run = str(answered.settings), "First_Run"
 
     def evaluate_new() -> str | None:
-        state: State = evaluate(str(settings), run="done", only_new=True, return_state=True)
+        state: State = evaluate(settings, run=run, only_new=True, return_state=True)
         return state.name
 
-    assert [infer_again(), infer_again()] == ["Completed", "Already done"]
+    again: State = infer(settings, model=str(tiny_model_dir), run_name=run, return_state=True)
+    assert [answered.state_name, again.name] == ["Completed", "Already done"]
     assert [evaluate_new(), evaluate_new()] == ["Completed", "Already done"]
-    assert evaluate(str(settings), run="done", return_state=True).name == "Completed"
+    assert evaluate(settings, run=run, return_state=True).name == "Completed"
 
 
 def test_the_noise_is_measured_later_when_the_process_ended_before_it_was(
@@ -246,12 +293,15 @@ def test_test_data_that_cannot_be_read_is_told_before_the_training(
 def events(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the resources whose events were emitted, in order."""
     names: list[str] = []
+    note_events(names, monkeypatch)
+    return names
 
+
+def note_events(names: list[str], patch: pytest.MonkeyPatch) -> None:
     def emit(event: str, resource: dict[str, str], payload: dict[str, str]) -> None:
         names.append(resource["prefect.resource.id"])
 
-    monkeypatch.setattr("tasks.server.events.emit_event", emit)
-    return names
+    patch.setattr("tasks.server.events.emit_event", emit)
 
 
 def test_a_pipeline_that_stops_early_emits_at_its_end_the_event_that_others_wait_for(

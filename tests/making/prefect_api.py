@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import tempfile
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -15,22 +16,37 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
+from tests.making.warm.python import run_python
+
+# What a server does before it serves for the first time.
+_MAKE_DATABASE = """
+import asyncio, gc
+gc.disable()
+from prefect.server.database import provide_database_interface
+from prefect.server.models.block_registration import run_block_auto_registration
+
+async def make():
+    database = provide_database_interface()
+    await database.create_db()
+    async with await database.session() as session:
+        await run_block_auto_registration(session=session)
+
+asyncio.run(make())
+"""
+
 
 @pytest.fixture(scope="session")
 def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a server with a database of its own, in which nothing has run."""
     from flows.server.temporary_server import TemporaryServer
 
-    database_path = tmp_path_factory.mktemp("prefect") / "prefect.db"
-    with pytest.MonkeyPatch.context() as patch, _made_database(tmp_path_factory.getbasetemp()) as made_path:
-        if made_path.exists():
-            _copy(made_path, database_path)
-        patch.setenv("PREFECT_SERVER_DATABASE_CONNECTION_URL", f"sqlite+aiosqlite:///{database_path}")
+    home = tmp_path_factory.mktemp("prefect")
+    give_database(home, tmp_path_factory.getbasetemp())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PREFECT_SERVER_DATABASE_CONNECTION_URL", f"sqlite+aiosqlite:///{home / 'prefect.db'}")
+        patch.setenv("PREFECT_API_BLOCKS_REGISTER_ON_START", "false")  # they are in it
         patch.setenv("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
         server = TemporaryServer()
-        if not made_path.exists():
-            server.wait()
-            _copy(database_path, made_path)
     try:
         server.wait()
         yield server.api_url
@@ -40,25 +56,30 @@ def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         server.stop()
 
 
-def give_database(home: Path) -> None:
-    """Put the database that a server has made into a Prefect home that has none, if one is there by now."""
+def give_database(home: Path, temporary_dir: Path) -> None:
+    """Put the database that a server would make into a Prefect home that has none.
+
+    It takes seconds to make, so all test processes have copies of one, which lies in the temporary folder of all.
+    """
     database_path = home / "prefect.db"
-    with _made_database(home.parent) as made_path:
-        if made_path.exists() and not database_path.exists():
+    shared = temporary_dir.parent if temporary_dir.name.startswith("popen-") else temporary_dir
+    made_path = shared / "prefect-made.db"
+    with FileLock(shared / "prefect-made.lock"):
+        if not made_path.exists():
+            _make(made_path)
+        if not database_path.exists():
             home.mkdir(exist_ok=True)
             _copy(made_path, database_path)
 
 
-@contextmanager
-def _made_database(temporary_dir: Path) -> Iterator[Path]:
-    """Where the first server of all test processes leaves the database that took it seconds to make."""
-    shared = temporary_dir.parent if "PYTEST_XDIST_WORKER" in os.environ else temporary_dir
-    with FileLock(shared / "prefect-made.lock"):
-        yield shared / "prefect-made.db"
+def _make(path: Path) -> None:
+    with tempfile.TemporaryDirectory() as home:
+        run_python(["-c", _MAKE_DATABASE], env={**os.environ, "PREFECT_HOME": home}, check=True)
+        _copy(Path(home) / "prefect.db", path)
 
 
 def _copy(source_path: Path, target_path: Path) -> None:
-    """As a backup, since a server may be at work on it."""
+    """As a backup: what a database has not yet written into its file comes along."""
     with closing(sqlite3.connect(source_path)) as source, closing(sqlite3.connect(target_path)) as target:
         source.backup(target)
 

@@ -22,6 +22,7 @@ from filelock import FileLock
 
 from flows.server.server_place import ServerPlace
 from flows.server.serving import marked
+from tests.making.prefect_api import give_database
 from tests.making.warm.descendants import COLD
 from tests.making.warm.python import run_python
 
@@ -93,6 +94,20 @@ class Server:
         )
         return found
 
+    def events_start_runs(self) -> bool:
+        """Whether the end of a training or an inference starts the next deployment, as it is deployed."""
+        return all(found["enabled"] for found in self._starting_by_event())
+
+    def let_events_start_runs(self, wanted: bool) -> None:
+        for found in self._starting_by_event():
+            self.ask("PATCH", f"/automations/{found['id']}", {"enabled": wanted})
+
+    def _starting_by_event(self) -> list[dict[str, Any]]:
+        names = ("tuneproof-infer-after-training", "tuneproof-evaluate-after-inference")
+        found = [found for found in self.post("/automations/filter") if found["name"] in names]
+        assert len(found) == len(names)
+        return found
+
     def set_state(self, run_id: str, **state: str) -> None:
         """What the buttons Cancel and Retry in the UI do."""
         self.post(f"/flow_runs/{run_id}/set_state", state=state)
@@ -162,6 +177,10 @@ def server(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> It
         users: dict[str, Any] = json.loads(users_path.read_text()) if users_path.exists() else {"count": 0}
         if users["count"] == 0:
             users["api_url"] = _start(home, tiny_model_dir)
+            deployed = Server(users["api_url"], {}, home, home / "settings.toml")
+            assert deployed.events_start_runs()
+            # Most tests that infer do not look at the evaluation that this would start.
+            deployed.let_events_start_runs(False)
         _write(users_path, users, by=1)
     api_url = users["api_url"]
     try:
@@ -184,7 +203,7 @@ def _write(path: Path, users: dict[str, Any], *, by: int) -> None:
 
 def _start(home: Path, tiny_model_dir: Path) -> str:
     """Run `tuneproof up` with settings for the tiny model; gives the API's address."""
-    home.mkdir(exist_ok=True)
+    give_database(home, home.parent)
     config_path = home / "settings.toml"
     config_path.write_text(settings_of(tiny_model_dir, home))
     port = free_port()

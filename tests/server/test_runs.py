@@ -102,6 +102,14 @@ def emit_trained(server: Server, model_name: str, model_dir: Path) -> None:
     emit(server, "tuneproof.model.trained", f"tuneproof.model.{model_name}", payload=payload)
 
 
+@pytest.fixture
+def events_start_runs(server: Server) -> Iterator[None]:
+    server.let_events_start_runs(True)
+    yield
+    server.let_events_start_runs(False)
+
+
+@pytest.mark.usefixtures("events_start_runs")
 def test_a_training_whose_event_is_sent_twice_starts_one_inference_whose_event_starts_one_evaluation_of_its_run(
     server: Server,
 ) -> None:
