@@ -16,7 +16,19 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from tests.making.warm.python import run_python
+from tests.making.warm.python import WarmPython, run_python
+
+_SERVE = """
+import sys
+from flows.server.temporary_server import TemporaryServer
+server = TemporaryServer()
+try:
+    server.wait()
+    print(server.api_url, flush=True)
+    sys.stdin.read()
+finally:
+    server.stop()
+"""
 
 # What a server does before it serves for the first time.
 _MAKE_DATABASE = """
@@ -38,22 +50,36 @@ asyncio.run(make())
 @pytest.fixture(scope="session")
 def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a server with a database of its own, in which nothing has run."""
-    from flows.server.temporary_server import TemporaryServer
-
     home = tmp_path_factory.mktemp("prefect")
     give_database(home, tmp_path_factory.getbasetemp())
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PREFECT_SERVER_DATABASE_CONNECTION_URL", f"sqlite+aiosqlite:///{home / 'prefect.db'}")
-        patch.setenv("PREFECT_API_BLOCKS_REGISTER_ON_START", "false")  # they are in it
-        patch.setenv("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
-        server = TemporaryServer()
-    try:
-        server.wait()
-        yield server.api_url
-        with _named(server.api_url):
+    with _served(home) as api_url:
+        yield api_url
+        with _named(api_url):
             _send_what_is_waiting()
-    finally:
-        server.stop()
+
+
+@contextmanager
+def _served(home: Path) -> Iterator[str]:
+    """A temporary server of a process of its own, of which all begins with the libraries loaded."""
+    environment = {
+        **os.environ,
+        "PREFECT_SERVER_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{home / 'prefect.db'}",
+        "PREFECT_API_BLOCKS_REGISTER_ON_START": "false",  # they are in it
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    }
+    (to_read, wanted), (printed, to_print) = os.pipe(), os.pipe()
+    with (home / "log.txt").open("w") as log, os.fdopen(wanted, "w") as until, os.fdopen(printed) as told:
+        streams = (to_read, to_print, log.fileno())
+        process = WarmPython(["-c", _SERVE], env=environment, streams=streams, warm_children=True)
+        os.close(to_read)
+        os.close(to_print)
+        api_url = told.readline().strip()
+        assert api_url, (home / "log.txt").read_text()
+        try:
+            yield api_url
+        finally:
+            until.close()
+            process.wait(60)
 
 
 def give_database(home: Path, temporary_dir: Path) -> None:

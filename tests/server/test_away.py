@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.server, pytest.mark.slow]
 ROWS = 16
 # Answers one at a time that take a while: the server goes away in the middle of them.
 SLOWLY = {
-    "inferencer.batch-size": "1", "inferencer.max-new-tokens": "150", "inferencer.min-new-tokens": "150",
+    "inferencer.batch-size": "1", "inferencer.max-new-tokens": "80", "inferencer.min-new-tokens": "80",
     "inferencer.temperature": "0", "inferencer.device": "cpu", "inferencer.score-references": "false",
     "gate.noise-rows": "0", "evaluator.metrics": "exact_match",
 }  # fmt: skip
@@ -59,7 +59,11 @@ class Command:
         return sum(path.read_bytes().count(b"\n") for path in self.folder.glob("runs/*/ledger.jsonl"))
 
     def wait_for_rows(self, count: int) -> None:
-        wait_until(lambda: self.answered() >= count or self.process.poll() is not None, self.printed)
+        wait_until(
+            lambda: self.answered() >= count or self.process.poll() is not None,
+            self.printed,
+            every_seconds=0.05,
+        )
         assert self.answered() >= count, self.printed()
 
     def printed(self) -> str:
