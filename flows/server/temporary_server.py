@@ -119,10 +119,8 @@ def _may_be_started() -> bool:
 
 
 def _environment() -> dict[str, str]:
-    """What Prefect gives a temporary server of its own, and what spares it work that nobody waits for."""
+    """What Prefect gives a temporary server of its own."""
     return {
-        # How often what did not happen is searched for; by default each five seconds.
-        "PREFECT_SERVER_EVENTS_PROACTIVE_GRANULARITY": "PT1M",
         **os.environ,
         "PREFECT_UI_ENABLED": "0",
         "PREFECT__SERVER_EPHEMERAL": "1",

@@ -88,9 +88,9 @@ class Server:
 
     def runs_of(self, deployment: str) -> list[dict[str, Any]]:
         """All runs of a deployment, newest first."""
-        chosen = {"deployment_id": {"any_": [self.deployments()[deployment]["id"]]}}
+        chosen = {"name": {"any_": [deployment]}}
         found: list[dict[str, Any]] = self.post(
-            "/flow_runs/filter", flow_runs=chosen, sort="EXPECTED_START_TIME_DESC"
+            "/flow_runs/filter", deployments=chosen, sort="EXPECTED_START_TIME_DESC"
         )
         return found
 
