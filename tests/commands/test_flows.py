@@ -116,7 +116,7 @@ def do(flow: Callable[[str], Any], folder: Path, model_dir: Path) -> Done:
 def answered_once(prefect_api: str, tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> Done:
     from flows.inference import infer
 
-    def infer_first(settings: str) -> State:
+    def infer_first(settings: str) -> Any:
         return infer(settings, model=str(tiny_model_dir), run_name="First_Run", return_state=True)
 
     return do(infer_first, tmp_path_factory.mktemp("answered"), tiny_model_dir)
