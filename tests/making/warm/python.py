@@ -35,6 +35,7 @@ from tests.making.warm.descendants import (
 ROOT = Path(__file__).resolve().parents[3]
 # In which the libraries are loaded; a test may change its own.
 _LOADED_IN = dict(os.environ)
+_UNHEARD = ignored_signals()
 _ASKING = threading.Lock()
 
 
@@ -56,7 +57,8 @@ class WarmPython:
         """Start `python ARGUMENTS`: -m MODULE, -c CODE or a file; `terminal` makes the streams its terminal.
 
         With `warm_children` all Python programs that come of it begin with the libraries loaded (descendants.py).
-        It has the descriptors `passed` too, under their numbers here.
+        It has the descriptors `passed` too, under their numbers here, and hears no signal that this process has come to
+        ignore; what it ignored from the start, as a background job of some shells does, tells nothing.
         """
         assert fits(env), "start a new interpreter"
         self.args = [sys.executable, *arguments]
@@ -64,7 +66,7 @@ class WarmPython:
         request = {
             "arguments": list(arguments), "cwd": str(cwd or Path.cwd()), "environment": dict(env),
             "new_session": new_session, "terminal": terminal, "warm_children": warm_children,
-            "passed": list(passed), "ignored": ignored_signals(),
+            "passed": list(passed), "ignored": [number for number in ignored_signals() if number not in _UNHEARD],
         }  # fmt: skip
         reader, writer = os.pipe()
         self._told: IO[bytes] = os.fdopen(reader, "rb", buffering=0)
