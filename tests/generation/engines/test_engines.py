@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -79,12 +79,23 @@ def prompts(count: int, vocabulary: int, *, shared: int = 0, seed: int = 5) -> l
     ]
 
 
-def queue_of(texts: list[tuple[int, ...]], *, shared: int = 0, new_tokens: int = NEW_TOKENS) -> RequestQueue:
-    requests = [Request(place, f"row-{place}", text, new_tokens) for place, text in enumerate(texts)]
+def queue_of(
+    texts: list[tuple[int, ...]], *, shared: int = 0, new_tokens: int | Sequence[int] = NEW_TOKENS
+) -> RequestQueue:
+    lengths = [new_tokens] * len(texts) if isinstance(new_tokens, int) else new_tokens
+    requests = [
+        Request(place, f"row-{place}", text, length)
+        for place, (text, length) in enumerate(zip(texts, lengths, strict=True))
+    ]
     return RequestQueue(
         range(len(texts)), list(map(len, texts)), requests.__getitem__,
-        shared_prefix=texts[0][:shared], largest_answer_tokens=new_tokens,
+        shared_prefix=texts[0][:shared], largest_answer_tokens=max(lengths),
     )  # fmt: skip
+
+
+def unequal(answers: list[list[int]]) -> list[list[int]]:
+    """Beginnings of them, 2 tokens to 12, so that rows leave at all times and others enter beside rows that stay."""
+    return [answer[: 2 + 5 * place % 11] for place, answer in enumerate(answers)]
 
 
 def answers(
@@ -155,27 +166,31 @@ def test_in_flight_answers_equal_those_of_each_row_alone(
 ) -> None:
     model = build(architecture, len(tiny_tokenizer))
     texts = prompts(66, len(tiny_tokenizer), shared=20)
-    expected = alone(model, texts)
+    expected = unequal(alone(model, texts))
     engine = InflightEngine(loaded(model, tiny_tokenizer), GenerationSettings(max_new_tokens=NEW_TOKENS))
     engine._eos, engine._stop._eos = (), frozenset()
     assert engine.unsupported() is None
-    few, some = texts[:6], texts[:30]  # few at a time take long
-    for rows, shared, given in [(1, 0, few), (7, 20, some), (7, 0, some), (64, 20, texts), (64, 0, texts)]:
-        got = answers(engine, queue_of(given, shared=shared), rows=rows)
-        found = [list(got[place].token_ids) for place in range(len(given))]
-        assert found == expected[: len(given)], (rows, shared)
+    few, some, every = slice(3), slice(20), slice(66)  # few at a time take long
+    for rows, shared, part in [(1, 0, few), (7, 20, some), (7, 0, some), (64, 20, every), (64, 0, every)]:
+        assert found(engine, texts[part], expected[part], rows, shared) == expected[part], (rows, shared)
     # A long prefix is not copied into each slot but read in one place.
     monkeypatch.setattr(inflight, "SMALLEST_ATTENDED_PREFIX", 16)
-    for rows, given in [(1, few), (7, some), (64, texts)]:
-        got = answers(engine, queue_of(given, shared=20), rows=rows)
-        assert [list(got[place].token_ids) for place in range(len(given))] == expected[: len(given)], rows
+    for rows, part in [(1, few), (7, some), (64, every)]:
+        assert found(engine, texts[part], expected[part], rows, 20) == expected[part], rows
     monkeypatch.setattr(inflight, "PREFILL_TOKENS_CPU", 23)
     stretched = InflightEngine(loaded(model, tiny_tokenizer), GenerationSettings(max_new_tokens=NEW_TOKENS))
     stretched._eos, stretched._stop._eos = (), frozenset()
-    got = answers(stretched, queue_of(some, shared=20), rows=7)
-    assert [list(got[place].token_ids) for place in range(len(some))] == expected[: len(some)]
-    backwards = answers(engine, queue_of(some[::-1]), rows=7)
-    assert [list(backwards[place].token_ids) for place in range(len(some))] == expected[: len(some)][::-1]
+    assert found(stretched, texts[some], expected[some], 7, 20) == expected[some]
+    assert found(engine, texts[19::-1], expected[19::-1], 7, 0) == expected[19::-1]
+
+
+def found(
+    engine: Engine, texts: list[tuple[int, ...]], expected: list[list[int]], rows: int, shared: int
+) -> list[list[int]]:
+    """What the engine answers where each row may have as many tokens as it is expected to."""
+    queue = queue_of(texts, shared=shared, new_tokens=list(map(len, expected)))
+    got = answers(engine, queue, rows=rows)
+    return [list(got[place].token_ids) for place in range(len(texts))]
 
 
 def test_prompts_longer_than_a_step_enter_in_stretches(tiny_tokenizer: Any) -> None:
@@ -307,7 +322,7 @@ def test_the_minimum_length_holds(engine_class: Any, tiny_model: Any, tiny_token
 def test_sampled_answers_depend_on_row_and_seed_only(
     sampled: dict[str, Any], tiny_model: Any, tiny_tokenizer: Any
 ) -> None:
-    texts = prompts(24, len(tiny_tokenizer))
+    texts = prompts(10, len(tiny_tokenizer))
     settings = GenerationSettings(max_new_tokens=NEW_TOKENS, **sampled)
     model = loaded(tiny_model, tiny_tokenizer)
     runs = [

@@ -21,7 +21,17 @@ from tasks.core.generation.engines.lanes import Admission, Lane, lane_count, sid
 from tasks.core.generation.ladder import generate_all
 from tasks.core.memory.budget import TokenBudget
 from tasks.core.records import GenerationSettings
-from tests.generation.engines.test_engines import COVERED, alone, answers, build, loaded, prompts, queue_of
+from tests.generation.engines.test_engines import (
+    COVERED,
+    alone,
+    answers,
+    build,
+    found,
+    loaded,
+    prompts,
+    queue_of,
+    unequal,
+)
 from tests.generation.engines.test_independent_rows import without_end
 
 SETTINGS = GenerationSettings(max_new_tokens=12)
@@ -47,21 +57,28 @@ def tokens_of(rows: dict[int, GeneratedRow]) -> list[list[int]]:
     return [list(rows[place].token_ids) for place in sorted(rows)]
 
 
+@pytest.fixture(scope="module")
+def sixty(tiny_tokenizer: Any) -> tuple[list[tuple[int, ...]], list[list[int]]]:
+    """Prompts, and what the model "llama" answers to each alone."""
+    texts = prompts(60, len(tiny_tokenizer))
+    return texts, alone(build("llama", len(tiny_tokenizer)), texts)
+
+
 @pytest.mark.parametrize("architecture", COVERED)
 def test_rows_in_lanes_get_the_answers_that_they_get_alone(
     architecture: str, tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = build(architecture, len(tiny_tokenizer))
     texts = prompts(40, len(tiny_tokenizer), shared=20)
-    expected = alone(model, texts)
+    expected = unequal(alone(model, texts))
     engine = engine_of(model, tiny_tokenizer)
     assert lane_count("cpu", 40) == 2
     for rows, shared in [(40, 0), (18, 20)]:
-        assert tokens_of(answers(engine, queue_of(texts, shared=shared), rows=rows)) == expected
+        assert found(engine, texts, expected, rows, shared) == expected
     monkeypatch.setattr(inflight, "SMALLEST_ATTENDED_PREFIX", 16)
     monkeypatch.setattr(inflight, "lane_count", lambda *_: 3)
     engine._prefill_tokens = 16  # longer prompts enter in stretches
-    assert tokens_of(answers(engine, queue_of(texts, shared=20), rows=18)) == expected
+    assert found(engine, texts, expected, 18, 20) == expected
 
 
 def test_draws_do_not_depend_on_the_lane(tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -84,11 +101,10 @@ def test_one_lane_for_few_rows_and_off_the_cpu() -> None:
     torch.set_num_threads(2)
 
 
-def test_all_lanes_together_stay_within_rows_and_tokens(tiny_tokenizer: Any) -> None:
+def test_all_lanes_together_stay_within_rows_and_tokens(tiny_tokenizer: Any, sixty: Any) -> None:
     model = build("llama", len(tiny_tokenizer))
-    texts = prompts(60, len(tiny_tokenizer))
-    expected = alone(model, texts)
-    for limit_tokens, max_rows in [(300, 64), (10**6, 17), (1, 64)]:
+    for limit_tokens, max_rows, count in [(300, 64, 40), (10**6, 17, 40), (1, 64, 10)]:
+        texts, expected = (part[:count] for part in sixty)
         budget, held = TokenBudget(limit_tokens, max_rows), list[tuple[int, int]]()
 
         def hold(into: list[tuple[int, int]], rows: int, tokens: int, _alone: str | None) -> None:
@@ -130,10 +146,11 @@ def failing_after(model: Any, steps: int, error: BaseException) -> None:
     model.model.register_forward_pre_hook(count)
 
 
-def test_memory_that_runs_out_in_one_lane_ends_all_and_no_row_is_lost_or_doubled(tiny_tokenizer: Any) -> None:
+def test_memory_that_runs_out_in_one_lane_ends_all_and_no_row_is_lost_or_doubled(
+    tiny_tokenizer: Any, sixty: Any
+) -> None:
     model = build("llama", len(tiny_tokenizer))
-    texts = prompts(60, len(tiny_tokenizer))
-    expected = alone(model, texts)
+    texts, expected = sixty
     for steps in (5, 17, 33):
         failing_after(model, steps, torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.00 GiB"))
         budget = TokenBudget(10**6, 20)
@@ -163,7 +180,7 @@ def test_lanes_end_when_nobody_wants_more_rows(tiny_tokenizer: Any) -> None:
 
 
 def test_without_a_second_thread_its_rows_are_answered_afterwards(
-    tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+    tiny_tokenizer: Any, sixty: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     start = threading.Thread.start
 
@@ -174,13 +191,13 @@ def test_without_a_second_thread_its_rows_are_answered_afterwards(
 
     monkeypatch.setattr(threading.Thread, "start", refused)
     model = build("llama", len(tiny_tokenizer))
-    texts = prompts(40, len(tiny_tokenizer))
-    assert tokens_of(answers(engine_of(model, tiny_tokenizer), queue_of(texts))) == alone(model, texts)
+    texts, expected = (part[:40] for part in sixty)
+    assert tokens_of(answers(engine_of(model, tiny_tokenizer), queue_of(texts))) == expected
 
 
-def test_two_sessions_at_once_leave_the_number_of_threads_as_it_was(tiny_tokenizer: Any) -> None:
+def test_two_sessions_at_once_leave_the_number_of_threads_as_it_was(tiny_tokenizer: Any, sixty: Any) -> None:
     models = [build(name, len(tiny_tokenizer)) for name in ("llama", "qwen3")]
-    texts = prompts(40, len(tiny_tokenizer))
+    texts, expected = (part[:40] for part in sixty)
 
     def generate(model: Any) -> tuple[list[list[int]], int]:
         got = tokens_of(answers(engine_of(model, tiny_tokenizer), queue_of(texts)))
@@ -188,7 +205,7 @@ def test_two_sessions_at_once_leave_the_number_of_threads_as_it_was(tiny_tokeniz
 
     with ThreadPoolExecutor(2) as pool:
         results = list(pool.map(generate, models))
-    assert [got for got, _ in results] == [alone(model, texts) for model in models]
+    assert [got for got, _ in results] == [expected, alone(models[1], texts)]
     assert [threads for _, threads in results] == [2, 2]
 
 
