@@ -24,7 +24,7 @@ FAR_TOO_MANY_TOKENS = 10**9
 TOKENS_THAT_FILL = 100_000
 PROMPT_TOKENS, ANSWER_TOKENS = 1000, 24
 # A rehearsal fills memory with prompts too; each further token would only read it all again.
-REHEARSED_ANSWER_TOKENS = 4
+REHEARSED_ANSWER_TOKENS = 3
 # On the CPU the process may take so much more than it has: below about 500 MiB native code crashes instead.
 CPU_HEADROOM_BYTES = 600 * 2**20
 LEFT_FOR_TRAINING_BYTES = 5 * 2**30
@@ -89,7 +89,7 @@ def _told(session: _Session, asked: list[Request]) -> tuple[str, dict[str, Any]]
 
 
 def _hungry(bench: Bench) -> tuple[LoadedModel, list[Request]]:
-    """A model whose cache is large, and rows that need 1.6 times what there is."""
+    """A model whose cache is large, and rows that need 1.6 times what there is (all of it, in a rehearsal)."""
     from tasks.core.memory.device_memory import cache_bytes_per_token
 
     if bench.tiny:
@@ -98,7 +98,7 @@ def _hungry(bench: Bench) -> tuple[LoadedModel, list[Request]]:
             "num_key_value_heads": 16, "head_dim": 256,
         }  # fmt: skip
         model = models.random_llama(bench, "float32", **shape)
-        return model, _equally_long(48, 85, REHEARSED_ANSWER_TOKENS)
+        return model, _equally_long(27, 85, REHEARSED_ANSWER_TOKENS)
     layers = max(4, min(64, _free_bytes(bench) // TOKENS_THAT_FILL // (2 * 2 * 32 * 128)))
     shape = {
         "hidden_size": 512, "intermediate_size": 1024, "num_hidden_layers": layers, "num_attention_heads": 32,
@@ -208,8 +208,8 @@ def _child_dies(bench: Bench) -> Iterator[Row]:
 
 def _training(bench: Bench) -> Iterator[Row]:
     """A batch far too large for what a neighbour leaves: the step is cut in pieces."""
-    rows_at_once = 128 if bench.tiny else 256
-    rows_path = models.training_rows(bench, "long-rows", rows_at_once, words=1000 if bench.tiny else 200)
+    rows_at_once = 80 if bench.tiny else 256
+    rows_path = models.training_rows(bench, "long-rows", rows_at_once, words=640 if bench.tiny else 200)
     settings: dict[str, Any] = {"device_train_batch_size": rows_at_once, "max_sequence_length": 700}
     if not bench.on_gpu:  # libraries are loaded before the process's address space is limited
         models.training(bench, "warm", models.training_rows(bench, "warm-rows", 4))
