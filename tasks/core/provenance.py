@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from datetime import UTC, datetime
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 
 
@@ -12,8 +13,12 @@ def now(timespec: str = "seconds") -> str:
     return datetime.now(UTC).isoformat(timespec=timespec)
 
 
+@cache
 def library_version(distribution: str) -> str:
-    """Return the installed version of a distribution, in words where there is none."""
+    """Return the installed version of a distribution, in words where there is none.
+
+    Asked of the installation once a process, whose libraries do not change under it; it takes milliseconds.
+    """
     try:
         return version(distribution)
     except PackageNotFoundError:

@@ -209,8 +209,10 @@ def _is_secret(setting: Setting) -> bool:
     if any(looks_like_token(text) for text in _texts(setting.value)):
         return True
     known = SECTIONS[setting.section].model_fields if setting.section in SECTIONS else ()
+    if setting.key in known or not names_a_secret(setting.key):
+        return False
     near = nearest(setting.key, known)
-    return setting.key not in known and names_a_secret(setting.key) and (near is None or names_a_secret(near))
+    return near is None or names_a_secret(near)
 
 
 def _unknown_problem(setting: Setting) -> str | None:
