@@ -13,6 +13,7 @@ from prefect.variables import Variable
 
 from tasks.core.memory.budget import FileBudgetStore, LearnedBudget
 from tasks.memory_budgets import VARIABLE, PrefectBudgetStore
+from tests.making.warm.children import warm_children  # noqa: F401
 
 pytestmark = pytest.mark.server
 
@@ -95,6 +96,7 @@ def load_in_a_child(store: PrefectBudgetStore) -> tuple[LearnedBudget | None, in
     return store.load("model on cpu"), len(psutil.Process().children(recursive=True))
 
 
+@pytest.mark.usefixtures("warm_children")
 def test_a_child_without_a_server_of_its_own_reads_the_file_and_starts_none(cache: Path) -> None:
     store = PrefectBudgetStore()
     store.save("model on cpu", LearnedBudget(700, 900))

@@ -22,6 +22,7 @@ from tasks.core.models.loading import ModelSpec, identify, load_model_and_tokeni
 from tasks.core.training.precision import choose_precision
 from tasks.inferencer import Inferencer
 from tests.making.model_files import edit_json
+from tests.making.warm.children import warm_children  # noqa: F401
 
 HIDDEN = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}
 
@@ -138,6 +139,7 @@ def test_a_run_is_that_of_the_number_format_it_is_computed_in(overrides: dict[st
     assert Inferencer(load_config(None, {**overrides, "inferencer.dtype": dtype})).infer() == manifest
 
 
+@pytest.mark.usefixtures("warm_children")
 def test_a_worker_with_another_processor_answers_in_the_runs_number_format(
     overrides: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
