@@ -19,7 +19,7 @@ from tests.generation.engines.test_engines import COVERED, build, loaded, prompt
 SHARED = 20
 
 
-def texts_of(tokenizer: Any, count: int = 30) -> dict[int, tuple[tuple[int, ...], int]]:
+def texts_of(tokenizer: Any, count: int = 16) -> dict[int, tuple[tuple[int, ...], int]]:
     """By position the token ids of prompt and reference, and where the reference begins."""
     texts = prompts(count, len(tokenizer), shared=SHARED)
     return {place: (text, SHARED + 1 + place % (len(text) - SHARED - 1)) for place, text in enumerate(texts)}
