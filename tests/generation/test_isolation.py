@@ -13,12 +13,10 @@ import time
 import uuid
 from collections.abc import Callable
 from dataclasses import FrozenInstanceError, replace
-from multiprocessing.connection import Connection
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import httpx
 import psutil
 import pytest
 
@@ -37,6 +35,7 @@ from tasks.core.runs.ledger import LedgerIndex
 from tasks.core.runs.run_dir import RunDir
 from tasks.core.runs.shards import Shard
 from tasks.inferencer import Inferencer
+from tests.making import isolated_work
 from tests.making.model_files import edit_json
 from tests.making.warm.children import warm_children  # noqa: F401
 
@@ -178,33 +177,10 @@ def test_a_child_killed_by_somebody_is_not_taken_for_out_of_memory(overrides: di
         Murdered(load_config(None, overrides)).infer()
 
 
-def _raises(connection: Connection, message: str) -> None:
-    raise DataError(message, "do something else")
-
-
-def _raises_what_cannot_be_pickled(connection: Connection, message: str) -> None:
-    request = httpx.Request("GET", "http://localhost")
-    raise httpx.HTTPStatusError(message, request=request, response=httpx.Response(500, request=request))
-
-
-def _leaves_a_child(connection: Connection, pid_path: str) -> None:
-    run_in_child(_sleeps, pid_path, print)
-
-
-def _sleeps(connection: Connection, pid_path: str) -> None:
-    Path(pid_path).write_text(str(os.getpid()))
-    time.sleep(600)
-
-
-def _speaks(connection: Connection, count: int) -> None:
-    for number in range(count):
-        connection.send(number)
-
-
 @pytest.mark.usefixtures("warm_children")
 def test_errors_of_the_child_are_raised_in_the_parent_whole() -> None:
     with pytest.raises(DataError) as caught:
-        run_in_child(_raises, "row 7 is bad", print)
+        run_in_child(isolated_work.raises, "row 7 is bad", print)
     assert caught.value.what == "row 7 is bad"
     assert caught.value.next_step == "do something else"
 
@@ -212,18 +188,20 @@ def test_errors_of_the_child_are_raised_in_the_parent_whole() -> None:
 @pytest.mark.usefixtures("warm_children")
 def test_an_error_that_cannot_be_pickled_arrives_with_its_type_and_message() -> None:
     with pytest.raises(ChildDiedError, match="HTTPStatusError: the Hub is down"):
-        run_in_child(_raises_what_cannot_be_pickled, "the Hub is down", print)
+        run_in_child(isolated_work.raises_what_cannot_be_pickled, "the Hub is down", print)
 
 
 def test_messages_arrive_in_order_before_the_end() -> None:
     heard: list[int] = []
-    assert run_in_child(_speaks, 100, heard.append) is None
+    assert run_in_child(isolated_work.speaks, 100, heard.append) is None
     assert heard == list(range(100))
 
 
 def test_a_killed_parent_leaves_no_child_behind(tmp_path: Path) -> None:
     pid_path = tmp_path / "pid"
-    parent = multiprocessing.get_context("spawn").Process(target=_leaves_a_child, args=(None, str(pid_path)))
+    parent = multiprocessing.get_context("spawn").Process(
+        target=isolated_work.leaves_a_child, args=(None, str(pid_path))
+    )
     parent.start()
     child = psutil.Process(wait_for(lambda: pid_path.is_file() and int(pid_path.read_text() or 0)))
     parent.kill()
