@@ -45,13 +45,11 @@ def run(out: Path, *options: str) -> tuple[int, dict[str, Any]]:
 @pytest.mark.slow
 @pytest.mark.parametrize("part", ["equality", "oom", "quantised", "speed", "locks", "flow"])
 def test_every_check_of_a_part_reports_in_a_rehearsal(
-    part: str, tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+    part: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if part == "flow":  # its server needs no seconds to make a database that another one has made
-        request.getfixturevalue("prefect_server")
-        home = tmp_path.parent / "prefect-of-the-bench"
-        give_database(home)
-        url = f"sqlite+aiosqlite:///{home / 'prefect.db'}"
+    if part == "flow":  # its server need not make the database that each test process has a copy of
+        give_database(tmp_path, tmp_path.parent)
+        url = f"sqlite+aiosqlite:///{tmp_path / 'prefect.db'}"
         monkeypatch.setenv("PREFECT_SERVER_DATABASE_CONNECTION_URL", url)
     options = ("--parts", part, "--budget-seconds", "1800")
     with warm_workers():
