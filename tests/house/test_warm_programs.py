@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -132,6 +133,29 @@ def test_what_the_test_process_spawns_is_warm_and_to_multiprocessing_as_others_a
     ends.join()
     assert (waits.exitcode, ends.exitcode) == (-signal.SIGKILL, 3)
     assert not {waits, ends} & set(multiprocessing.active_children())
+
+
+@pytest.mark.usefixtures("warm_children")
+def test_those_that_threads_spawn_at_once_are_each_its_own_and_a_new_interpreter_can_still_be_spawned() -> (
+    None
+):
+    warm, cold = (
+        multiprocessing.get_context("spawn"),
+        multiprocessing.get_context("fork").get_context("spawn"),
+    )
+
+    def begin_and_end(code: int) -> int | None:
+        process = warm.Process(target=sys.exit, args=(code,))
+        process.start()
+        process.join()
+        return process.exitcode
+
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(begin_and_end, range(12))) == list(range(12))
+    process = cold.Process(target=sys.exit, args=(5,))
+    process.start()
+    process.join()
+    assert process.exitcode == 5
 
 
 BECOMES = """

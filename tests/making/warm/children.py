@@ -5,12 +5,12 @@ They are warm programs (python.py), not children of the test process to the syst
 
 from __future__ import annotations
 
+import io
 import multiprocessing
 import os
-from collections.abc import Callable, Sequence
-from multiprocessing import popen_spawn_posix, util
-from multiprocessing.context import BaseContext, SpawnContext, SpawnProcess
-from types import SimpleNamespace
+from collections.abc import Callable
+from multiprocessing import popen_spawn_posix, reduction, resource_tracker, spawn, util
+from multiprocessing.context import BaseContext, SpawnContext, SpawnProcess, set_spawning_popen
 from typing import Any
 
 import pytest
@@ -21,20 +21,34 @@ from tests.making.warm.python import WarmPython, fits
 
 class _WarmPopen(popen_spawn_posix.Popen):
     _program: WarmPython | None = None
+    sentinel: int
 
     def _launch(self, process_obj: Any) -> None:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(
-                popen_spawn_posix, "util", SimpleNamespace(**{**vars(util), "spawnv_passfds": self._start})
-            )
-            super()._launch(process_obj)  # type: ignore[misc]
-
-    def _start(self, path: bytes, args: Sequence[Any], passed: Sequence[int]) -> int:
+        """As the parent class does; what it starts an interpreter with is of all threads and cannot be replaced."""
         if not fits(os.environ):
-            return util.spawnv_passfds(path, args, passed)
-        command = without_own_flags([os.fsdecode(argument) for argument in args])
-        self._program = WarmPython(command[1:], env=os.environ, streams=(0, 1, 2), passed=sorted(set(passed)))
-        return self._program.pid
+            super()._launch(process_obj)
+            return
+        tracker = resource_tracker.getfd()  # type: ignore[attr-defined]
+        given = io.BytesIO()
+        set_spawning_popen(self)
+        try:
+            for part in (spawn.get_preparation_data(process_obj.name), process_obj):
+                reduction.dump(part, given)
+        finally:
+            set_spawning_popen(None)
+        (self.sentinel, held), (to_read, wanted) = os.pipe(), os.pipe()
+        # What is written to stays open: the child sees by it that this process lives.
+        self.finalizer = util.Finalize(self, util.close_fds, (self.sentinel, wanted))  # type: ignore[attr-defined]
+        try:
+            command = without_own_flags(spawn.get_command_line(tracker_fd=tracker, pipe_handle=to_read))
+            passed = sorted({*self._fds, tracker, to_read, held})  # type: ignore[attr-defined]
+            self._program = WarmPython(command[1:], env=os.environ, streams=(0, 1, 2), passed=passed)
+            self.pid = self._program.pid
+            with os.fdopen(wanted, "wb", closefd=False) as stream:
+                stream.write(given.getbuffer())
+        finally:
+            os.close(held)
+            os.close(to_read)
 
     def poll(self, flag: int = os.WNOHANG) -> int | None:
         if self._program is None:
