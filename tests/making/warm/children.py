@@ -26,9 +26,9 @@ class _WarmPopen(popen_spawn_posix.Popen):
     def _launch(self, process_obj: Any) -> None:
         """As the parent class does; what it starts an interpreter with is of all threads and cannot be replaced."""
         if not fits(os.environ):
-            super()._launch(process_obj)
+            super()._launch(process_obj)  # type: ignore[misc]
             return
-        tracker = resource_tracker.getfd()  # type: ignore[attr-defined]
+        tracker = resource_tracker.getfd()
         given = io.BytesIO()
         set_spawning_popen(self)
         try:
