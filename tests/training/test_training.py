@@ -940,10 +940,14 @@ def test_a_smaller_plan_keeps_the_rows_of_a_step_until_one_row_is_left() -> None
 
 
 MEMORY_CHILD = """
-import json, logging, resource, sys
+import ctypes, json, logging, resource, sys
 from pathlib import Path
 import psutil, torch
 torch.set_num_threads(1)
+# What is freed leaves the address space at once, whatever lies beside it in the heap.
+if sys.platform == "linux" and hasattr(ctypes.CDLL(None), "mallopt"):
+    M_MMAP_THRESHOLD = -3
+    ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 1 << 20)
 logging.basicConfig(level="INFO", stream=sys.stdout)
 from tasks.core.config import FineTunerConfig
 from tasks.core.errors import TuneproofError

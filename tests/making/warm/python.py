@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO
@@ -68,8 +69,9 @@ class WarmPython:
             "new_session": new_session, "terminal": terminal, "warm_children": warm_children,
             "passed": list(passed), "ignored": [number for number in ignored_signals() if number not in _UNHEARD],
         }  # fmt: skip
-        reader, writer = os.pipe()
-        self._told: IO[bytes] = os.fdopen(reader, "rb", buffering=0)
+        self._told, writer = os.pipe()
+        weakref.finalize(self, os.close, self._told)
+        self._hearing = threading.Lock()
         with _ASKING:
             socket.send_fds(_server()[0], [json.dumps(request).encode()], [*streams, *passed, writer])
         os.close(writer)
@@ -96,13 +98,14 @@ class WarmPython:
 
     def _wait(self, timeout: float | None) -> int | None:
         if self.returncode is None and select.select([self._told], [], [], timeout)[0]:
-            self.returncode = self._told_number()
-            self._told.close()
+            with self._hearing:  # another thread may wait for it too
+                if self.returncode is None:
+                    self.returncode = self._told_number()
         return self.returncode
 
     def _told_number(self) -> int:
         line = bytearray()
-        while (byte := self._told.read(1)) not in (b"\n", b""):
+        while (byte := os.read(self._told, 1)) not in (b"\n", b""):
             line += byte
         if not line:
             raise RuntimeError(f"the process that forks programs has ended: {_server()[1].read_text()}")
