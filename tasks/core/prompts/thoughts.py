@@ -17,8 +17,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
+from itertools import chain
 from typing import NamedTuple
 
 from tasks.core.errors import ConfigError
@@ -37,28 +38,11 @@ class MarkerPair:
     answer_closing: str = ""
 
 
-def _is_channel(pair: MarkerPair) -> bool:
-    return "<|channel|>" in pair.opening and "<|message|>" in pair.opening
-
-
-def _signs(pair: MarkerPair) -> tuple[str, ...]:
-    """Words of which one is in every opening and closing that `_pattern` finds."""
-    return ("<|channel|>",) if _is_channel(pair) else (pair.opening, pair.closing)
-
-
 @dataclass(frozen=True, slots=True)
 class ThoughtMarkers:
     """The pairs of markers of one model, or of a file of answers; none at all switches splitting off."""
 
     pairs: tuple[MarkerPair, ...] = ()
-    signs: tuple[str, ...] = field(init=False, repr=False, compare=False)
-    """Words of which a text with thoughts holds one; none where a text may begin inside its thoughts."""
-
-    def __post_init__(self) -> None:
-        """Find the signs once: they are looked for in each answer and reference."""
-        may_begin_inside = not all(pair.opening for pair in self.pairs)
-        signs = dict.fromkeys(sign for pair in self.pairs for sign in _signs(pair))
-        object.__setattr__(self, "signs", () if may_begin_inside else tuple(signs))
 
     def __bool__(self) -> bool:
         """Whether there is anything to split by."""
@@ -139,7 +123,7 @@ def split(text: str, markers: ThoughtMarkers, starts_inside: bool = False) -> Sp
     thoughts: list[str] = []
     position = len(text) - len(text.lstrip())
     pairs = markers.pairs
-    if markers.signs and not starts_inside and not any(sign in text for sign in markers.signs):
+    if not starts_inside and (signs := _signs(markers)) and not any(sign in text for sign in signs):
         return Split(text)
     opened = _Opened(position, pairs) if starts_inside else _opened_at(text, position, pairs)
     if opened is None:
@@ -335,6 +319,21 @@ _THINKING_CHANNELS = "(?!final)[a-z]+"
 _MESSAGE_END = re.compile(r"\s*<\|(?:end|return)\|>\s*\Z")
 _NOTHING = re.compile("(?!)")
 _HEADER = re.compile(_MESSAGE.format(_THINKING_CHANNELS) + r"|<\|(?:end|call)\|>\s*\Z")
+
+
+def _is_channel(pair: MarkerPair) -> bool:
+    return "<|channel|>" in pair.opening and "<|message|>" in pair.opening
+
+
+@cache
+def _signs(markers: ThoughtMarkers) -> tuple[str, ...]:
+    """Words of which each text with thoughts holds one; none where a text may begin inside its thoughts."""
+    if not all(pair.opening for pair in markers.pairs):
+        return ()
+    found = [
+        ("<|channel|>",) if _is_channel(pair) else (pair.opening, pair.closing) for pair in markers.pairs
+    ]
+    return tuple(dict.fromkeys(chain.from_iterable(found)))
 
 
 class _Patterns(NamedTuple):

@@ -147,9 +147,7 @@ def pack_rows(rows: Sequence[dict[str, Any]], other_bytes: int) -> tuple[str, in
     budget = (file_bytes - other_bytes) * 3 // 4  # base64 makes four characters of three bytes
     while True:
         content = orjson.dumps([_cut(row, limit) for row in rows])
-        packed = gzip.compress(
-            content, compresslevel=6, mtime=0
-        )  # 9 takes twice as long for a hundredth less
+        packed = gzip.compress(content, compresslevel=6, mtime=0)  # 9 takes twice as long for a hundredth
         if len(packed) <= budget or limit <= SHORTEST_TEXT:
             return base64.b64encode(packed).decode("ascii"), limit
         limit = max(SHORTEST_TEXT, limit // 2)

@@ -205,10 +205,8 @@ class Store:
             return path.read_bytes() if path.is_file() else None
         with self._read():
             files, root = open_place(self.place)
-            # One request, where else a first one asks for the size.
-            whole = {"max_concurrency": 1} if speaks_s3(files) else {}
             try:
-                content: bytes = files.cat_file(posixpath.join(root, name), **whole)
+                content: bytes = files.cat_file(posixpath.join(root, name))
             except FileNotFoundError:
                 return None
             return content
