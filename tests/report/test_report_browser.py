@@ -132,10 +132,12 @@ class Page:
         ]
 
     def requests(self) -> list[str]:
+        """What was asked for, but by the page that the browser opens before ours and may still be loading."""
         import json
 
         events = [json.loads(entry["message"])["message"] for entry in self.driver.get_log("performance")]
-        urls = [e["params"]["request"]["url"] for e in events if e["method"] == "Network.requestWillBeSent"]
+        sent = [e["params"] for e in events if e["method"] == "Network.requestWillBeSent"]
+        urls = [one["request"]["url"] for one in sent if not one["documentURL"].startswith("chrome:")]
         return [url for url in urls if not url.startswith(("file:", "data:", "blob:"))]
 
 
